@@ -1,0 +1,58 @@
+"""What README.md shows runs, prints what it says, and names things that exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+import qwen2_edu
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(<!-- needs the hub -->\n)?```python\n(.*?)```", README, re.DOTALL)
+OFFLINE = [code for needs_hub, code in BLOCKS if not needs_hub]
+WITH_HUB = [code for needs_hub, code in BLOCKS if needs_hub]
+
+
+@pytest.mark.parametrize("code", OFFLINE)
+def test_offline_block_prints_what_it_says(code, tmp_path, monkeypatch):
+    promised = re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
+    assert promised and len(promised) == code.count("print("), "every print says what it prints"
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue().splitlines() == promised
+
+
+@pytest.mark.parametrize("code", WITH_HUB)
+def test_block_for_the_hub_is_python_and_its_names_exist(code):
+    compile(code, "README.md", "exec")
+    (names,) = re.findall(r"^from qwen2_edu import (.+)$", code, re.MULTILINE)
+    for name in names.split(", "):
+        assert hasattr(qwen2_edu, name)
+
+
+def test_there_is_a_block_of_each_kind():
+    assert len(OFFLINE) == 1 and len(WITH_HUB) == 1
+    lines = [line for line in OFFLINE[0].splitlines() if line.strip()]
+    assert len(lines) <= 12, "the ten-line use has grown"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_and_commands_that_are_named_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w./-]+(?:/|\.(?:py|md|txt|toml|yml|ipynb)))`", text)
+    for path in paths:
+        if path in ("vocab.json", "merges.txt", "tokenizer.json", "config.json"):
+            continue  # files of a checkpoint, not of this project
+        assert (ROOT / path).exists(), f"{name} names {path}"
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    commands = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE)
+    assert commands
+    for line_start, quoted in commands:
+        assert (line_start or quoted) in targets, f"{name} names make {line_start or quoted}"
