@@ -1,0 +1,45 @@
+"""Qwen2 from the bytes up: a compact PyTorch package, and the code that the lessons in `notebooks/`
+build.
+"""
+
+from .cache import DynamicCache, StaticCache
+from .capture import capture
+from .config import Qwen2Config, released_config
+from .generation import GenerationConfig
+from .heads import (
+    Qwen2ForQuestionAnswering,
+    Qwen2ForSequenceClassification,
+    Qwen2ForTokenClassification,
+)
+from .model import Qwen2ForCausalLM, Qwen2Model
+from .session import ChatSession
+from .tokenizer import Qwen2Tokenizer
+from .tokenizer_fast import Qwen2TokenizerFast
+
+# One architecture, so "auto" has nothing to choose: the Hugging Face page's snippet runs with its
+# import line changed.
+AutoConfig = Qwen2Config
+AutoModelForCausalLM = Qwen2ForCausalLM
+AutoTokenizer = Qwen2TokenizerFast
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoConfig",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "ChatSession",
+    "DynamicCache",
+    "GenerationConfig",
+    "Qwen2Config",
+    "Qwen2ForCausalLM",
+    "Qwen2ForQuestionAnswering",
+    "Qwen2ForSequenceClassification",
+    "Qwen2ForTokenClassification",
+    "Qwen2Model",
+    "Qwen2Tokenizer",
+    "Qwen2TokenizerFast",
+    "StaticCache",
+    "capture",
+    "released_config",
+]

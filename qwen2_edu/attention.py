@@ -1,0 +1,128 @@
+"""Attention: queries ask, keys answer, values are what is said.
+
+Query heads come in groups: with H query heads and G key/value heads, heads h*H/G … (h+1)*H/G - 1
+share key head h. H = G is multi-head attention, G = 1 multi-query attention, and what lies between
+is grouped-query attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention, softmax
+
+from .cache import Cache
+from .config import Qwen2Config
+from .rope import apply_rope
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """How much does each query look at each key?
+
+    Args:
+        q: (B, H, T, D).
+        k: (B, G, S, D); G divides H.
+        mask: added to the scores, (B, 1, T, S). None = plain causal, the last query being the
+            last key.
+        scale: 1/sqrt(D), so that scores do not grow with the width.
+
+    Returns:
+        (B, H, T, S), rows sum to 1; softmax in fp32, answer in q's dtype.
+
+    Source: Vaswani et al., arXiv:1706.03762, section 3.2.1; groups: Ainslie et al.,
+        arXiv:2305.13245.
+    """
+    (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
+    # The H/G query heads of a group are H/G * T queries to one key head: no key is copied.
+    scores = q.reshape(B, G, H // G * T, D) @ k.mT * scale  # (B, G, H/G * T, S)
+    scores = scores.view(B, H, T, S)
+    if mask is not None:
+        scores = scores + mask
+    elif T > 1:
+        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
+    return softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+
+
+def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
+    """Mix the values: weights (B, H, T, S), v (B, G, S, D) -> (B, H, T, D)."""
+    (B, H, T, S), (G, D) = weights.shape, (v.shape[1], v.shape[3])
+    return (weights.reshape(B, G, H // G * T, S) @ v).view(B, H, T, D)
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Attention as the formula says, every weight in memory: the path to read, the source of maps.
+
+    Shape:
+        q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D)
+    """
+    weights = attention_weights(q, k, mask, scale)
+    return weighted_values(drop(weights, dropout) if dropout else weights, v)
+
+
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """The same by PyTorch's fused kernels, which never store the weights; same shapes."""
+    causal = mask is None and q.shape[2] > 1
+    if causal and q.shape[2] != k.shape[2]:  # the kernel aligns its triangle top left
+        raise ValueError(
+            f"{q.shape[2]} queries over {k.shape[2]} keys need a mask: "
+            "None means plain causal, as many queries as keys"
+        )
+    grouped = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(
+        q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
+    )
+
+
+BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
+
+
+class Qwen2Attention(nn.Module):
+    """Grouped-query attention with rotary positions; biases on q, k and v, none on the output.
+
+    `attend` is the backend, `(q, k, v, mask, scale, dropout) -> out`; `capture` swaps it to record
+    the weights.
+
+    Source: Qwen2 Technical Report, arXiv:2407.10671, section 2.2.1.
+    """
+
+    def __init__(self, config: Qwen2Config, layer_idx: int):
+        super().__init__()
+        E, D = config.hidden_size, config.head_dim
+        H, G = config.num_attention_heads, config.num_key_value_heads
+        self.layer_idx, self.head_dim, self.dropout = layer_idx, D, config.attention_dropout
+        self.q_proj = nn.Linear(E, H * D, bias=True)
+        self.k_proj = nn.Linear(E, G * D, bias=True)
+        self.v_proj = nn.Linear(E, G * D, bias=True)
+        self.o_proj = nn.Linear(H * D, E, bias=False)
+        self.attend = BACKENDS[config.attn_implementation]
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None = None
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, T, E).
+            cos, sin: (B, 1, T, D), the rotation of these T positions.
+            mask: (B, 1, T, S) or None for plain causal.
+            cache: the keys and values seen before; these T are added to it.
+
+        Returns:
+            (B, T, E)
+        """
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)  # (B, G, S, D)
+        out = self.attend(
+            q, k, v, mask, self.head_dim**-0.5, self.dropout if self.training else 0.0
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, H*D) -> (B, T, E)

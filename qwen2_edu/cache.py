@@ -1,0 +1,232 @@
+"""Keys and values of the tokens already read, so that a new token costs one step, not all of them.
+
+A cache keeps keys and values (B, G, S, D) for every layer, and for every *kind* of layer the
+position of each key (B, S), -1 for padding and empty slots. The visibility rule needs nothing else,
+so the slots may stand in any order: a sliding layer is a ring of `window` slots. Token p lies in
+slot p mod window and overwrites one that no query can see any more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import Qwen2Config
+
+
+class Growing:
+    """Columns appended to a tensor (B, G, S, D); a ring once `window` columns are full."""
+
+    def __init__(self, window: int | None = None):
+        self.window, self.data = window, None
+
+    def append(self, new: Tensor, start: int) -> Tensor:
+        """Store columns start … start+T-1.
+
+        Returns:
+            Every column that a query among the new tokens may need, (B, G, S, D).
+        """
+        T, end, limit = new.shape[2], start + new.shape[2], self.window
+        if limit is None or end <= limit:
+            if start == 0:
+                self.data = new
+                return new
+            self._grow(start, end)
+            self.data[:, :, start:end] = new
+            return self.data[:, :, :end]
+        if T == 1:
+            self._grow(limit, limit)
+            self.data[:, :, start % limit] = new[:, :, 0]
+            return self.data
+        # Early queries of this chunk still see what its late tokens overwrite: answer, then store.
+        seen = new if start == 0 else torch.cat((self.data[:, :, : min(start, limit)], new), dim=2)
+        last = torch.arange(max(start, end - limit), end, device=new.device)
+        ring = new.new_zeros((*new.shape[:2], limit, new.shape[3]))
+        if start:
+            ring[:, :, : min(start, limit)] = self.data[:, :, : min(start, limit)]
+        ring[:, :, last % limit] = new[:, :, -len(last) :]
+        self.data = ring
+        return seen
+
+    def _grow(self, used: int, needed: int) -> None:
+        """Room for `needed` columns; a quarter more than asked for, so that copying stays rare."""
+        if self.data.shape[2] >= needed:
+            return
+        room = needed + needed // 4 + 16
+        room = room if self.window is None else min(room, self.window)
+        B, G, _, D = self.data.shape
+        bigger = self.data.new_zeros(B, G, room, D)
+        bigger[:, :, :used] = self.data[:, :, :used]
+        self.data = bigger
+
+    def crop(self, length: int) -> None:
+        """Nothing to do: columns beyond the clock are never answered and will be overwritten."""
+
+
+class Fixed:
+    """The same in a buffer that never moves or grows, written at a *tensor* position."""
+
+    def __init__(self, columns: int, window: int | None = None, fill: int = 0):
+        self.wraps = window is not None and window < columns
+        self.columns, self.fill, self.data = window if self.wraps else columns, fill, None
+
+    def append(self, new: Tensor, start: Tensor) -> Tensor:
+        """Store columns start … start+T-1. Returns the whole buffer, empty slots and all."""
+        T = new.shape[2]
+        if self.data is None or len(self.data) != len(new):
+            self.data = new.new_full((*new.shape[:2], self.columns, new.shape[3]), self.fill)
+        slots = start + torch.arange(T, device=new.device)
+        if not self.wraps:
+            return self.data.index_copy_(2, slots, new)
+        seen = torch.cat((self.data, new), dim=2) if T > 1 else self.data
+        kept = min(T, self.columns)
+        self.data.index_copy_(2, slots[T - kept :] % self.columns, new[:, :, T - kept :])
+        return seen
+
+    def crop(self, length: int) -> None:
+        """Empty the slots from `length` on."""
+        if self.data is not None:
+            self.data[:, :, length:] = self.fill
+
+
+class Cache:
+    """What `DynamicCache` and `StaticCache` share; not used by itself.
+
+    `length` is the clock: tokens read so far, padding included. The model advances it once per
+    forward pass, after all layers have stored their columns. A pass that was interrupted may have
+    overwritten slots of a ring: drop the cache then.
+    """
+
+    def __init__(self, config: Qwen2Config):
+        self.windows = config.window_by_type
+        kinds = config.layer_types
+        self.layers = [tuple(self._columns(self.windows[kind]) for _ in "kv") for kind in kinds]
+        self.positions = {kind: self._columns(w, fill=-1) for kind, w in self.windows.items()}
+        self.length: int | Tensor = 0
+        self.pads: int | Tensor = 0  # padding tokens of each row so far, (B, 1)
+
+    def _columns(self, window: int | None, fill: int = 0) -> Growing | Fixed:
+        raise NotImplementedError
+
+    def place(self, positions: Tensor) -> dict[str, Tensor]:
+        """Note the positions of T new tokens, (B, T), -1 = padding.
+
+        Returns:
+            For each kind of layer the position of every key its queries will meet, (B, S).
+
+        Raises:
+            ValueError: the cache holds another number of rows, or has no room for the tokens.
+        """
+        if not torch.compiler.is_compiling():  # a compiled step cannot look
+            self._check_room(*positions.shape)
+        columns = positions[:, None, :, None]  # (B, 1, T, 1): stored as keys and values are
+        placed = {kind: p.append(columns, self.length) for kind, p in self.positions.items()}
+        return {kind: kept[:, 0, :, 0] for kind, kept in placed.items()}
+
+    def _check_room(self, B: int, T: int) -> None:
+        rows = {len(p.data) for p in self.positions.values() if p.data is not None}
+        if rows - {B} and self.get_seq_length():
+            raise ValueError(
+                f"this cache holds {rows.pop()} rows and {B} arrive: start a new cache, or "
+                "reorder() this one"
+            )
+
+    def update(self, k: Tensor, v: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values (B, G, T, D); answer all it may see, (B, G, S, D)."""
+        keys, values = self.layers[layer_idx]
+        return keys.append(k, self.length), values.append(v, self.length)
+
+    def advance(self, tokens: int) -> None:
+        """Move the clock; called by the model after the last layer."""
+        self.length = self.length + tokens
+
+    def get_seq_length(self) -> int:
+        """Tokens read so far, padding included."""
+        return int(self.length)
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from position `length` on.
+
+        Raises:
+            ValueError: more tokens than there are, or a sliding layer has already overwritten what
+                would be needed.
+        """
+        now = self.get_seq_length()
+        if not 0 <= length <= now:
+            raise ValueError(f"cannot crop to {length} tokens: the cache holds {now}")
+        for kind, window in self.windows.items():
+            if window is not None and length < now and now > window:
+                raise ValueError(
+                    f"cannot crop {now} tokens to {length}: {kind} layers keep the last {window} "
+                    "alone, older ones are overwritten; start a new cache"
+                )
+        for columns in self._all_columns():
+            columns.crop(length)
+        self.advance(length - now)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i what row rows[i] was (beam search); rows may repeat, (B',)."""
+        for columns in self._all_columns():
+            columns.data = columns.data.index_select(0, rows)
+        if isinstance(self.pads, Tensor):
+            self.pads = self.pads.index_select(0, rows)
+
+    def _all_columns(self) -> list[Growing | Fixed]:
+        return [*self.positions.values(), *(columns for layer in self.layers for columns in layer)]
+
+    def __repr__(self) -> str:
+        kinds = [kind if w is None else f"{kind} of {w}" for kind, w in self.windows.items()]
+        layers = f"{len(self.layers)} layers ({', '.join(kinds)})"
+        return f"{type(self).__name__}: {self.get_seq_length()} tokens, {layers}"
+
+
+class DynamicCache(Cache):
+    """A cache that grows as tokens come; the default."""
+
+    def _columns(self, window: int | None, fill: int = 0) -> Growing:
+        return Growing(window)
+
+
+class StaticCache(Cache):
+    """A cache of fixed size: `torch.compile` sees the same shapes and addresses at every step.
+
+    Args:
+        config: of the model.
+        max_length: tokens it can hold, prompt and answer together.
+        device: where the model is.
+
+    Raises:
+        ValueError: when more tokens arrive than it holds.
+    """
+
+    def __init__(
+        self, config: Qwen2Config, max_length: int, device: torch.device | str | None = None
+    ):
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        self.max_length = max_length
+        super().__init__(config)
+        self.length = torch.zeros((), dtype=torch.int64, device=device)
+
+    def _columns(self, window: int | None, fill: int = 0) -> Fixed:
+        return Fixed(self.max_length, window, fill)
+
+    def _check_room(self, B: int, T: int) -> None:
+        super()._check_room(B, T)
+        needed = self.get_seq_length() + T
+        if needed > self.max_length:
+            raise ValueError(
+                f"the static cache holds {self.max_length} tokens and {needed} are needed: "
+                "make it larger"
+            )
+
+    def advance(self, tokens: int) -> None:
+        """Move the clock in place: a compiled step must find the same tensor again."""
+        self.length.add_(tokens)
+
+    def reset(self) -> None:
+        """Forget everything, keep the memory."""
+        for columns in self.positions.values():
+            columns.crop(0)
+        self.length.zero_()
+        self.pads = 0

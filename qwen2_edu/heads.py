@@ -1,0 +1,191 @@
+"""Heads other than the language model: one label per text, one per token, or a span of text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+from .cache import Cache
+from .config import Qwen2Config
+from .model import Qwen2Model
+from .pretrained import Qwen2PreTrainedModel
+
+
+@dataclass
+class ClassifierOutput:
+    """logits: (B, labels) for a text, (B, T, labels) for tokens; loss: mean over what the labels
+    name.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SpanOutput:
+    """start_logits, end_logits: (B, T), a score for each token to be the first or last of the
+    answer.
+    """
+
+    start_logits: Tensor
+    end_logits: Tensor
+    loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
+    """One label per text, read off its last real token: the only one that has seen all others."""
+
+    fresh_heads = ("score.weight",)
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__(config)
+        self.model = Qwen2Model(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.init_weights(self.score)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> ClassifierOutput:
+        """Classify B texts.
+
+        Args:
+            attention_mask: (B, T), 0 = padding on either side. Without it, `config.pad_token_id`
+                marks the padding.
+            labels: (B,) class ids; (B, labels) of 0 and 1 for several labels at once; floats for
+                regression. `config.problem_type` says which; unset, it follows from the number of
+                labels and their dtype.
+            **options: as in `Qwen2Model.forward`.
+
+        Raises:
+            ValueError: several texts with neither mask nor padding id, so that their ends cannot be
+                told.
+        """
+        out = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **options)
+        logits = self.score(out.last_hidden_state)  # (B, T, labels)
+        last = self._last_real_token(input_ids, attention_mask, *logits.shape[:2])
+        logits = logits[torch.arange(logits.shape[0], device=logits.device), last]  # (B, labels)
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return ClassifierOutput(
+            logits, loss, out.past_key_values, out.hidden_states, out.attentions
+        )
+
+    def _last_real_token(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, B: int, T: int
+    ) -> Any:
+        if attention_mask is not None:
+            real = attention_mask[:, -T:].bool()
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            real = input_ids != self.config.pad_token_id
+        elif B == 1:
+            return -1
+        else:
+            raise ValueError(
+                f"where do these {B} texts end? Pass attention_mask, or set config.pad_token_id"
+            )
+        return (torch.arange(T, device=real.device) * real).argmax(-1)  # (B,)
+
+
+class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
+    """One label per token."""
+
+    fresh_heads = ("score.weight", "score.bias")
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__(config)
+        rate = config.extra.get("classifier_dropout")
+        self.model = Qwen2Model(config)
+        self.dropout = nn.Dropout(0.1 if rate is None else rate)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.init_weights(self.score)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> ClassifierOutput:
+        """labels: (B, T) class ids, -100 = not counted. `options` as in `Qwen2Model.forward`."""
+        out = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **options)
+        logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, labels)
+        loss = (
+            None
+            if labels is None
+            else cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        )
+        return ClassifierOutput(
+            logits, loss, out.past_key_values, out.hidden_states, out.attentions
+        )
+
+
+class Qwen2ForQuestionAnswering(Qwen2PreTrainedModel):
+    """The first and last token of the answer within the text."""
+
+    fresh_heads = ("qa_outputs.weight", "qa_outputs.bias")
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__(config)
+        self.transformer = Qwen2Model(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.init_weights(self.qa_outputs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **options: Any,
+    ) -> SpanOutput:
+        """start_positions, end_positions: (B,); a position outside the text is not counted."""
+        out = self.transformer(input_ids, attention_mask, inputs_embeds=inputs_embeds, **options)
+        start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)  # (B, T) each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            T = start.shape[1]
+            halves = [
+                cross_entropy(scores.float(), at.clamp(0, T), ignore_index=T)
+                for scores, at in ((start, start_positions), (end, end_positions))
+            ]
+            loss = sum(halves) / 2
+        return SpanOutput(start, end, loss, out.hidden_states, out.attentions)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, config: Qwen2Config) -> Tensor:
+    """The loss that `config.problem_type` names, or that the labels imply; fp32.
+
+    Shape:
+        logits (B, labels), labels (B,) or (B, labels) -> ()
+    """
+    whole = labels.dtype in (torch.int64, torch.int32)
+    kind = config.problem_type
+    if kind is None:
+        kind = (
+            "regression"
+            if config.num_labels == 1
+            else "single_label_classification"
+            if whole
+            else None
+        )
+    if kind == "single_label_classification":
+        return cross_entropy(logits.float(), labels.view(-1))
+    if kind == "regression":
+        return mse_loss(logits.float().reshape(labels.shape), labels.float())
+    return binary_cross_entropy_with_logits(logits.float(), labels.float())

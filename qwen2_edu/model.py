@@ -1,0 +1,306 @@
+"""The whole model: token ids in, logits for the next token out."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Qwen2Attention
+from .cache import Cache, DynamicCache, StaticCache
+from .capture import capture
+from .config import Qwen2Config
+from .generation import GenerationConfig, effective_settings, generate
+from .layers import RMSNorm, SwiGLU
+from .masks import additive, tokens_of_own_document, visible
+from .pretrained import Qwen2PreTrainedModel
+from .rope import RotaryEmbedding
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass answers; fields that were not asked for are None.
+
+    last_hidden_state: (B, T, E), after the final norm.
+    hidden_states: layers + 1 tensors (B, T, E): the embeddings, then each layer's output, the last
+        after the final norm.
+    attentions: per layer (B, H, T, S).
+    """
+
+    last_hidden_state: Tensor
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class CausalLMOutput:
+    """logits: (B, T, V), or only the positions `logits_to_keep` names; loss: mean nats per token,
+    if labels came.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Qwen2DecoderLayer(nn.Module):
+    """One block: attention, then the MLP. Each reads a normed copy of the stream and adds to it."""
+
+    def __init__(self, config: Qwen2Config, layer_idx: int):
+        super().__init__()
+        self.self_attn = Qwen2Attention(config, layer_idx)
+        self.mlp = SwiGLU(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None = None
+    ) -> Tensor:
+        """x: (B, T, E) -> (B, T, E); the other arguments as in `Qwen2Attention`."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen2Model(Qwen2PreTrainedModel):
+    """The trunk: embeddings, the blocks, a final norm. It carries `Qwen2ForCausalLM` or a head."""
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Qwen2DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Read T more tokens.
+
+        Args:
+            input_ids: (B, T), or give `inputs_embeds` (B, T, E) instead.
+            attention_mask: (B, T), or (B, past + T) as transformers wants it; 0 = padding. None =
+                all real.
+            position_ids: (B, T) or (1, T) for the rotary embedding; None counts the real tokens of
+                each row. Without a mask and a cache, a position that does not follow its neighbour
+                starts a new document, unseen by others.
+            past_key_values: a cache; None starts one if `use_cache`.
+            use_cache: None = as configured, but never while training.
+
+        Raises:
+            ValueError: both or none of ids and embeddings, or shapes that do not fit, with both
+                named.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+        x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, E)
+        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        own = (
+            tokens_of_own_document(position_ids)
+            if packed and not torch.compiler.is_compiling()
+            else None
+        )
+        if own is not None and bool((own[:, -1] == own.shape[1]).all()):
+            own = None  # one document a row after all
+        cache = self._choose_cache(past_key_values, use_cache, own is not None)
+        rope_positions, masks = self._place(x, attention_mask, position_ids, cache, own)
+        cos, sin = self.rotary_emb(rope_positions, x.dtype)
+
+        states = [x] if output_hidden_states else None
+        with capture(self) if output_attentions else nullcontext() as record:
+            for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
+                if self.gradient_checkpointing and self.training and cache is None:
+                    x = checkpoint(layer, x, cos, sin, masks[kind], use_reentrant=False)
+                else:
+                    x = layer(x, cos, sin, masks[kind], cache)
+                if states is not None:
+                    states.append(x)
+        x = self.norm(x)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return ModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=(*states[:-1], x) if states is not None else None,
+            attentions=tuple(record.attentions) if record is not None else None,
+        )
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"input_ids must be integers (B, T), not {input_ids.dtype} {tuple(input_ids.shape)}"
+            )
+        return self.embed_tokens(input_ids)
+
+    def _choose_cache(
+        self, cache: Cache | None, use_cache: bool | None, packed: bool
+    ) -> Cache | None:
+        if cache is not None:
+            return cache
+        if use_cache and packed:
+            raise ValueError(
+                "several documents packed into one row cannot share a cache: pass use_cache=False"
+            )
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not packed
+        return DynamicCache(self.config) if use_cache else None
+
+    def _place(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        own: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """Where do the new tokens stand, and what may they see?
+
+        Returns:
+            Rotary positions, (B, T), and for each kind of layer a mask (B, 1, T, S) or None.
+        """
+        B, T, _ = x.shape
+        start, pads = (0, 0) if cache is None else (cache.length, cache.pads)
+        slots = (start + torch.arange(T, device=x.device)).expand(B, T)
+        positions = slots
+        if attention_mask is not None:
+            real = _new_columns(attention_mask, B, T, start)
+            pads = pads + (~real).cumsum(-1)  # (B, T)
+            positions = slots.where(real, -1)
+        if position_ids is None:
+            position_ids = (slots - pads).clamp(min=0)
+        elif position_ids.shape[-1] != T or position_ids.shape[0] not in (1, B):
+            raise ValueError(
+                f"position_ids {tuple(position_ids.shape)} do not fit {B} rows of {T} tokens"
+            )
+        if cache is not None:
+            keys = cache.place(positions)
+            if isinstance(pads, Tensor):
+                cache.pads = pads[:, -1:]
+        else:
+            keys = dict.fromkeys(self.config.window_by_type, positions)
+
+        plain = own is None and not isinstance(pads, Tensor) and not isinstance(cache, StaticCache)
+        masks: dict[str, Tensor | None] = {}
+        for kind, window in self.config.window_by_type.items():
+            S = keys[kind].shape[1]
+            if plain and T in (1, S) and (window is None or S <= window):
+                masks[kind] = (
+                    None  # nothing hidden but the future: the backends know that without a mask
+                )
+                continue
+            reach = window if own is None else own if window is None else own.clamp(max=window)
+            masks[kind] = additive(visible(positions, keys[kind], reach), x.dtype)
+        return position_ids, masks
+
+
+def _new_columns(attention_mask: Tensor, B: int, T: int, start: int | Tensor) -> Tensor:
+    """The last T columns of a mask (B, T) or (B, past + T), as bool."""
+    length = attention_mask.shape[-1]
+    fits = length == T or isinstance(start, Tensor) or length == start + T
+    if attention_mask.ndim != 2 or attention_mask.shape[0] != B or not fits:
+        raise ValueError(
+            f"attention_mask {tuple(attention_mask.shape)} does not fit: expected ({B}, {T}), one "
+            f"entry for each new token, or ({B}, {start + T}), the {start} cached ones too"
+        )
+    return attention_mask[:, -T:].bool()
+
+
+class Qwen2ForCausalLM(Qwen2PreTrainedModel):
+    """The language model: the trunk and a linear head onto the vocabulary.
+
+    In the small releases the head is the embedding matrix itself (`tie_word_embeddings`).
+    """
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__(config)
+        self.model = Qwen2Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.generation_config: GenerationConfig | None = None
+        self.init_weights(self.lm_head)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head be the embedding matrix itself, if the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
+        """Logits for the token after each position. Arguments as in `Qwen2Model.forward`, and:
+
+        Args:
+            labels: (B, T) ids, -100 = not counted. Shifted here: position t is judged on label t +
+                1.
+            logits_to_keep: only the last n positions (0 = all), or a tensor of positions.
+        """
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, keep])  # (B, T, V)
+        loss = None
+        if labels is not None:
+            if logits.shape[:2] != labels.shape:
+                raise ValueError(
+                    f"labels {tuple(labels.shape)} do not fit logits of "
+                    f"{tuple(logits.shape[:2])} positions"
+                )
+            loss = next_token_loss(logits, labels)
+        return CausalLMOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
+
+    def generate(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Continue `input_ids`, (B, T) -> (B, T + new); options as in `generation.generate`."""
+        return generate(self, input_ids, attention_mask, **options)
+
+    def generation_settings(self, **options: Any) -> GenerationConfig:
+        """What `generate(..., **options)` will obey: options, the checkpoint's, defaults."""
+        return effective_settings(self, **options)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of each label given what came before it; fp32.
+
+    Shape:
+        logits (B, T, V), labels (B, T) with -100 = not counted -> ()
+    """
+    following = pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T): the label of the next position
+    return cross_entropy(logits.float().flatten(0, 1), following.flatten())

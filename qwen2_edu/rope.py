@@ -1,0 +1,163 @@
+"""Rotary position embedding: a query and a key are turned by angles that grow with their positions.
+
+After the turn, the score of a query at position m with a key at position n depends on m - n alone.
+Feature i is paired with feature i + D/2 ("rotate half"), the layout of the released weights; the
+paper pairs neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import Qwen2Config
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
+_OPTIONS = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor", "original_max_position_embeddings"},
+    "yarn": {
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    },
+}
+
+
+def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, float]:
+    """How fast does each pair of features turn?
+
+    Args:
+        config: gives the type ("default", "linear", "dynamic" or "yarn"), theta and D.
+        length: tokens in the longest sequence so far; only "dynamic" asks.
+
+    Returns:
+        Angle per position in radians, fp32 (D/2,), and a factor for cos and sin (1 but for yarn).
+
+    Raises:
+        ValueError: an unknown type, an option the type does not have, or one it lacks.
+
+    Source: Su et al., RoFormer, arXiv:2104.09864, section 3.2; yarn: Peng et al., arXiv:2309.00071,
+        section 3.
+    """
+    rope = config.rope_parameters
+    kind, theta, D = rope["rope_type"], float(rope["rope_theta"]), config.head_dim
+    _check(rope)
+    turns = torch.arange(0, D, 2, dtype=torch.float32, device="cpu") / D  # 0 … 1 over the pairs
+    if kind == "dynamic":  # a larger theta, and so slower turns, for longer text
+        limit = config.max_position_embeddings
+        stretch = rope["factor"] * max(length, limit) / limit - (rope["factor"] - 1)
+        theta *= stretch ** (D / (D - 2))
+    frequencies = 1.0 / theta**turns
+    if kind == "linear":  # as if the positions stood closer together
+        frequencies = frequencies / rope["factor"]
+    if kind == "yarn":
+        return _yarn(frequencies, rope, theta, config)
+    return frequencies, 1.0
+
+
+def _yarn(
+    frequencies: Tensor, rope: dict, theta: float, config: Qwen2Config
+) -> tuple[Tensor, float]:
+    """Fast pairs keep their speed, slow pairs slow down by `factor`, a ramp lies between."""
+    D, trained = (
+        config.head_dim,
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings,
+    )
+    factor = rope["factor"]
+
+    def pair_that_turns(times: float) -> float:
+        """Which pair makes this many full turns within the trained length?"""
+        return D * math.log(trained / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = (
+        pair_that_turns(rope.get("beta_fast") or 32),
+        pair_that_turns(rope.get("beta_slow") or 1),
+    )
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, D - 1)
+    high += 0.001 if low == high else 0.0
+    ramp = ((torch.arange(D // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(
+        0, 1
+    )
+    mixed = frequencies / factor * ramp + frequencies * (1 - ramp)
+
+    def softening(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scaling = rope.get("attention_factor")
+    if scaling is None:
+        mscale, mscale_all = rope.get("mscale"), rope.get("mscale_all_dim")
+        scaling = (
+            softening(mscale) / softening(mscale_all) if mscale and mscale_all else softening(1.0)
+        )
+    return mixed, scaling
+
+
+def _check(rope: dict) -> None:
+    kind = rope["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"unknown rope type {kind!r}; known: {', '.join(ROPE_TYPES)}")
+    unknown = set(rope) - {"rope_type", "rope_theta"} - _OPTIONS[kind]
+    if unknown:
+        raise ValueError(
+            f"rope type {kind!r} has no option {sorted(unknown)}; known: {sorted(_OPTIONS[kind])}"
+        )
+    if kind != "default" and not (
+        isinstance(rope.get("factor"), (int, float)) and rope["factor"] >= 1
+    ):
+        raise ValueError(
+            f"rope type {kind!r} needs a factor of at least 1, not {rope.get('factor')!r}"
+        )
+
+
+class RotaryEmbedding(nn.Module):
+    """The cos and sin of every angle that a forward pass needs.
+
+    The frequencies are a plain attribute, no buffer: `model.to(torch.bfloat16)` must never round
+    the angles.
+    """
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__()
+        self.config = config
+        self.frequencies, self.scaling = rope_frequencies(config)
+
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            position_ids: (B, T) or (1, T).
+            dtype: of the answer; the angles themselves are fp32.
+
+        Returns:
+            cos and sin, each (B, 1, T, D): the same for all heads, each angle twice.
+        """
+        if self.config.rope_parameters["rope_type"] == "dynamic":
+            self.frequencies, self.scaling = rope_frequencies(
+                self.config, int(position_ids.max()) + 1
+            )
+        if self.frequencies.device != position_ids.device:
+            self.frequencies = self.frequencies.to(position_ids.device)
+        angles = position_ids[..., None].float() * self.frequencies  # (B, T, D/2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, D)
+        return (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """(x1, x2) -> (-x2, x1) on the halves of the last dimension: a quarter turn of every pair."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries or keys, (B, H, T, D), by the angles of their positions, (B, 1, T, D)."""
+    return x * cos + rotate_half(x) * sin

@@ -1,0 +1,78 @@
+"""What every test shares: one thread, no network, the goldens, and small models with every
+parameter random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import pytest
+import torch
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def goldens():
+    """`goldens("name")` is the parsed tests/goldens/name.json."""
+    return lambda name: json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """`small_config(**changes)`: a tiny configuration whose sizes all differ, so that no two can be
+    mixed up.
+    """
+    from qwen2_edu import Qwen2Config
+
+    def make(**changes):
+        fields = {
+            "vocab_size": 97,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "rope_theta": 10000.0,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 2,
+        }
+        return Qwen2Config(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """`randomise(model, seed)`: every parameter random, norms and biases too, so that a dropped one
+    shows.
+    """
+
+    def fill(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                noise = torch.randn(parameter.shape, generator=generator)
+                scale, centre = (
+                    (0.3, 1.0) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.2, 0.0)
+                )
+                parameter.copy_(centre + scale * noise)
+        return model.eval()
+
+    return fill
