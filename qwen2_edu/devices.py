@@ -1,0 +1,91 @@
+"""Which device should hold a model, and is there room?"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+HEADROOM = 1.1  # activations and a short cache come on top of the weights
+
+
+def choose_device(
+    device: str | int | torch.device | None,
+    device_map: str | int | torch.device | dict | None,
+    size: int,
+) -> torch.device:
+    """One device for a whole model.
+
+    Args:
+        device: a device, or None for the CPU.
+        device_map: another way to name it: "auto", a device, or {"": device}. Not both.
+        size: bytes of the parameters.
+
+    Raises:
+        ValueError: no such device here, or a map that spreads the model over several.
+        MemoryError: "auto", and no device has room for `size`; says what to do.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={device!r}, device_map={device_map!r}: give one of the two")
+    if device_map == "auto":
+        return _roomiest(size)
+    if isinstance(device_map, dict):
+        if len({str(part) for part in device_map.values()}) != 1:
+            raise ValueError(
+                f"device_map={device_map!r}: a model lives on one device here; give 'auto', "
+                "a device, or {'': device}"
+            )
+        device_map = next(iter(device_map.values()))
+    choice = device if device_map is None else device_map
+    return _existing("cpu" if choice is None else choice)
+
+
+def _existing(device: str | int | torch.device) -> torch.device:
+    try:
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{device!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from error
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = counts.get(found.type)
+    if count is not None and (found.index or 0) >= count:
+        raise ValueError(f"no device '{found}' here: torch sees {count} of {found.type}; try 'cpu'")
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def free_memory() -> dict[str, int | None]:
+    """Free bytes by device, best device first; None = the system does not say."""
+    cards = {f"cuda:{i}": torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    free: dict[str, int | None] = dict(sorted(cards.items(), key=lambda item: -item[1]))
+    if torch.backends.mps.is_available():
+        free["mps"] = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    free["cpu"] = _free_main_memory()
+    return free
+
+
+def _free_main_memory() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # Linux; counts the page cache too
+            return next(int(row.split()[1]) * 1024 for row in file if row.startswith("MemAvail"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS: all there is
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _roomiest(size: int) -> torch.device:
+    needed, free = size * HEADROOM, free_memory()
+    for device, room in free.items():
+        if room is None or room >= needed:
+            return torch.device(device)
+    listed = ", ".join(f"{device} has {room / 1e9:.1f} GB free" for device, room in free.items())
+    raise MemoryError(
+        f"the model needs about {needed / 1e9:.1f} GB and fits nowhere: {listed}. Try a smaller "
+        "dtype (dtype='bfloat16'), a smaller model, or device_map='cpu', which reads the weights "
+        "from disk as they are needed"
+    )

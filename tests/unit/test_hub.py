@@ -1,0 +1,344 @@
+"""hub.py: names to folders. A small server on this machine plays the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qwen2_edu import Qwen2ForCausalLM
+from qwen2_edu.checksums import file_hash
+from qwen2_edu.hub import resolve
+
+COMMIT, OLD = "c0ffee" + "0" * 34, "ba5e" + "1" * 36
+TOKEN = "hf_good"
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """Answers what the client asks: what is this revision, what is in it, give me this file."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        hub, path = self.server.hub, self.path.split("?")[0]
+        hub.requests.append((self.command, path, self.headers.get("Authorization")))
+        if hub.status:
+            return self.answer(hub.status, b"")
+        if found := re.fullmatch(
+            r"/api/models/([\w-]+/[\w.-]+)(?:/(revision|tree)/([^/]+))?", path
+        ):
+            name, what, revision = found.groups()
+            files = self.files(name, revision or "main")
+            if files is None:
+                return None
+            commit = OLD if revision in ("v1", OLD) else COMMIT
+            if what == "tree":
+                return self.answer(
+                    200, json.dumps([self.entry(f, d) for f, d in files.items()]).encode()
+                )
+            siblings = [{"rfilename": f} for f in files]
+            body = {"id": name, "sha": commit, "siblings": siblings, "private": False}
+            return self.answer(200, json.dumps(body).encode())
+        if found := re.fullmatch(r"/([\w-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path):
+            name, revision, file = found.groups()
+            files = self.files(name, revision)
+            if files is None:
+                return None
+            if file not in files:
+                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            data, entry = files[file], self.entry(file, files[file])
+            etag = entry.get("lfs", entry)["oid"]
+            headers = {
+                "ETag": f'"{etag}"',
+                "X-Repo-Commit": OLD if revision in ("v1", OLD) else COMMIT,
+            }
+            if "lfs" in entry:
+                headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
+            if self.command == "GET" and hub.cut:
+                data = data[: len(data) // 2]
+            return self.answer(200, data, headers)
+        return self.answer(404, b"")
+
+    do_HEAD = do_GET
+
+    def files(self, name, revision):
+        hub = self.server.hub
+        if name == "org/gated" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+        elif name not in hub.repos:
+            self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", COMMIT, "v1", OLD):
+            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            return hub.repos[name]["v1" if revision in ("v1", OLD) else "main"]
+        return None
+
+    @staticmethod
+    def entry(file, data):
+        entry = {"type": "file", "path": file, "size": len(data), "oid": git_sha1(data)}
+        if file.endswith((".safetensors", ".bin")):
+            entry["lfs"] = {
+                "oid": hashlib.sha256(data).hexdigest(),
+                "size": len(data),
+                "pointerSize": 134,
+            }
+        return entry
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, small_config, randomise):
+    folder = tmp_path_factory.mktemp("released")
+    model = randomise(Qwen2ForCausalLM(small_config(tie_word_embeddings=True)), seed=3)
+    model.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(checkpoint, monkeypatch, tmp_path):
+    """A hub of four repositories; `hub.requests` records what it was asked."""
+    from huggingface_hub import constants
+
+    extras = {
+        "generation_config.json": b'{"eos_token_id": [1]}',
+        "tokenizer.json": b"{}",
+        "vocab.json": b"{}",
+        "merges.txt": b"",
+        "chat_template.jinja": b"",
+        "pytorch_model.bin": b"pickle",
+        "README.md": b"# hello",
+        "onnx/model.safetensors": b"something else",
+    }
+    full = {**checkpoint, **extras}
+    weights = "model.safetensors"
+    without = {name: data for name, data in full.items() if name != weights}
+    state = SimpleNamespace(requests=[], status=None, cut=False)
+    state.repos = {
+        "org/model": {"main": full, "v1": {**full, "config.json": b'{"hidden_size": 1}'}},
+        "org/gated": {"main": full, "v1": full},
+        "org/pickle": {"main": without, "v1": without},
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.hub = state
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {
+        "ENDPOINT": state.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": state.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+# -- on this disk ----------------------------------------------------------------------------------
+
+
+def test_built_in_vocabulary():
+    folder = resolve("qwen2", "tokenizer")
+    assert file_hash(folder / "qwen.tiktoken").startswith("b2b1b8dfb5cc5f02")
+    for kind in ("model", "config"):
+        with pytest.raises(ValueError, match="'qwen2' is a tokenizer only"):
+            resolve("qwen2", kind)
+
+
+def test_folder_and_path_objects(tmp_path, monkeypatch):
+    assert resolve(tmp_path, "model") == tmp_path
+    assert resolve(str(tmp_path), "config") == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert resolve(f"~/{tmp_path.name}", "model") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert resolve("org/model", "model").is_dir()  # a folder wins over a hub id
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("qwen3", ValueError, "'qwen3' is neither a built-in name"),
+        ("", ValueError, "neither a built-in name"),
+        ("./nowhere", FileNotFoundError, "no folder './nowhere'"),
+        ("/nowhere/at/all", FileNotFoundError, "no folder '/nowhere/at/all'"),
+        ("a/b/c", FileNotFoundError, "no folder 'a/b/c'"),
+        ("../model", FileNotFoundError, "no folder"),
+        ("org/..", ValueError, "'org/..'"),
+    ],
+)
+def test_wrong_names(name, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        resolve(name, "model")
+
+
+def test_wrong_kind_file_and_revision(tmp_path):
+    with pytest.raises(ValueError, match="kind must be one of"):
+        resolve(tmp_path, "weights")
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        resolve(file, "model")
+    with pytest.raises(ValueError, match="revision='v1'"):
+        resolve(tmp_path, "model", revision="v1")
+
+
+# -- from the hub ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("config", {"config.json"}),
+        ("tokenizer", {"tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja"}),
+        ("model", {"config.json", "generation_config.json", "model.safetensors"}),
+    ],
+)
+def test_only_the_files_needed(hub, kind, files):
+    folder = resolve("org/model", kind)
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*")} == files
+
+
+def test_loads_and_is_cached(hub, checkpoint, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="not wholly in the hub's cache.*local_files_only"):
+        resolve("org/model", "model", local_files_only=True)
+    model = Qwen2ForCausalLM.from_pretrained("org/model")
+    assert (
+        model.num_parameters() == 58224
+    )  # 97*48 + 3 * (2*48*48 + 2*16*48 + 80 + 3*48*80 + 96) + 48
+    hub.requests.clear()
+    resolve("org/model", "model", local_files_only=True)
+    offline(monkeypatch)
+    again = Qwen2ForCausalLM.from_pretrained("org/model")
+    assert not hub.requests
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_revision_token_and_cache_dir(hub, tmp_path):
+    folder = resolve(
+        "org/model", "config", revision="v1", cache_dir=tmp_path / "elsewhere", token=TOKEN
+    )
+    assert json.loads((folder / "config.json").read_text()) == {"hidden_size": 1}
+    assert (tmp_path / "elsewhere") in folder.parents
+    assert {token for _, _, token in hub.requests} == {f"Bearer {TOKEN}"}
+    assert resolve("org/gated", "config", token=TOKEN).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("org/nothing", {}, FileNotFoundError, "the hub has no model 'org/nothing'"),
+        ("org/gated", {"token": False}, PermissionError, "'org/gated' is gated: accept its terms"),
+        (
+            "org/model",
+            {"revision": "v9"},
+            FileNotFoundError,
+            "'org/model' has no branch, tag or commit 'v9'",
+        ),
+        ("org/--bad", {}, ValueError, "'org/--bad' cannot be downloaded"),
+    ],
+)
+def test_refusals_of_the_hub(hub, name, options, error, message):
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        resolve(name, "model", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickle_only_repository(hub):
+    with pytest.raises(
+        FileNotFoundError, match="'org/pickle' .*no .*safetensors.*pytorch_model.bin.*pickle"
+    ):
+        Qwen2ForCausalLM.from_pretrained("org/pickle")
+    assert not any("pytorch_model.bin" in path for _, path, _ in hub.requests)
+
+
+def test_offline_with_an_empty_cache(hub, monkeypatch):
+    offline(monkeypatch)
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):
+        resolve("org/model", "model")
+
+
+def test_offline_with_half_a_cache(hub, monkeypatch):
+    resolve("org/model", "config")
+    offline(monkeypatch)
+    assert resolve("org/model", "config").is_dir()
+    with pytest.raises(FileNotFoundError, match="not wholly in the hub's cache"):
+        resolve("org/model", "model")
+
+
+def test_closed_network(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    with socket.socket() as taken:  # a port where nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=f"cannot reach the hub at {url}") as caught:
+        resolve("org/model", "model")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_broken_hub_uses_the_cache(hub, monkeypatch):
+    hub.status = 503
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(ConnectionError, match="503"):
+        resolve("org/model", "config")
+    hub.status = None
+    folder = resolve("org/model", "config")
+    hub.status = 503
+    assert resolve("org/model", "config") == folder
+
+
+def test_truncated_download(hub):
+    hub.cut = True
+    with pytest.raises(ConnectionError, match="'org/model' .*broke off"):
+        resolve("org/model", "model")
+
+
+def test_verify_against_the_hub(hub):
+    """The cache names each blob by its hash: that is what the hub published."""
+    Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
+    folder = resolve("org/model", "model")
+    for name in ("model.safetensors", "config.json"):
+        blob = (folder / name).resolve()
+        good = blob.read_bytes()
+        bad = bytearray(good)
+        bad[-1 if name == "model.safetensors" else -2] ^= 1
+        blob.write_bytes(bad)
+        with pytest.raises(ValueError, match=f"{name} is damaged or altered"):
+            Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
+        blob.write_bytes(good)
+    Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
