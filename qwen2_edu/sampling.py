@@ -1,0 +1,84 @@
+"""From logits to the next token: pure functions, logits (B, V) in, logits (B, V) out.
+
+What a function removes becomes -inf, so its probability is exactly 0. `generate` applies them in
+the order in which they stand here, which is that of transformers; each works on what the one before
+it left over.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def seen_tokens(input_ids: Tensor, vocab_size: int, attention_mask: Tensor | None = None) -> Tensor:
+    """Which tokens of the vocabulary does each row hold already? Padding (mask 0) does not count.
+
+    Shape:
+        input_ids (B, T), attention_mask (B, T) or None -> bool (B, V)
+    """
+    column = (
+        input_ids if attention_mask is None else input_ids.where(attention_mask.bool(), vocab_size)
+    )
+    seen = torch.zeros(
+        input_ids.shape[0], vocab_size + 1, dtype=torch.bool, device=input_ids.device
+    )
+    return seen.scatter_(1, column, True)[:, :vocab_size]  # the extra column took the padding
+
+
+def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the tokens that were `seen`, (B, V), less likely; below 1 the penalty is a reward.
+
+    Positive logits are divided by it and negative ones multiplied: both move down.
+
+    Source: CTRL, Keskar et al., arXiv:1909.05858, section 4.1.
+    """
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def temperature(logits: Tensor, t: float) -> Tensor:
+    """Flatten (t > 1) or sharpen (t < 1) the distribution; t = 1 changes nothing, t -> 0 is greedy.
+
+    Source: Ackley, Hinton and Sejnowski, A Learning Algorithm for Boltzmann Machines, 1985.
+    """
+    return logits / t
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k most likely tokens, and any that tie with the last of them.
+
+    Source: Fan, Lewis and Dauphin, arXiv:1805.04833, section 5.1.
+    """
+    weakest = logits.topk(min(k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < weakest, -torch.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Nucleus sampling: keep the smallest set of most likely tokens whose probabilities reach p.
+
+    Source: Holtzman et al., arXiv:1904.09751, section 3.1.
+    """
+    ascending, order = logits.sort()
+    removed = ascending.softmax(-1).cumsum(-1) <= 1 - p  # the tail whose mass is not needed
+    removed[:, -1] = False
+    return logits.masked_fill(
+        removed.scatter(1, order, removed), -torch.inf
+    )  # back in vocabulary order
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep tokens at least p times as likely as the most likely one.
+
+    Source: Nguyen et al., arXiv:2407.01082, section 3.
+    """
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one token for each row, with the probabilities softmax(logits).
+
+    Shape:
+        (B, V) -> (B,)
+    """
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

@@ -1,0 +1,153 @@
+"""A conversation with a model: it remembers what was said, and reads nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache import Cache, DynamicCache
+from .generation import stream_ids
+from .generation_settings import effective_settings
+from .streaming import TextPieces
+
+
+class ChatSession:
+    """Talk to a chat model, turn by turn.
+
+    Each turn renders the whole conversation with the tokenizer's chat template, so an answer is the
+    one that the model would give if it read everything anew. It does not: keys and values of the
+    tokens that have not changed since the last turn are kept. What people typed is text: it cannot
+    open or close a turn.
+
+    Args:
+        model: a Qwen2ForCausalLM.
+        tokenizer: the model's, with a chat template.
+        system: the system message; None = what the template says by itself.
+        **options: of `generate`, for every turn. `max_new_tokens` is 512 unless the model's
+            settings say otherwise; <|im_end|> ends an answer besides the model's `eos_token_id`.
+
+    Attributes:
+        messages: the conversation, dicts with `role` and `content`. Edit it between turns if you
+            like: the next turn reads anew from the first change on.
+
+    Raises:
+        TypeError, ValueError: options that cannot be, as in `generate`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.opening = [] if system is None else [{"role": "system", "content": system}]
+        self._turn_options({})  # what cannot be is refused now, not at the first turn
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew; only the system message stays."""
+        self.messages = [dict(message) for message in self.opening]
+        self._forget()
+
+    def send(self, text: str, **options: Any) -> str:
+        """Say `text`; returns the answer. `options` as in `generate`, for this turn alone."""
+        return "".join(self.stream(text, **options))
+
+    def stream(self, text: str, **options: Any) -> Iterator[str]:
+        """Say `text`; yields the answer in pieces of whole characters.
+
+        Whoever stops early, or is interrupted, finds what was answered so far in the conversation.
+        A turn without any answer leaves no trace.
+        """
+        question = {"role": "user", "content": text}
+        options = self._turn_options(options)
+        ids = self.tokenizer.apply_chat_template(
+            [*self.messages, question], add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        tokens = stream_ids(
+            self.model,
+            torch.tensor([ids], device=self.model.device),
+            past_key_values=self._cache_for(ids),
+            tokenizer=self.tokenizer,
+            **options,
+        )
+        pieces = TextPieces(self.tokenizer, options["stop_strings"])
+        return self._answer(question, ids, tokens, pieces)
+
+    def undo(self) -> str:
+        """Take back the last question and its answer. Returns the question.
+
+        Raises:
+            ValueError: nothing was asked yet.
+        """
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise ValueError("there is no turn to take back: nothing was asked yet")
+        question = self.messages[asked[-1]]["content"]
+        del self.messages[asked[-1] :]
+        return question
+
+    def regenerate(self, **options: Any) -> str:
+        """Ask the last question again; returns the new answer."""
+        return self.send(self.undo(), **options)
+
+    def _answer(
+        self, question: dict[str, str], ids: list[int], tokens: Iterator[Tensor], text: TextPieces
+    ) -> Iterator[str]:
+        read, said = list(ids), ""
+        whole = closed = False
+        try:
+            for piece in text.of(_noted(tokens, read)):
+                said += piece
+                yield piece
+            whole = True
+        except GeneratorExit:  # between two steps: no pass was cut short
+            closed = True
+            raise
+        finally:
+            if said or whole:
+                self.messages += [question, {"role": "assistant", "content": said}]
+            if whole or closed:
+                self.read = read[: self.cache.get_seq_length()]
+            else:  # a pass may have stored some of its keys and not all
+                self._forget()
+
+    def _turn_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a turn: its own, over the session's, over what suits a conversation."""
+        options = {**self.options, **options}
+        arguments = {name: options.pop(name, None) for name in ("generator", "vocab_limit")}
+        s = effective_settings(self.model, **options)
+        if s.num_beams > 1 or s.num_return_sequences > 1:
+            raise ValueError(
+                f"a turn has one answer, given word by word: num_beams={s.num_beams} and "
+                f"num_return_sequences={s.num_return_sequences} must be 1"
+            )
+        file = options.get("generation_config") or self.model.generation_config or {}
+        said = {**(file if isinstance(file, dict) else file.to_dict()), **options}
+        if not {"max_new_tokens", "max_length"} & said.keys():
+            options["max_new_tokens"] = 512
+        end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        options["eos_token_id"] = [*s.eos_token_id, end] if end is not None else s.eos_token_id
+        return {**options, **arguments, "stop_strings": s.stop_strings}
+
+    def _cache_for(self, ids: list[int]) -> Cache:
+        """The cache, cut back to what `ids` begins with; at least the last id is left to read."""
+        kept = 0
+        while kept < min(len(self.read), len(ids) - 1) and self.read[kept] == ids[kept]:
+            kept += 1
+        try:
+            self.cache.crop(kept)
+            self.read = self.read[:kept]
+        except ValueError:  # sliding layers cannot go back that far
+            self._forget()
+        return self.cache
+
+    def _forget(self) -> None:
+        """Start a new cache; `read` are the ids that the cache holds."""
+        self.cache, self.read = DynamicCache(self.model.config), []
+
+
+def _noted(tokens: Iterator[Tensor], read: list[int]) -> Iterator[int]:
+    """The ids as numbers, each appended to `read` as it passes."""
+    for token in tokens:
+        read.append(int(token))
+        yield read[-1]

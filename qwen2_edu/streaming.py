@@ -1,0 +1,107 @@
+"""Text as it comes: watch for stop strings, hand out whole characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class StopStrings:
+    """Which rows have just completed one of the `strings`?
+
+    A string may begin in the prompt. It must end in the newest token, of which it need not be the
+    end.
+    """
+
+    def __init__(
+        self, tokenizer: Any, strings: list[str], input_ids: Tensor, mask: Tensor | None = None
+    ):
+        self.strings, self.reach = strings, max(map(len, strings))
+        self.decoders = [tokenizer.stream_decoder() for _ in input_ids]
+        self.tails = []  # the last characters of each row
+        near = max(len(text.encode()) for text in strings)  # a token has at least one byte
+        for row, decoder in enumerate(self.decoders):
+            prompt = input_ids[row] if mask is None else input_ids[row][mask[row]]
+            self.tails.append("".join(map(decoder.push, prompt[-near:].tolist()))[-self.reach :])
+
+    def reached(self, ids: Tensor) -> Tensor:
+        """The newest id of each row, (B,) -> bool (B,)."""
+        hits = [self._push(row, token) for row, token in enumerate(ids.tolist())]
+        return torch.tensor(hits, device=ids.device)
+
+    def _push(self, row: int, token: int) -> bool:
+        before = self.tails[row]
+        text = before + self.decoders[row].push(token)
+        self.tails[row] = text[-self.reach :]
+        return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self.strings)
+
+
+class TextPieces:
+    """Turns the ids of one row into text, piece by piece; the pieces together are the text.
+
+    A piece never ends within a character, nor within a stop string that may yet be completed.
+    Control tokens such as <|im_end|> are left out unless `skip_special_tokens` is False.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stop_strings: Iterable[str] = (), skip_special_tokens: bool = True
+    ):
+        self.decoder, self.held = tokenizer.stream_decoder(skip_special_tokens), ""
+        self.stop_strings = tuple(stop_strings)
+        self.beginnings = tuple(s[:n] for s in self.stop_strings for n in range(1, len(s)))
+
+    def push(self, token: int) -> str:
+        """Take one more id; answer the text that is certain by now."""
+        text = self.held + self.decoder.push(token)
+        certain = len(text)
+        if not any(s in text for s in self.stop_strings):
+            certain -= max((len(b) for b in self.beginnings if text.endswith(b)), default=0)
+        self.held = text[certain:]
+        return text[:certain]
+
+    def flush(self) -> str:
+        """No more ids will come: answer the rest."""
+        text, self.held = self.held + self.decoder.flush(), ""
+        return text
+
+    def of(self, ids: Iterable[int]) -> Iterator[str]:
+        """The pieces of a whole answer; empty ones are left out."""
+        for token in ids:
+            if piece := self.push(token):
+                yield piece
+        if piece := self.flush():
+            yield piece
+
+
+class TextStreamer:
+    """A `streamer` for `generate`: calls `write(piece)` with each piece of one answer.
+
+    Args:
+        tokenizer: turns ids into text.
+        write: what to do with a piece.
+        stop_strings: those of the call, if any, so that none is written in part.
+    """
+
+    def __init__(
+        self, tokenizer: Any, write: Callable[[str], Any], stop_strings: Iterable[str] = ()
+    ):
+        self.tokenizer, self.write, self.stop_strings = tokenizer, write, tuple(stop_strings)
+        self.pieces: TextPieces | None = None
+
+    def put(self, ids: Tensor) -> None:
+        """First the prompt, (1, T), which is not written; then one new id, (1,), at a time."""
+        if ids.shape[0] != 1:
+            raise ValueError(f"a TextStreamer writes one text and {ids.shape[0]} rows came")
+        if self.pieces is None:
+            self.pieces = TextPieces(self.tokenizer, self.stop_strings)
+        elif piece := self.pieces.push(int(ids)):
+            self.write(piece)
+
+    def end(self) -> None:
+        """The answer is complete; the next `put` begins another."""
+        if self.pieces is not None and (piece := self.pieces.flush()):
+            self.write(piece)
+        self.pieces = None
