@@ -1,0 +1,115 @@
+"""Rows of tokens to one batch: truncating, padding, tensors. Options as in transformers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+NO_LIMIT = int(1e30)  # model_max_length of a tokenizer that does not say, as in transformers
+
+
+class BatchEncoding(dict):
+    """A result of tokenizing: `result["input_ids"]`, `result.input_ids`, `model(**result)`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no {name!r} here, only {', '.join(self)}")
+
+    def to(self, device: str | torch.device) -> BatchEncoding:
+        """Move the tensors in here to a device; returns this same object."""
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                self[name] = value.to(device)
+        return self
+
+
+def one_of(what: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """`value` if it is allowed, else a ValueError that lists what is."""
+    if not any(value is x or (isinstance(value, str) and value == x) for x in allowed):
+        raise ValueError(f"{what} must be one of {list(allowed)}, not {value!r}")
+    return value
+
+
+def batch(
+    rows: Sequence[Mapping[str, list]],
+    *,
+    single: bool,
+    padding: bool | str,
+    truncation: bool | str | None,
+    max_length: int | None,
+    pad_to_multiple_of: int | None = None,
+    padding_side: str,
+    truncation_side: str,
+    pad_token_id: int | None,
+    model_max_length: int,
+    return_tensors: str | None,
+    return_attention_mask: bool = True,
+) -> BatchEncoding:
+    """Cut and pad rows to the lengths asked for, and put them together by name.
+
+    Args:
+        rows: for each text its `input_ids`, and other lists of the same length.
+        single: there is one row, and it shall come back as such, unless as a tensor.
+        The others: as in `TokenizerBase.__call__`.
+
+    Returns:
+        name -> rows, or a tensor (B, T).
+    """
+    allowed = (True, False, None, "longest_first", "only_first", "do_not_truncate")
+    one_of("truncation", truncation, allowed)
+    one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))
+    one_of("padding_side", padding_side, ("right", "left"))
+    one_of("return_tensors", return_tensors, ("pt", None))
+    if max_length is not None and max_length < 0:
+        raise ValueError(f"max_length must be 0 or more, not {max_length}")
+
+    limit = model_max_length if max_length is None else max_length
+    cut = truncation not in (None, False, "do_not_truncate")
+    if truncation is None and padding is False and max_length is not None:
+        cut = True
+    if max_length is not None and not cut and padding in (True, "longest"):
+        warnings.warn(
+            f"max_length={max_length} has no effect with padding={padding!r} and no truncation: "
+            "add truncation=True, or use padding='max_length'",
+            stacklevel=4,
+        )
+    if cut:
+        keep = slice(limit) if truncation_side == "right" else slice(-limit or NO_LIMIT, None)
+        rows = [{name: values[keep] for name, values in row.items()} for row in rows]
+    if return_attention_mask:
+        rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
+
+    if padding not in (False, "do_not_pad"):
+        if pad_token_id is None:
+            raise ValueError(
+                "there is no padding token: set tokenizer.pad_token, e.g. to tokenizer.eos_token"
+            )
+        width = max((len(row["input_ids"]) for row in rows), default=0)
+        if padding == "max_length":
+            width = limit
+            if limit > int(1e20):
+                raise ValueError("padding='max_length' needs max_length: this tokenizer has none")
+        if pad_to_multiple_of:
+            width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
+        fillers = {"input_ids": pad_token_id, "offset_mapping": (0, 0)}
+        for row in rows:
+            for name, values in row.items():
+                fill = [fillers.get(name, 0)] * (width - len(values))
+                row[name] = values + fill if padding_side == "right" else fill + values
+
+    names = rows[0] if rows else ["input_ids", "attention_mask"][: 1 + return_attention_mask]
+    columns = {name: [row[name] for row in rows] for name in names}
+    if return_tensors is None:
+        return BatchEncoding({n: column[0] if single else column for n, column in columns.items()})
+    lengths = {len(row["input_ids"]) for row in rows}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"rows of {min(lengths)} to {max(lengths)} tokens make no tensor: use padding=True"
+        )
+    return BatchEncoding(
+        {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
+    )

