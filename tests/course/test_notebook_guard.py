@@ -1,0 +1,234 @@
+"""What every committed notebook must be, beyond giving the outputs that it shows.
+
+nbval does not compare a cell that was never run, ignores images, and knows nothing of style. This
+guard reads the files alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 300 * 1024  # bytes
+LONGEST, LONGEST_EXPORT, MEDIAN = 35, 50, 8  # lines of a code cell
+WORDS_PER_LINE = 5  # of prose, for each line of code, in the whole notebook
+IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)|<img\b[^>]*?\bsrc\s*=\s*[\"']?([^\"'\s>]+)", re.I)
+CODE = re.compile(r"```.*?```|~~~.*?~~~|`[^`\n]*`", re.DOTALL)
+TAG = "nbval-ignore-output"
+MARK = re.compile(r"^\s*#\s*(NBVAL_IGNORE_OUTPUT|PYTEST_VALIDATE_IGNORE_OUTPUT)", re.M)
+# What is never run or never compared proves nothing.
+OTHER_TAGS = ("nbval-skip", "nbval-raises-exception", "raises-exception")
+OTHER_MARKS = re.compile(r"^\s*#\s*(NBVAL_SKIP|NBVAL_RAISES_EXCEPTION)", re.M)
+
+
+def text_of(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def lines_of(cell: dict) -> int:
+    """Lines of a code cell that are not blank."""
+    return sum(bool(line.strip()) for line in text_of(cell).splitlines())
+
+
+def faults(path: Path) -> list[str]:
+    """What is wrong with the notebook; empty if nothing is."""
+    found = []
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    if path.stat().st_size > LARGEST:
+        found.append(f"{path.stat().st_size:,} bytes, at most {LARGEST:,}")
+    if "widgets" in notebook["metadata"]:
+        found.append("metadata.widgets is stored")
+    if (kernel := notebook["metadata"].get("kernelspec", {}).get("name")) != "python3":
+        found.append(f"kernelspec is {kernel!r}, not 'python3'")
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+
+    counts = [cell["execution_count"] for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        found.append(f"execution counts are {counts}, not 1 to {len(code)}")
+    for number, cell in enumerate(code, 1):
+        found += [f"code cell {number}: {fault}" for fault in faults_of_code(cell)]
+    for cell in prose:
+        found += faults_of_images(text_of(cell), path.parent, cell.get("attachments", {}))
+
+    lines, words = sum(map(lines_of, code)), sum(len(text_of(cell).split()) for cell in prose)
+    if code and median(map(lines_of, code)) > MEDIAN:
+        found.append(f"the median code cell has more than {MEDIAN} lines")
+    if words < WORDS_PER_LINE * lines:
+        found.append(f"{words} words of prose for {lines} lines of code, at least 5 a line")
+    return found
+
+
+def faults_of_code(cell: dict) -> list[str]:
+    found, source = [], text_of(cell)
+    tags = cell["metadata"].get("tags", [])
+    for output in cell["outputs"]:
+        if output["output_type"] == "error":
+            found.append(f"a stored error, {output['ename']}")
+        if "image/svg+xml" in output.get("data", {}):
+            found.append("an SVG figure is stored: its text differs each time, so use PNG")
+        html = "".join(output.get("data", {}).get("text/html", ""))
+        found += [f"a picture from elsewhere: {url}" for url in pictures(html) if "//" in url]
+    longest = LONGEST_EXPORT if any(tag.startswith("export:") for tag in tags) else LONGEST
+    if lines_of(cell) > longest:
+        found.append(f"{lines_of(cell)} lines, at most {longest}")
+    if (TAG in tags or MARK.search(source)) and not re.search(r"^\s*assert\b", source, re.M):
+        found.append("its output is ignored, and nothing in it is asserted")
+    if set(tags) & set(OTHER_TAGS) or OTHER_MARKS.search(source):
+        found.append("it is skipped, or may raise")
+    return found
+
+
+def pictures(text: str) -> list[str]:
+    return [markdown or html for markdown, html in IMAGE.findall(text)]
+
+
+def faults_of_images(text: str, folder: Path, attached: dict) -> list[str]:
+    found = []
+    for url in pictures(CODE.sub("", text)):
+        if url.startswith("attachment:"):
+            if url.removeprefix("attachment:") not in attached:
+                found.append(f"the picture {url} is not attached")
+        elif "//" in url or url.startswith("data:"):
+            found.append(f"a picture that is no local file: {url[:60]}")
+        elif not (folder / url).is_file():
+            found.append(f"the picture {url} does not exist")
+    return found
+
+
+# --- the notebooks as they are
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path):
+    assert faults(path) == []
+
+
+def test_there_is_a_tour():
+    assert [path.name for path in NOTEBOOKS][:1] == ["00_tour.ipynb"]
+
+
+# --- and the guard itself: each rule is broken once
+
+
+def prose_cell(text):
+    return {"cell_type": "markdown", "id": "p", "metadata": {}, "source": text}
+
+
+def code_cell(count, source="print(1)", tags=(), outputs=()):
+    return {
+        "cell_type": "code",
+        "id": f"c{count}",
+        "execution_count": count,
+        "metadata": {"tags": list(tags)} if tags else {},
+        "outputs": list(outputs),
+        "source": source.splitlines(keepends=True),
+    }
+
+
+LONG = "\n".join(f"x{i} = {i}" for i in range(36))
+WORDS = "word " * 300
+SOUND = {
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+    "cells": [
+        prose_cell(f"{WORDS} ![a map](map.png) and `![no picture](https://none)`"),
+        code_cell(1, outputs=[{"output_type": "stream", "name": "stdout", "text": "1\n"}]),
+        code_cell(2, "# NBVAL_IGNORE_OUTPUT\nx = 1\nassert x == 1\nprint(x)"),
+        code_cell(3, "y = 2\nassert y == 2", tags=[TAG]),
+        code_cell(4, LONG, tags=["export:qwen2_edu.layers.RMSNorm"]),
+    ],
+}
+
+
+def write(folder, notebook):
+    (folder / "map.png").write_bytes(b"png")
+    path = folder / "made_up.ipynb"
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    return path
+
+
+def test_sound_notebook_has_no_faults(tmp_path):
+    assert faults(write(tmp_path, SOUND)) == []
+
+
+def add(cell):
+    return lambda notebook: notebook["cells"].append(cell)
+
+
+def metadata(**entries):
+    return lambda notebook: notebook["metadata"].update(entries)
+
+
+def error(notebook):
+    output = {"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}
+    notebook["cells"][1]["outputs"].append(output)
+
+
+def shown(kind, value):
+    data = {"output_type": "display_data", "data": {kind: value}, "metadata": {}}
+    return add(code_cell(5, outputs=[data]))
+
+
+def little_prose(notebook):
+    notebook["cells"][0]["source"] = "word " * 200
+
+
+FAULTS = {
+    "a cell that was not run": (add(code_cell(None)), "execution counts"),
+    "cells run out of order": (add(code_cell(7)), "execution counts"),
+    "a stored error": (error, "code cell 1: a stored error, KeyError"),
+    "widgets": (metadata(widgets={}), "metadata.widgets"),
+    "another kernel": (metadata(kernelspec={"name": "venv"}), "kernelspec is 'venv'"),
+    "no kernel": (metadata(kernelspec={}), "kernelspec is None"),
+    "a picture that is not there": (add(prose_cell("![x](no.png)")), "no.png does not exist"),
+    "an html picture that is not there": (add(prose_cell('<img src="no.png">')), "does not exist"),
+    "a picture from the web": (add(prose_cell("![x](https://a.b/c.png)")), "no local file"),
+    "an html picture from the web": (add(prose_cell("<img src=http://a.b/c>")), "no local file"),
+    "a picture without a scheme": (add(prose_cell("![x](//a.b/c.png)")), "no local file"),
+    "a picture that is not attached": (add(prose_cell("![x](attachment:x.png)")), "not attached"),
+    "a picture from the web in an output": (
+        shown("text/html", "<img src='https://a.b/c'>"),
+        "from elsewhere",
+    ),
+    "an SVG figure": (shown("image/svg+xml", "<svg/>"), "SVG"),
+    "a large file": (shown("text/plain", "x" * LARGEST), "bytes, at most"),
+    "a long cell": (add(code_cell(5, LONG)), "code cell 5: 36 lines, at most 35"),
+    "a long export cell": (
+        add(code_cell(5, LONG + "\n" + LONG, tags=["export:x"])),
+        "code cell 5: 72 lines, at most 50",
+    ),
+    "an ignored output by tag": (add(code_cell(5, "print(1)", tags=[TAG])), "nothing in it is"),
+    "an ignored output by comment": (
+        add(code_cell(5, "# NBVAL_IGNORE_OUTPUT\nprint('assert')")),
+        "nothing in it is asserted",
+    ),
+    "a skipped cell by tag": (add(code_cell(5, tags=["nbval-skip"])), "skipped"),
+    "a skipped cell by comment": (add(code_cell(5, "# NBVAL_SKIP\n1")), "skipped"),
+    "a cell that may raise": (add(code_cell(5, tags=["raises-exception"])), "may raise"),
+    "little prose": (little_prose, "words of prose"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_found_and_nothing_else(tmp_path, name):
+    plant, says = FAULTS[name]
+    notebook = copy.deepcopy(SOUND)
+    plant(notebook)
+    found = faults(write(tmp_path, notebook))
+    assert len(found) == 1 and says in found[0]
+
+
+def test_cells_may_be_long_but_not_most_of_them(tmp_path):
+    notebook = copy.deepcopy(SOUND)
+    notebook["cells"] = [prose_cell(WORDS)]
+    notebook["cells"] += [code_cell(i, "\n".join("x" * 9)) for i in (1, 2, 3)]
+    assert faults(write(tmp_path, notebook)) == ["the median code cell has more than 8 lines"]

@@ -1,0 +1,440 @@
+"""The command line: it hands on what was asked, and fails in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from qwen2_edu import ChatSession, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast, costs
+from qwen2_edu.bpe import train
+from qwen2_edu.chat_templates import QWEN2_TEMPLATE
+from qwen2_edu.cli import app
+from qwen2_edu.generation import generate, stream
+from qwen2_edu.terminal import show_tokens, visible
+from qwen2_edu.verify import Check
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = ["The quick brown fox jumps over the lazy dog; the dog sleeps on."] * 3
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SAMPLING = {
+    "max_new_tokens": 12,
+    "do_sample": True,
+    "temperature": 1.5,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.001,
+    "repetition_penalty": 1.2,
+    "seed": 7,
+}
+SPELLED = (
+    "--max-new-tokens 12 --sample --temperature 1.5 --top-k 40 --top-p 0.95 --min-p 0.001 "
+    "--repetition-penalty 1.2 --seed 7"
+).split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, small_config, randomise):
+    """A small checkpoint with a tokenizer of its own; it never ends an answer by itself."""
+    folder = tmp_path_factory.mktemp("cli") / "small"
+    vocab, merges = train(TEXTS, 256 + 20 + len(SPECIAL), SPECIAL)
+    tokenizer = Qwen2TokenizerFast(
+        vocab,
+        merges,
+        added_tokens=SPECIAL,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        chat_template=QWEN2_TEMPLATE,
+    )
+    tokenizer.save_pretrained(folder)
+    changes = {"vocab_size": len(tokenizer), "max_position_embeddings": 10**6}
+    special = {"bos_token_id": 276, "eos_token_id": None, "pad_token_id": 276}
+    sliding = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64}
+    model = randomise(Qwen2ForCausalLM(small_config(**changes, **special, **sliding)), seed=1)
+    with torch.no_grad():  # speaks ASCII, so that every token shows at once
+        model.lm_head.weight[94:] *= 0.1
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 9}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return Qwen2ForCausalLM.from_pretrained(folder), Qwen2TokenizerFast.from_pretrained(folder)
+
+
+def run(*arguments, stdin=""):
+    return CliRunner().invoke(app, list(map(str, arguments)), input=stdin)
+
+
+def output(*arguments, stdin=""):
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def only_a_sentence(said):
+    assert said.endswith("\n") and said.count("\n") == 1 and "Traceback" not in said, said
+
+
+# --- generate
+
+
+def test_generate_prints_the_answer_that_the_model_gives(folder, loaded):
+    model, tokenizer = loaded
+    ids = tokenizer("The dog", return_tensors="pt").input_ids
+    answer = model.generate(ids)[0, ids.shape[1] :]
+    assert len(answer) == 9, "the checkpoint's own settings hold where the call says nothing"
+    assert output("generate", folder, "The dog") == tokenizer.decode(answer) + "\n"
+
+
+def test_generate_hands_every_setting_on(folder, loaded):
+    model, tokenizer = loaded
+    ids = tokenizer("The fox", return_tensors="pt").input_ids
+    result = run("generate", folder, "The fox", *SPELLED, "--stop", "qq", "--stop", "zz", "-v")
+    expected = "".join(stream(model, tokenizer, ids, **SAMPLING, stop_strings=["qq", "zz"]))
+    assert result.stdout == expected + "\n"
+    for name, value in {**SAMPLING, "stop_strings": ["qq", "zz"], "num_beams": 1}.items():
+        assert f"{name}={value!r}" in result.stderr
+    assert "torch.float32 on cpu" in result.stderr
+    assert "Warning" not in result.stderr
+
+
+def test_generate_says_nothing_on_stderr_unless_asked(folder):
+    assert run("generate", folder, "The fox", *SPELLED).stderr == ""
+
+
+def test_generate_stops_at_a_stop_string(folder):
+    whole = output("generate", folder, "The", "--max-new-tokens", 40)
+    stop = whole[3:5]
+    cut = output("generate", folder, "The", "--max-new-tokens", 40, "--stop", stop)
+    assert len(cut) < len(whole) and stop in cut and cut[:-1] in whole
+
+
+def test_generate_with_beams(folder, loaded):
+    model, tokenizer = loaded
+    ids = tokenizer("The fox", return_tensors="pt").input_ids
+    best = generate(model, ids, num_beams=3, tokenizer=tokenizer)[0, ids.shape[1] :]
+    assert output("generate", folder, "The fox", "--beams", 3) == tokenizer.decode(best) + "\n"
+
+
+def test_generate_reads_the_prompt_from_stdin(folder):
+    assert output("generate", folder, "-", stdin="The dog") == output("generate", folder, "The dog")
+    assert output("generate", folder, "-", stdin=""), "an empty prompt begins with the bos token"
+
+
+def test_generate_casts_as_asked(folder):
+    assert "torch.bfloat16 on cpu" in run("generate", folder, "a", "--dtype=bfloat16", "-v").stderr
+
+
+def test_setting_without_effect_is_one_line_of_warning(folder):
+    result = run("generate", folder, "The", "--temperature", 0.5)
+    assert result.exit_code == 0 and result.stderr.startswith("Warning: no effect: temperature=0.5")
+    only_a_sentence(result.stderr)
+
+
+# --- chat
+
+
+def test_chat_is_a_session(folder, loaded):
+    session = ChatSession(*loaded, "Be brief.", **SAMPLING)
+    expected = [session.send("Hi."), session.send("Why?"), session.regenerate(temperature=1.5)]
+    session.undo()
+    expected.append(session.send("And now?"))
+    session.reset()
+    expected.append(session.send("Hi."))
+    assert expected[0] == expected[-1] != expected[1]
+    typed = "Hi.\nWhy?\n/again\n\n/undo\nAnd now?\n/reset\nHi.\n/exit\nnever read\n"
+    said = output("chat", folder, "--system", "Be brief.", *SPELLED, stdin=typed)
+    assert said == "".join(answer + "\n" for answer in expected)
+
+
+def test_chat_leaves_at_the_end_of_its_input(folder):
+    assert run("chat", folder, stdin="").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "typed, says",
+    [("/undo", "nothing was asked yet"), ("/rest", "/undo, /again, /reset and /exit")],
+)
+def test_chat_explains_what_it_cannot_do_and_goes_on(folder, typed, says):
+    result = run("chat", folder, stdin=f"{typed}\nHi.\n")
+    assert result.exit_code == 0 and len(result.stdout) > 1 and says in result.stderr
+    only_a_sentence(result.stderr)
+
+
+def test_chat_without_a_template_is_refused_at_once(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    result = run("chat", tmp_path)
+    assert result.exit_code == 1 and "no chat template" in result.stderr
+    only_a_sentence(result.stderr)
+
+
+# --- tokenize
+
+
+def test_tokenize_into_a_pipe_is_id_tab_token(goldens):
+    text = "你好, Qwen!a\n\t🎉 \\ <|im_end|>"
+    lines = output("tokenize", text).splitlines()
+    ids, pieces = zip(*(line.split("\t") for line in lines), strict=True)
+    assert [int(i) for i in ids[:5]] == [108386, 11, 1207, 16948, 0] and ids[-1] == "151645"
+    assert pieces[:5] == ("你好", ",", " Q", "wen", "!") and pieces[-1] == "<|im_end|>"
+    spelled = "".join(pieces).encode().decode("unicode_escape").encode("latin-1")
+    assert spelled.decode() == text
+
+
+@pytest.mark.parametrize("stdin", [True, False])
+def test_tokenize_prints_ids_alone(stdin):
+    text = "你好, Qwen!"
+    asked = ("tokenize", "--ids") if stdin else ("tokenize", text, "--ids", "--model", "qwen2")
+    assert output(*asked, stdin=text) == "108386 11 1207 16948 0\n"
+
+
+def test_tokenize_can_read_control_tokens_as_text(folder):
+    assert output("tokenize", "<|im_end|>", "--ids") == "151645\n"
+    assert output("tokenize", "<|im_end|>", "--ids", "--special") == "151645\n"
+    assert output("tokenize", "<|im_end|>", "--ids", "--no-special") == "27 91 318 6213 91 29\n"
+    assert output("tokenize", "<|im_end|>", "--ids", "-m", folder) == "278\n"
+
+
+def test_tokenize_in_colour(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in {"TERM": "xterm", "COLORTERM": "", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show_tokens([(7, b"a b", False), (8, b"\n", False), (9, b"\xe4", False), (5, b"<|x|>", True)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.count("\x1b[") == 8 and "a·b" in first and "\\n" in first and "7 " in first
+    assert "\\xe4" in second and "<|x|>" in second and "\x1b[30;103m<|x|>" in second
+
+
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (b" \t\n", " \\t\\n"),
+        ("né 好".encode(), "né 好"),
+        ("🎉".encode()[:2], "\\xf0\\x9f"),
+        (b"\\n", "\\\\n"),
+        ("\x1b[2J\u200b".encode(), "\\x1b[2J\\u200b"),
+    ],
+)
+def test_visible_shows_everything_and_acts_on_nothing(data, text):
+    assert visible(data) == text
+
+
+# --- info, download, verify
+
+
+def test_info_of_a_release_needs_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("info", "Qwen2-7B")
+    said = " ".join(result.stdout.split())
+    assert "total 7,615,616,512" in said and "non-embedding 6,525,621,760" in said
+    assert "weights 30,462.47 MB 15,231.23 MB" in said  # 4 and 2 bytes a number
+    assert "28 full layers 114.69 MB 57.34 MB" in said  # 28 * 2 * 4 * 128 * 1000
+    assert "layers that slide none" in said
+    assert "built-in table" in result.stderr
+    assert run("info", "Qwen/Qwen2-7B").stdout == result.stdout
+
+
+def test_info_of_a_folder_reads_no_weights(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = (folder / "config.json").read_text()
+    release = tmp_path / "Qwen2-7B"  # a folder wins over the table of releases
+    release.mkdir()
+    (release / "config.json").write_text(config)
+    result = run("info", "Qwen2-7B")
+    said = " ".join(result.stdout.split())
+    assert result.exit_code == 0 and result.stderr == ""
+    assert "layers that slide 1, 2 their window 64 tokens" in said
+    assert "1 full layers 0.13 MB 0.06 MB" in said  # 2 * 2 * 8 * 1000 numbers
+    assert "at most, 64 tokens 0.02 MB 0.01 MB" in said  # 2 layers * 2 * 2 * 8 * 64 numbers
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_costs_add_up(small_config, tied):
+    config = small_config(tie_word_embeddings=tied)
+    parts = costs.parameters_by_part(config)
+    E, F, V, layers, D, H, G = 48, 80, 97, 3, 8, 6, 2
+    projections = E * (H + 2 * G) * D + (H + 2 * G) * D + H * D * E
+    assert parts == {
+        "embedding": V * E,
+        "attention": layers * projections,
+        "MLP": layers * 3 * E * F,
+        "norms": (2 * layers + 1) * E,
+        "head": 0 if tied else V * E,
+    }
+
+
+def test_cache_of_sliding_layers_stops_growing(small_config):
+    config = small_config(use_sliding_window=True, max_window_layers=2, sliding_window=16)
+    per_token = 2 * 2 * 8  # key and value, G heads, width D
+    for tokens, kept in [(1, 1), (16, 16), (17, 16), (1000, 16)]:
+        found = costs.cache_by_kind(config, tokens)
+        assert found == {
+            "full_attention": 2 * per_token * tokens,
+            "sliding_attention": per_token * kept,
+        }
+    assert costs.cache_by_kind(Qwen2Config(sliding_window=None), 10)["sliding_attention"] == 0
+
+
+def test_download_prints_the_folder(folder):
+    assert output("download", folder) == f"{folder}\n"
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_verify_answers_by_its_exit_code(monkeypatch, last):
+    asked = {}
+
+    def checks(name, **options):
+        asked.update(options, name=name)
+        yield Check("files", True, "[as published]")
+        yield Check("logits", last, "x" * 200)
+
+    monkeypatch.setattr("qwen2_edu.verify.checks", checks)
+    result = run("verify", "some/model", "--known-as", "it", "--goldens", "f.json")
+    assert asked == {
+        "name": "some/model",
+        "known_as": "it",
+        "goldens": Path("f.json"),
+        "device": "cpu",
+    }
+    assert result.exit_code == (0 if last else 1)
+    first, second = result.stdout.splitlines()
+    assert first == "PASS  files       [as published]"
+    assert second == f"{'PASS' if last else 'FAIL'}  logits      " + "x" * 200
+
+
+def test_verify_of_an_unknown_model_fails(folder):
+    result = run("verify", folder)
+    assert result.exit_code == 1 and result.stdout.startswith("FAIL  found ")
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        ("", 2, "Missing command"),
+        ("speak", 2, "No such command 'speak'"),
+        ("generate", 2, "Missing argument 'MODEL'"),
+        ("generate FOLDER", 2, "Missing argument 'PROMPT'"),
+        ("generate FOLDER x --tempo 3", 2, "--tempo"),
+        ("generate FOLDER x --top-k many", 2, "--top-k"),
+        ("generate FOLDER x --sample --top-p 7", 1, "top_p must be in (0, 1], not 7.0"),
+        ("generate FOLDER x --max-new-tokens 0", 1, "max_new_tokens must be a positive integer"),
+        ("generate FOLDER x --beams 2 --sample", 1, "num_beams=2"),
+        ("generate FOLDER x --dtype int3", 1, "not 'int3'"),
+        ("generate FOLDER x --device nowhere", 1, "'nowhere' is no device"),
+        ("generate Qwen3 x", 1, "'Qwen3' is neither"),
+        ("generate qwen2 x", 1, "tokenizer only"),
+        ("generate ./nowhere x", 1, "there is no folder './nowhere'"),
+        ("chat nobody/nothing", 1, "downloads are off"),
+        ("chat FOLDER --sample --temperature -1", 1, "temperature must be above 0"),
+        ("tokenize x --model ./nowhere", 1, "there is no folder './nowhere'"),
+        ("info ./nowhere", 1, "there is no folder './nowhere'"),
+        ("info Qwen2-8B", 1, "'Qwen2-8B' is neither"),
+        ("download FOLDER --revision main", 1, "is local"),
+        ("download ./nowhere", 1, "there is no folder './nowhere'"),
+    ],
+)
+def test_failures_are_one_sentence(folder, arguments, code, says):
+    result = run(*(str(folder) if word == "FOLDER" else word for word in arguments.split()))
+    assert result.exit_code == code and result.stdout == ""
+    assert result.stderr.startswith("Error: ") and says in result.stderr
+    only_a_sentence(result.stderr)
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["chat"]])
+@pytest.mark.parametrize("fault", ["cut short", "gone", "config"])
+def test_unreadable_checkpoint(folder, tmp_path, command, fault):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if fault == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif fault == "gone":
+        weights.unlink()
+    else:
+        config.write_text("{")
+    result = run(command[0], tmp_path, *command[1:])
+    assert result.exit_code == 1
+    assert ("config.json" if fault == "config" else "model.safetensors") in result.stderr
+    only_a_sentence(result.stderr)
+
+
+def test_our_own_bugs_are_not_hidden(folder, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("qwen2_edu.generation.stream", broken)
+    assert isinstance(run("generate", folder, "x").exception, KeyError)
+
+
+def test_ctrl_c_while_generating(folder, monkeypatch):
+    def interrupted(*_, **__):
+        yield "abc"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen2_edu.generation.stream", interrupted)
+    result = run("generate", folder, "x")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "abc", "Interrupted\n")
+
+
+# --- real processes
+
+
+def start(*arguments, **environment):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-m", "qwen2_edu", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_network(tmp_path_factory):
+    """Someone who wants to download and cannot; started early, as Python takes its time."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        hub = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    home = str(tmp_path_factory.mktemp("hub"))
+    process = start("download", "some/model", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub, HF_HOME=home)
+    yield hub, process
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_stops_an_answer_and_then_the_chat(folder):
+    process = start("chat", folder, "--max-new-tokens", 900000)
+    try:
+        process.stdin.write(b"Hi.\n")
+        process.stdin.flush()
+        said = process.stdout.read(3)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        while not said.endswith(b" [stopped]\n"):
+            said += process.stdout.read(1) or pytest.fail(f"it ended with {said[-100:]}")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, rest, errors) == (130, b"", b"Interrupted\n")
+
+
+def test_closed_network_is_one_sentence(closed_network):
+    hub, process = closed_network
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and said == b""
+    only_a_sentence(errors.decode())
+    assert hub in errors.decode() and "'some/model'" in errors.decode()
