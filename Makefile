@@ -49,9 +49,9 @@ notebooks: $(STAMP) ## run every notebook and store its outputs, which are what 
 bench: $(STAMP) ## measure, beside transformers, tokenizers and tiktoken in the same run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) "$$script" || exit 1; done
 
-verify-released: $(STAMP) ## MODEL=Qwen/Qwen2-0.5B: compare released weights with recorded facts
+verify-released: $(STAMP) ## MODEL=Qwen/Qwen2-0.5B: compare weights with recorded facts (or GOLDENS=file)
 	@[ -n "$(MODEL)" ] || { echo "Say which model: make verify-released MODEL=Qwen/Qwen2-0.5B"; exit 2; }
-	@$(RUN) -m qwen2_edu.verify "$(MODEL)"
+	@$(RUN) -m qwen2_edu.verify "$(MODEL)" $(if $(GOLDENS),--goldens "$(GOLDENS)")
 
 test-cuda: $(STAMP) ## parity and generation on a GPU; fails without one
 	@$(RUN) -c 'import torch, sys; torch.cuda.is_available() or sys.exit( \

@@ -146,8 +146,7 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def ranks_of(merges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
-    """Which rank does each token have? The reverse of `merges_of`, for vocabularies stored as
-    merges.
+    """Which rank does each token have, given the merges? The reverse of `merges_of`.
 
     Only the 256 bytes and the tokens that merges make have a rank: no other is ever produced.
     Ranks alone say as much as the merges if every merge is the one that the bytes of its token lead
@@ -228,9 +227,7 @@ def train(
     frequency = list(counts.values())
 
     pair_count: Counter[tuple[int, int]] = Counter()
-    where: defaultdict[tuple[int, int], set[int]] = defaultdict(
-        set
-    )  # pair -> words that may hold it
+    where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)  # words that may hold a pair
     for w, word in enumerate(words):
         for pair in zip(word, word[1:], strict=False):
             pair_count[pair] += frequency[w]

@@ -144,6 +144,11 @@ class Cache:
         """Tokens read so far, padding included."""
         return int(self.length)
 
+    def key_positions(self, kind: str) -> Tensor:
+        """The position of each key that layers of a kind hold, (B, S); -1 = padding or empty."""
+        stored = self.positions[kind].data[:, 0, :, 0]
+        return stored if isinstance(self, StaticCache) else stored[:, : self.get_seq_length()]
+
     def crop(self, length: int) -> None:
         """Forget the tokens from position `length` on.
 

@@ -3,6 +3,7 @@
 with capture(model) as record:
     model(input_ids)
 record.attentions[layer]  # (B, H, T, S)
+record.hidden_states[layer]  # (B, T, E)
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ from .attention import Qwen2Attention, attention_weights, weighted_values
 
 @dataclass
 class Record:
-    """What a captured pass left behind, one entry per layer and pass, in the order they ran.
+    """What the captured passes left behind, in the order they ran.
 
-    attentions: (B, H, T, S) each, after softmax (and before dropout). The S keys of a sliding layer
-        that decodes from a full ring stand in slot order; `key_positions` of the cache tells which
-        is which.
+    attentions: for each pass and layer (B, H, T, S), after softmax and before dropout. Where a
+        sliding layer decodes from a full ring, its keys stand in slot order, which
+        `Cache.key_positions` tells.
+    hidden_states: for each pass layers + 1 tensors (B, T, E), the residual stream before the first
+        block and after each. (`output_hidden_states` shows the last one after the final norm.)
     """
 
     attentions: list[Tensor] = field(default_factory=list)
+    hidden_states: list[Tensor] = field(default_factory=list)
 
 
 @contextmanager
 def capture(model: nn.Module) -> Iterator[Record]:
-    """Record the attention weights of every layer of `model`, whatever its backend, while the block
-    runs.
+    """Record what happens inside `model` while the `with` block runs.
 
-    The backend of each layer is swapped for the eager formula, which keeps its weights, and put
-    back at the end, also after an error. Results change by rounding alone.
+    The backend of each layer, whichever it is, is swapped for the eager formula, which keeps its
+    weights, and put back at the end, also after an error. Results change by rounding alone.
 
     Raises:
         ValueError: the model is compiled (its graph would not see the swap) or has no attention
@@ -58,7 +61,16 @@ def capture(model: nn.Module) -> Iterator[Record]:
         record.attentions.append(weights)
         return weighted_values(drop(weights, dropout) if dropout else weights, v)
 
+    def before_first(block: nn.Module, inputs: tuple) -> None:
+        record.hidden_states.append(inputs[0])
+
+    def after_each(block: nn.Module, inputs: tuple, output: Tensor) -> None:
+        record.hidden_states.append(output)
+
+    blocks = [block for block in model.modules() if set(block.children()) & set(layers)]
     backends = [layer.attend for layer in layers]
+    hooks = [blocks[0].register_forward_pre_hook(before_first)] if blocks else []
+    hooks += [block.register_forward_hook(after_each) for block in blocks]
     try:
         for layer in layers:
             layer.attend = recording
@@ -66,3 +78,5 @@ def capture(model: nn.Module) -> Iterator[Record]:
     finally:
         for layer, backend in zip(layers, backends, strict=True):
             layer.attend = backend
+        for hook in hooks:
+            hook.remove()

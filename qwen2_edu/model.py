@@ -183,8 +183,9 @@ class Qwen2Model(Qwen2PreTrainedModel):
         positions = slots
         if attention_mask is not None:
             real = _new_columns(attention_mask, B, T, start)
-            pads = pads + (~real).cumsum(-1)  # (B, T)
-            positions = slots.where(real, -1)
+            if torch.compiler.is_compiling() or not real.all():  # all real is the faster case
+                pads = pads + (~real).cumsum(-1)  # (B, T)
+                positions = slots.where(real, -1)
         if position_ids is None:
             position_ids = (slots - pads).clamp(min=0)
         elif position_ids.shape[-1] != T or position_ids.shape[0] not in (1, B):

@@ -17,9 +17,7 @@ class Qwen2Tokenizer(TokenizerBase):
     The arguments are those of `TokenizerBase`.
     """
 
-    CACHE_PIECES = (
-        100_000  # then start anew: memory stays bounded, and what is frequent is soon back
-    )
+    CACHE_PIECES = 100_000  # then start anew: memory stays bounded, the frequent is soon back
     CACHE_PIECE_LENGTH = 100
 
     def __init__(self, *args: Any, **options: Any):

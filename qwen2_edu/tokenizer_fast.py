@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import regex
-
 from .bpe import PATTERN, merge, split
 from .tokenizer_base import TokenizerBase
 
-# tiktoken's regular expressions give up on a run of a million white space characters.
-_ENDLESS_SPACE = regex.compile(r"\s{500000}")
+# tiktoken's regular expressions give up on a run of a million white space characters. A run of half
+# a million already fills one of the blocks of this size that a text is cut into.
+_BLOCK = 250_000
 
 
 class Qwen2TokenizerFast(TokenizerBase):
@@ -39,11 +38,10 @@ class Qwen2TokenizerFast(TokenizerBase):
         self._id_of_rank = None if same else {r: self.vocab[t] for t, r in self._ranks.items()}
 
     def _encode_text(self, text: str) -> list[int]:
-        if len(text) >= 500_000 and _ENDLESS_SPACE.search(text):
-            tokens = [
-                token for piece in split(text) for token in merge(piece.encode(), self._ranks)
-            ]
-            return [self.vocab[token] for token in tokens]
+        starts = range(0, len(text) - _BLOCK + 1, _BLOCK)
+        if any(text[i : i + _BLOCK].isspace() for i in starts):
+            pieces = (merge(piece.encode(), self._ranks) for piece in split(text))
+            return [self.vocab[token] for tokens in pieces for token in tokens]
         ranks = self._engine.encode_ordinary(text)
         if self._id_of_rank is None:
             return ranks

@@ -83,6 +83,8 @@ def faults_of_code(cell: dict) -> list[str]:
         found.append("its output is ignored, and nothing in it is asserted")
     if set(tags) & set(OTHER_TAGS) or OTHER_MARKS.search(source):
         found.append("it is skipped, or may raise")
+    if source.rstrip().endswith(";"):
+        found.append("it ends in a semicolon, which nbval drops: the value would be shown")
     return found
 
 
@@ -134,7 +136,7 @@ def code_cell(count, source="print(1)", tags=(), outputs=()):
 
 
 LONG = "\n".join(f"x{i} = {i}" for i in range(36))
-WORDS = "word " * 300
+WORDS = "word " * 800
 SOUND = {
     "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     "nbformat": 4,
@@ -179,7 +181,7 @@ def shown(kind, value):
 
 
 def little_prose(notebook):
-    notebook["cells"][0]["source"] = "word " * 200
+    notebook["cells"][0]["source"] = "word " * 100
 
 
 FAULTS = {
@@ -214,6 +216,7 @@ FAULTS = {
     "a skipped cell by tag": (add(code_cell(5, tags=["nbval-skip"])), "skipped"),
     "a skipped cell by comment": (add(code_cell(5, "# NBVAL_SKIP\n1")), "skipped"),
     "a cell that may raise": (add(code_cell(5, tags=["raises-exception"])), "may raise"),
+    "a value hidden by a semicolon": (add(code_cell(5, "f(1);\n")), "semicolon"),
     "little prose": (little_prose, "words of prose"),
 }
 

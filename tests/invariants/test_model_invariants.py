@@ -78,6 +78,17 @@ def test_whole_mask_and_mask_of_new_columns_agree(models, stack):
             assert torch.equal(a, b)
 
 
+def test_a_mask_of_ones_is_no_mask(models):
+    """What a tokenizer sends along with a single text must not cost the fast path."""
+    model, ids = models["full"], torch.randint(3, 97, (2, 9))
+    masks = []
+    attention = model.model.layers[0].self_attn
+    with attention.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[3])):
+        with torch.no_grad():
+            assert torch.equal(model(ids, torch.ones_like(ids)).logits, model(ids).logits)
+    assert masks == [None, None]
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_each_row_counts_its_own_real_tokens(models, kind):
     """Rotation cannot tell a shift of a whole row, so look at the positions themselves."""
@@ -119,11 +130,36 @@ def test_capture_changes_nothing_and_leaves_nothing(small_config, randomise, bac
         assert torch.equal(model(ids).logits, plain)
     assert [layer.self_attn.attend for layer in model.model.layers] == before
     assert len(record.attentions) == config.num_hidden_layers
+    with torch.no_grad():
+        shown = model(ids, output_hidden_states=True).hidden_states
+    assert len(record.hidden_states) == len(shown) == config.num_hidden_layers + 1
+    for mine, other in zip(record.hidden_states[:-1], shown[:-1], strict=True):
+        close(mine, other)
+    close(model.model.norm(record.hidden_states[-1]), shown[-1])
     for weights in record.attentions:
         close(weights.sum(-1), torch.ones(2, 6, 3 * W), 1e-6)
     with pytest.raises(RuntimeError), capture(model):
         raise RuntimeError("stopped in the middle")
     assert [layer.self_attn.attend for layer in model.model.layers] == before
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_captured_steps_from_a_ring_equal_the_whole_map(models, kind):
+    """Put into the order of their positions, the weights of each step are a row of the full map."""
+    model, ids = models["sliding"], torch.randint(3, 97, (1, 12))
+    cache = make_cache(kind, model)
+    with torch.no_grad():
+        with capture(model) as whole:
+            model(ids)
+        for t in range(12):
+            with capture(model) as step:
+                model(ids[:, t : t + 1], past_key_values=cache)
+            positions = cache.key_positions("sliding_attention")[0]
+            assert positions.max() == t and positions.tolist().count(t) == 1
+            for mine, full in zip(step.attentions, whole.attentions, strict=True):
+                real = positions >= 0
+                close(mine[0, :, 0, real], full[0, :, t, positions[real]], 1e-5)
+    assert not model.model.layers[0]._forward_hooks
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])

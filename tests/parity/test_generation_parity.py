@@ -286,10 +286,10 @@ def test_repetition_penalty_is_transformers(penalty):
         assert torch.equal(
             ours.repetition_penalty(logits, ours.seen_tokens(ids, 97), penalty), reference
         )
-        ignore = theirs.RepetitionPenaltyLogitsProcessor(
-            penalty, prompt_ignore_length=mask.argmax(1)
-        )
-        reference = ignore(ids, logits.clone())
+        processor = theirs.RepetitionPenaltyLogitsProcessor(penalty)
+        rows = zip(ids, mask.bool(), logits, strict=True)
+        alone = [processor(row[real][None], scores[None].clone()) for row, real, scores in rows]
+        reference = torch.cat(alone)  # what a row's padding holds must not count
         assert torch.equal(
             ours.repetition_penalty(logits, ours.seen_tokens(ids, 97, mask), penalty), reference
         )

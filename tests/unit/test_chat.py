@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2_edu import chat
-from qwen2_edu.chat_templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
+from qwen2_edu.added_tokens import AddedToken
+from qwen2_edu.chat_templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE, render
 from qwen2_edu.tokenizer import Qwen2Tokenizer
-from qwen2_edu.tokenizer_base import AddedToken
 
 common = settings(deadline=None, max_examples=150, derandomize=True)
 TEMPLATES = {"qwen2": QWEN2_TEMPLATE, "qwen2.5": QWEN2_5_TEMPLATE}
@@ -111,7 +111,7 @@ def test_plain_python_writes_what_the_template_of_qwen2_5_writes(conversation, t
     conversation = chat.check_messages(conversation)
     if "content" not in conversation[0] and conversation[0]["role"] == "system":
         return
-    expected = chat.render(QWEN2_5_TEMPLATE, conversation, tools, prompt)
+    expected = render(QWEN2_5_TEMPLATE, conversation, tools, prompt)
     system = chat.DEFAULT_SYSTEM["qwen2.5"]
     assert chat.render_chatml(conversation, tools, prompt, default_system=system) == expected
 
@@ -203,7 +203,7 @@ def test_every_field_stays_text(qwen2_5, content, name, key, value, description)
     added = set(qwen2_5.get_added_vocab().values())
     assert [i for i in ids if i in added] == [i for i in expected if i in added]
     text = qwen2_5.apply_chat_template(typed[0], typed[1], tokenize=False)
-    assert text == chat.render(QWEN2_5_TEMPLATE, typed[0], typed[1])
+    assert text == render(QWEN2_5_TEMPLATE, typed[0], typed[1])
     assert unicodedata.normalize("NFC", qwen2_5.decode(ids)) == unicodedata.normalize("NFC", text)
 
 

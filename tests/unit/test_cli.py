@@ -19,7 +19,7 @@ from qwen2_edu.bpe import train
 from qwen2_edu.chat_templates import QWEN2_TEMPLATE
 from qwen2_edu.cli import app
 from qwen2_edu.generation import generate, stream
-from qwen2_edu.terminal import show_tokens, visible
+from qwen2_edu.terminal import show_table, show_tokens, visible
 from qwen2_edu.verify import Check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +263,11 @@ def test_info_of_a_folder_reads_no_weights(folder, tmp_path, monkeypatch):
     assert "at most, 64 tokens 0.02 MB 0.01 MB" in said  # 2 layers * 2 * 2 * 8 * 64 numbers
 
 
+def test_table_shows_brackets_as_they_are(capsys):
+    show_table(["[a]", "[b]"], [["[c]", "[red]d"]])
+    assert capsys.readouterr().out.split() == ["[a]", "[b]", "[c]", "[red]d"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_costs_add_up(small_config, tied):
     config = small_config(tie_word_embeddings=tied)
@@ -294,14 +299,15 @@ def test_download_prints_the_folder(folder):
     assert output("download", folder) == f"{folder}\n"
 
 
-@pytest.mark.parametrize("last", [True, False])
-def test_verify_answers_by_its_exit_code(monkeypatch, last):
+@pytest.mark.parametrize("ok", [True, False])
+def test_verify_answers_by_its_exit_code(monkeypatch, ok):
     asked = {}
 
     def checks(name, **options):
         asked.update(options, name=name)
         yield Check("files", True, "[as published]")
-        yield Check("logits", last, "x" * 200)
+        yield Check("logits", ok, "x" * 200)
+        yield Check("greedy", True, "'Hi'")
 
     monkeypatch.setattr("qwen2_edu.verify.checks", checks)
     result = run("verify", "some/model", "--known-as", "it", "--goldens", "f.json")
@@ -311,10 +317,10 @@ def test_verify_answers_by_its_exit_code(monkeypatch, last):
         "goldens": Path("f.json"),
         "device": "cpu",
     }
-    assert result.exit_code == (0 if last else 1)
-    first, second = result.stdout.splitlines()
+    assert result.exit_code == (0 if ok else 1)
+    first, second, _ = result.stdout.splitlines()
     assert first == "PASS  files       [as published]"
-    assert second == f"{'PASS' if last else 'FAIL'}  logits      " + "x" * 200
+    assert second == f"{'PASS' if ok else 'FAIL'}  logits      " + "x" * 200
 
 
 def test_verify_of_an_unknown_model_fails(folder):
@@ -374,6 +380,17 @@ def test_unreadable_checkpoint(folder, tmp_path, command, fault):
     assert result.exit_code == 1
     assert ("config.json" if fault == "config" else "model.safetensors") in result.stderr
     only_a_sentence(result.stderr)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+def test_trouble_of_the_machine_is_one_sentence(folder, monkeypatch, kind):
+    def out_of_memory(*_, **__):
+        raise kind("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr("qwen2_edu.generation.stream", out_of_memory)
+    result = run("generate", folder, "x")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: CUDA out of memory. Tried to allocate 2 GiB\n"
 
 
 def test_our_own_bugs_are_not_hidden(folder, monkeypatch):

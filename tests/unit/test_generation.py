@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from qwen2_edu import DynamicCache, GenerationConfig, Qwen2ForCausalLM, Qwen2Tokenizer, StaticCache
 from qwen2_edu.generation import effective_settings, generate, stream, stream_ids
@@ -336,6 +337,10 @@ def hf_byte_tokenizer(merged=""):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.21"),
+    reason="older transformers count padding as repeated tokens",
+)
 def test_stop_strings_end_rows_where_transformers_ends_them(ascii_model, tokenizer, small_config):
     config = transformers.Qwen2Config(**ascii_model.config.to_dict())
     twin = transformers.Qwen2ForCausalLM(config)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import qwen2_edu
+from qwen2_edu.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(<!-- needs the hub -->\n)?```python\n(.*?)```", README, re.DOTALL)
 OFFLINE = [code for needs_hub, code in BLOCKS if not needs_hub]
 WITH_HUB = [code for needs_hub, code in BLOCKS if needs_hub]
+COMMANDS = re.findall(r"^\.venv/bin/python -m qwen2_edu (.+)$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", OFFLINE)
@@ -56,3 +60,16 @@ def test_files_and_commands_that_are_named_exist(name):
     assert commands
     for line_start, quoted in commands:
         assert (line_start or quoted) in targets, f"{name} names make {line_start or quoted}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_lines_run(command):
+    result = CliRunner().invoke(app, shlex.split(command, comments=True))
+    assert result.exit_code == 0 and result.stdout
+
+
+def test_every_file_of_the_package_has_its_place_in_the_table():
+    assert COMMANDS, "no command line is shown"
+    named = re.findall(r"`(qwen2_edu/[\w.]+)`", README.split("## Where things live")[1])
+    files = [f"qwen2_edu/{path.name}" for path in (ROOT / "qwen2_edu").iterdir() if path.is_file()]
+    assert set(named) == set(files)

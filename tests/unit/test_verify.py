@@ -284,27 +284,32 @@ def test_answers_come_as_they_are_known(stand_in, tmp_path):
     assert first.name == "files" and not first.ok
 
 
-def test_command_line(stand_in, tmp_path):
-    """The very command behind `make verify-released`, in a process of its own."""
+def make_verify(folder, *more):
+    """`make verify-released` as it stands, but for the environment it would build first."""
+    command = ["make", "verify-released", f"MODEL={folder}", "STAMP=", f"RUN={sys.executable}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [*command, *more], cwd=root, capture_output=True, text=True, env=environment
+    )
+
+
+def test_make_verify_released(stand_in, tmp_path):
+    """Right passes; one flipped bit of one weight fails."""
     folder, facts, _ = stand_in
     goldens = tmp_path / "goldens.json"
     goldens.write_text(json.dumps({"models": {folder.name: facts}}))
-    command = [sys.executable, "-m", "qwen2_edu.verify", folder, "--goldens", goldens]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    for expected in (0, 1):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == expected, done.stdout + done.stderr
-        assert ("verified, 5 of 5" if expected == 0 else "FAILED, 4 of 5") in done.stdout
+    for passes in (True, False):
+        done = make_verify(folder, f"GOLDENS={goldens}")
+        assert (done.returncode == 0) == passes, done.stdout + done.stderr
+        assert ("verified, 5 of 5" if passes else "FAILED, 4 of 5") in done.stdout
         assert "Traceback" not in done.stderr
         flip(folder, bit=0)
 
 
-def test_make_target(stand_in):
-    """`make verify-released` as it stands, but for the environment it would build first."""
+def test_make_verify_released_without_facts(stand_in):
     folder = stand_in[0]
-    command = ["make", "verify-released", f"MODEL={folder}", "STAMP=", f"RUN={sys.executable}"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = make_verify(folder)
     assert done.returncode != 0  # the published facts know no stand-in
     assert f"no facts are recorded for '{folder}'" in done.stdout
     assert done.stdout.endswith("FAILED, 0 of 1 checks\n")
