@@ -69,8 +69,9 @@ def test_bf16(twins, small_config, stack, backend):
     with torch.no_grad():
         a, b = ours(ids).logits, theirs(ids).logits
     assert a.dtype == b.dtype == torch.bfloat16
-    # Eight bits of mantissa: the same roundings in the same places, but for the order of sums
-    # inside a kernel.
+    # Eight bits of mantissa, so a rounding in another place shows in most logits. Where this was
+    # written not one bit differs; another processor may add in another order here and there.
+    assert (a == b).float().mean() > 0.9
     close(a.float(), b.float(), 0.06)
 
 
