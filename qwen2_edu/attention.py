@@ -41,7 +41,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
         scores = scores + mask
     elif T > 1:
         future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(future, torch.finfo(scores.dtype).min)
     return softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
 
 

@@ -15,7 +15,11 @@ from .config import Qwen2Config
 
 
 class Growing:
-    """Columns appended to a tensor (B, G, S, D); a ring once `window` columns are full."""
+    """Columns appended to a tensor (B, G, S, D); a ring once `window` columns are full.
+
+    With a window of 3, tokens 0 … 4 one at a time leave the slots [3, 4, 2]. Reading 3 and 4 at
+    once from [0, 1, 2], token 3 still sees 1 and 2, so all of [0, 1, 2, 3, 4] is answered first.
+    """
 
     def __init__(self, window: int | None = None):
         self.window, self.data = window, None
@@ -27,15 +31,16 @@ class Growing:
             Every column that a query among the new tokens may need, (B, G, S, D).
         """
         T, end, limit = new.shape[2], start + new.shape[2], self.window
+        if start == 0 and (limit is None or end <= limit):
+            self.data = new
+            return new
+        if start > 0 and (new.requires_grad or self.data.requires_grad):
+            self.data = self.data.clone()  # the backward pass needs the old one unchanged
         if limit is None or end <= limit:
-            if start == 0:
-                self.data = new
-                return new
             self._grow(start, end)
             self.data[:, :, start:end] = new
             return self.data[:, :, :end]
         if T == 1:
-            self._grow(limit, limit)
             self.data[:, :, start % limit] = new[:, :, 0]
             return self.data
         # Early queries of this chunk still see what its late tokens overwrite: answer, then store.
@@ -119,7 +124,7 @@ class Cache:
         """
         if not torch.compiler.is_compiling():  # a compiled step cannot look
             self._check_room(*positions.shape)
-        columns = positions[:, None, :, None]  # (B, 1, T, 1): stored as keys and values are
+        columns = positions[:, None, :, None].contiguous()  # (B, 1, T, 1): stored like the keys
         placed = {kind: p.append(columns, self.length) for kind, p in self.positions.items()}
         return {kind: kept[:, 0, :, 0] for kind, kept in placed.items()}
 
@@ -145,7 +150,13 @@ class Cache:
         return int(self.length)
 
     def key_positions(self, kind: str) -> Tensor:
-        """The position of each key that layers of a kind hold, (B, S); -1 = padding or empty."""
+        """The position of each key that layers of a kind hold, (B, S); -1 = padding or empty.
+
+        Raises:
+            ValueError: nothing was read yet, or the model has no such layers.
+        """
+        if kind not in self.positions or self.positions[kind].data is None:
+            raise ValueError(f"this cache holds no keys of {kind!r}; it has {list(self.positions)}")
         stored = self.positions[kind].data[:, 0, :, 0]
         return stored if isinstance(self, StaticCache) else stored[:, : self.get_seq_length()]
 
@@ -165,14 +176,22 @@ class Cache:
                     f"cannot crop {now} tokens to {length}: {kind} layers keep the last {window} "
                     "alone, older ones are overwritten; start a new cache"
                 )
+        self._recount_pads(length)
         for columns in self._all_columns():
             columns.crop(length)
         self.advance(length - now)
 
+    def _recount_pads(self, length: int) -> None:
+        """How many of the first `length` tokens are padding? No ring has wrapped yet."""
+        if isinstance(self.pads, Tensor) and length < self.get_seq_length():
+            first = next(iter(self.positions.values())).data[:, 0, :length, 0]
+            self.pads = (first < 0).sum(-1, keepdim=True) if length else 0
+
     def reorder(self, rows: Tensor) -> None:
         """Make row i what row rows[i] was (beam search); rows may repeat, (B',)."""
         for columns in self._all_columns():
-            columns.data = columns.data.index_select(0, rows)
+            if columns.data is not None:
+                columns.data = columns.data.index_select(0, rows)
         if isinstance(self.pads, Tensor):
             self.pads = self.pads.index_select(0, rows)
 

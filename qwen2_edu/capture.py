@@ -22,9 +22,10 @@ from .attention import Qwen2Attention, attention_weights, weighted_values
 class Record:
     """What the captured passes left behind, in the order they ran.
 
-    attentions: for each pass and layer (B, H, T, S), after softmax and before dropout. Where a
-        sliding layer decodes from a full ring, its keys stand in slot order, which
-        `Cache.key_positions` tells.
+    attentions: for each pass and layer (B, H, T, S), after softmax and before dropout; the layers
+        of pass n begin at [n * layers]. Where a sliding layer decodes from a full ring, its keys
+        stand in slot order, which `Cache.key_positions` tells. Rows of padding mean nothing: a
+        query that sees no key spreads evenly over all.
     hidden_states: for each pass layers + 1 tensors (B, T, E), the residual stream before the first
         block and after each. (`output_hidden_states` shows the last one after the final norm.)
     """
@@ -68,14 +69,20 @@ def capture(model: nn.Module) -> Iterator[Record]:
         record.hidden_states.append(output)
 
     blocks = [block for block in model.modules() if set(block.children()) & set(layers)]
+    # Checkpointing would run each block again in the backward pass, and record it again.
+    trunks = [part for part in model.modules() if vars(part).get("gradient_checkpointing")]
     backends = [layer.attend for layer in layers]
     hooks = [blocks[0].register_forward_pre_hook(before_first)] if blocks else []
     hooks += [block.register_forward_hook(after_each) for block in blocks]
     try:
         for layer in layers:
             layer.attend = recording
+        for trunk in trunks:
+            trunk.gradient_checkpointing = False
         yield record
     finally:
+        for trunk in trunks:
+            trunk.gradient_checkpointing = True
         for layer, backend in zip(layers, backends, strict=True):
             layer.attend = backend
         for hook in hooks:

@@ -29,6 +29,7 @@ def apply_chat_template(
     return_tensors: str | None = None,
     return_dict: bool = True,
     return_assistant_tokens_mask: bool = False,
+    padding_side: str | None = None,
     **variables: Any,
 ) -> str | list[str] | list[int] | BatchEncoding:
     """Render a conversation, or a batch of them, as text or as ids.
@@ -46,7 +47,7 @@ def apply_chat_template(
         add_generation_prompt: end with the head of an answer.
         continue_final_message: leave the last message open, for the model to go on with.
         tokenize: ids instead of text.
-        padding, truncation, max_length, return_tensors: as in calling the tokenizer.
+        padding, padding_side, truncation, max_length, return_tensors: as in calling the tokenizer.
         return_dict: `input_ids` and `attention_mask` by name, as transformers 5 does; False = only
             the ids.
         return_assistant_tokens_mask: add `assistant_masks`, 1 where the assistant speaks: what the
@@ -72,7 +73,9 @@ def apply_chat_template(
     _, names = compile_template(template)
     if tools and "tools" not in names:
         raise ValueError(
-            "this chat template does not read `tools`: use one that does, as Qwen2.5's"
+            "this chat template does not read `tools`: use one that does, as Qwen2.5's, with "
+            'AutoTokenizer.from_pretrained("qwen2", chat_template='
+            "qwen2_edu.chat_templates.QWEN2_5_TEMPLATE)"
         )
     for name in variables:
         if name not in names:
@@ -90,6 +93,12 @@ def apply_chat_template(
             **variables,
         }
         inputs = {name: _plain(value, name) for name, value in inputs.items()}
+        for i, message in enumerate(inputs["messages"]):
+            if isinstance(message.get("content"), (list, dict)):
+                raise ValueError(
+                    f"message {i}: content must be text, not a {type(message['content']).__name__} "
+                    "of parts: multi-part content is not supported"
+                )
         # Characters that the inputs do not hold: printable symbols first, then private ones.
         used = set(template + json.dumps(inputs, ensure_ascii=False))
         candidates = [*range(0x2801, 0x2900), *range(0xF0000, 0xFFFFE)]
@@ -114,6 +123,7 @@ def apply_chat_template(
         rows,
         single=not batched,
         padding=padding,
+        padding_side=padding_side,
         truncation=truncation,
         max_length=max_length,
         return_tensors=return_tensors,

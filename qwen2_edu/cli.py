@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .terminal import OneSentence, say, show, show_table, show_tokens
+from .terminal import OneSentence, read_stdin, say, show, show_table, show_tokens
 
 
 def option(kind: Any, text: str, *names: str) -> Any:
@@ -85,7 +85,7 @@ def generate(
         settings = effective_settings(lm, **options)
     if verbose:
         say(f"{settings}, {lm.dtype} on {lm.device}")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     ids = tokenizer(text, return_tensors="pt").input_ids.to(lm.device)  # (1, T)
     if settings.num_beams > 1:  # which beam wins is known at the end
         answer = lm.generate(ids, tokenizer=tokenizer, **options)[0, ids.shape[1] :]
@@ -126,14 +126,20 @@ def chat(
             text = input("> " if sys.stdin.isatty() else "").strip()
             if text in ("/undo", "/again"):
                 question = session.undo()
+                if text == "/undo":
+                    say("Undone")
                 text = question if text == "/again" else ""
         except EOFError:  # Ctrl-D
             return
-        except ValueError as error:  # nothing to take back, or bytes that are no text
+        except UnicodeDecodeError:
+            say(f"Error: stdin is not {sys.stdin.encoding.upper()}")
+            continue
+        except ValueError as error:  # nothing to take back
             say(f"Error: {error}")
             continue
         if text == "/reset":
             session.reset()
+            say("Reset")
         elif text == "/exit":
             return
         elif text.startswith("/") and text[1:].isalpha():
@@ -160,7 +166,7 @@ def tokenize(
     from .bpe import text_to_token
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    text = sys.stdin.read() if text == "-" else text
+    text = read_stdin() if text == "-" else text
     found = tokenizer.encode(text, split_special_tokens=not special)
     if ids:
         return show(" ".join(map(str, found)) + "\n")

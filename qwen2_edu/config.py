@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,14 @@ class Qwen2Config:
             Unknown fields are kept and written back unchanged. `num_labels=n` names n labels
             LABEL_0, LABEL_1, …
 
+    For sliding layers it takes three fields: `use_sliding_window=True`, `sliding_window`, and
+    `max_window_layers` below the number of layers.
+
     Raises:
         ValueError: fields that contradict one another, or an activation other than SiLU.
+
+    Warns:
+        UserWarning: a field that looks misspelt, or a window that no layer uses.
 
     Source: Qwen2 Technical Report, arXiv:2407.10671, section 2.2; transformers' Qwen2Config.
     """
@@ -89,6 +97,7 @@ class Qwen2Config:
         self.layer_types: list[str] = list(self.layer_types or self._derived_layer_types())
         self._set_labels(num_labels)
         self._check_kinds()
+        self._warn_of_slips()
 
     # -- derived numbers ---------------------------------------------------------------------------
 
@@ -229,7 +238,25 @@ class Qwen2Config:
                 f"({self.num_attention_heads}), or head_dim must be given"
             )
 
+    def _warn_of_slips(self) -> None:
+        for name in self.extra:
+            if near := get_close_matches(name, (*FIELDS, *OPTIONAL), cutoff=0.7):
+                hint = f"{name} is kept and has no effect; did you mean {' or '.join(near)}?"
+                warnings.warn(hint, stacklevel=3)
+        if self.use_sliding_window and SLIDING not in self.layer_types:
+            warnings.warn(
+                f"use_sliding_window is on and no layer slides: layers from max_window_layers="
+                f"{self.max_window_layers} on would, and there are {self.num_hidden_layers}",
+                stacklevel=3,
+            )
+
     def _check_kinds(self) -> None:
+        for name in ("tie_word_embeddings", "use_sliding_window", "use_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name in ("rope_theta", "rms_norm_eps"):
+            if not (isinstance(getattr(self, name), (int, float)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)!r}")
         if self.head_dim % 2:
             raise ValueError(
                 f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs"
@@ -275,6 +302,11 @@ def _read_v5_spelling(fields: dict[str, Any]) -> None:
     if rope:
         fields["rope_scaling"] = rope
     scaling = fields.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(
+            f"rope_scaling must be a dict such as {{'rope_type': 'linear', 'factor': 2.0}}, not "
+            f"{scaling!r}"
+        )
     if scaling.get("rope_type", scaling.get("type", "default")) == "default":
         fields["rope_scaling"] = None
 

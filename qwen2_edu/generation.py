@@ -147,6 +147,8 @@ def generate(
         UserWarning: an option has no effect, a padded row has no mask, or prompt and answer may
             exceed `max_position_embeddings`.
     """
+    if streamer is not None and not callable(getattr(streamer, "put", None)):
+        raise TypeError(f"a streamer has put(ids) and end(), a {type(streamer).__name__} has not")
     request = prepare(model, input_ids, attention_mask, **options)
     s = request.settings
     if s.num_beams > 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .cache import Cache, DynamicCache, StaticCache
 from .generation_config import GenerationConfig
-from .generation_settings import effective_settings
+from .generation_settings import check_type, effective_settings, warn_caller
 
 
 @dataclass
@@ -44,6 +45,10 @@ def prepare(
 ) -> Request:
     """Check the arguments of `generate`, which see, and fill in what was not said."""
     s = effective_settings(model, generation_config, **options)
+    check_type("attention_mask", attention_mask, Tensor, "a tensor (B, T)")
+    check_type("past_key_values", past_key_values, Cache, "a cache of qwen2_edu")
+    check_type("vocab_limit", vocab_limit, Integral, "an integer")
+    check_type("generator", generator, torch.Generator, "a torch.Generator")
     input_ids = _checked_prompt(model, input_ids, s)
     mask = _checked_mask(attention_mask, input_ids, s)
     T = input_ids.shape[1]
@@ -52,10 +57,9 @@ def prepare(
         raise ValueError(f"max_length={s.max_length} leaves no room after a prompt of {T} tokens")
     longest = model.config.max_position_embeddings
     if T + steps > longest:
-        warnings.warn(
+        warn_caller(
             f"a prompt of {T} and {steps} new tokens go past max_position_embeddings={longest}: "
-            "beyond it the text is likely to get worse",
-            stacklevel=4,
+            "beyond it the text is likely to get worse"
         )
     if s.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings={s.stop_strings} need tokenizer=…, to read the ids as text")
@@ -86,10 +90,11 @@ def _checked_prompt(model: Any, input_ids: Tensor | None, s: GenerationConfig) -
     if input_ids is None:
         input_ids = torch.zeros(1, 0, dtype=torch.long, device=model.device)
     if not isinstance(input_ids, Tensor):
-        raise TypeError(
-            f"input_ids must be a tensor (B, T), not a {type(input_ids).__name__}: the tokenizer "
-            'makes one with return_tensors="pt"'
-        )
+        way_out = 'the tokenizer makes one with return_tensors="pt"'
+        if isinstance(input_ids, Mapping) and "input_ids" in input_ids:
+            way_out = "pass **inputs, or inputs.input_ids"
+        kind = type(input_ids).__name__
+        raise TypeError(f"input_ids must be a tensor (B, T), not a {kind}: {way_out}")
     if input_ids.ndim != 2 or len(input_ids) == 0 or input_ids.is_floating_point():
         shape = tuple(input_ids.shape)
         raise ValueError(f"input_ids must be integers (B, T), not {input_ids.dtype} {shape}")
@@ -118,10 +123,9 @@ def _checked_mask(mask: Tensor | None, input_ids: Tensor, s: GenerationConfig) -
         pad = -1 if s.pad_token_id is None else s.pad_token_id
         padded = (input_ids[:, [0, -1]] == pad).any(-1)
         if padded.any() and not padded.all():
-            warnings.warn(
+            warn_caller(
                 f"a row begins or ends with the padding id {s.pad_token_id} and there is no "
-                "attention_mask: it is read as text; pass the tokenizer's attention_mask too",
-                stacklevel=5,
+                "attention_mask: it is read as text; pass the tokenizer's attention_mask too"
             )
         return None
     if mask.shape != input_ids.shape:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 from .generation_config import DEFAULTS, OPTIONS, GenerationConfig
@@ -56,7 +58,7 @@ def effective_settings(
     """
     for name in options:
         if name not in OPTIONS and name not in NEUTRAL:
-            near = get_close_matches(name, (*OPTIONS, *NEUTRAL, *ARGUMENTS), n=3)
+            near = get_close_matches(name, (*OPTIONS, *ARGUMENTS), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(OPTIONS)}"
             raise TypeError(f"generate() has no option {name!r}; {hint}")
     base = generation_config or model.generation_config or {}
@@ -90,7 +92,29 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def check_type(name: str, value: Any, kind: type, said: str) -> None:
+    """Raises ValueError unless `value` is of a kind, or None."""
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} must be {said}, not {value!r}")
+
+
+def warn_caller(text: str) -> None:
+    """Warn at the line that called the package, however deep in it we are."""
+    level, frame = 1, sys._getframe()
+    while frame and frame.f_globals.get("__package__") == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
+
+
 def _check_values(s: GenerationConfig) -> None:
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
+        check_type(name, getattr(s, name), Real, "a number")
+    for name in ("seed", "bos_token_id", "pad_token_id"):
+        check_type(name, getattr(s, name), Integral, "an integer")
+    for number in s.eos_token_id:
+        if not isinstance(number, Integral):
+            raise ValueError(f"eos_token_id must be an integer or a list of them, not {number!r}")
+    check_type("do_sample", s.do_sample, bool, "True or False")
     if s.do_sample and not s.temperature > 0:
         raise ValueError(
             f"temperature must be above 0 to sample, not {s.temperature}: for the most likely "
@@ -99,7 +123,9 @@ def _check_values(s: GenerationConfig) -> None:
     if s.do_sample and not 0 < s.top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], not {s.top_p}: 1.0 keeps every token")
     if s.do_sample and (not isinstance(s.top_k, int) or s.top_k < 0):
-        raise ValueError(f"top_k must be a whole number, not {s.top_k!r}: 0 keeps every token")
+        raise ValueError(
+            f"top_k must be a whole number, 0 or more, not {s.top_k!r}: 0 keeps every token"
+        )
     if s.do_sample and not 0 <= s.min_p <= 1:
         raise ValueError(f"min_p must be in [0, 1], not {s.min_p}: 0 keeps every token")
     if not s.repetition_penalty > 0:
@@ -152,4 +178,4 @@ def _warn_of_no_effect(s: GenerationConfig, call: dict[str, Any]) -> None:
         need = {"max_length": "only one of max_new_tokens and max_length"}
         need |= dict.fromkeys(("length_penalty", "early_stopping"), "num_beams above 1")
         why = [f"{n}={call[n]!r} needs {need.get(n, 'do_sample=True')}" for n in idle]
-        warnings.warn(f"no effect: {'; '.join(why)}", stacklevel=6)
+        warn_caller(f"no effect: {'; '.join(why)}")

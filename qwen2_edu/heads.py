@@ -126,7 +126,7 @@ class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
         loss = (
             None
             if labels is None
-            else cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+            else cross_entropy(logits.float().flatten(0, 1), labels.flatten().long())
         )
         return ClassifierOutput(
             logits, loss, out.past_key_values, out.hidden_states, out.attentions
@@ -185,7 +185,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: Qwen2Config) -> 
             else None
         )
     if kind == "single_label_classification":
-        return cross_entropy(logits.float(), labels.view(-1))
+        return cross_entropy(logits.float(), labels.view(-1).long())
     if kind == "regression":
         return mse_loss(logits.float().reshape(labels.shape), labels.float())
     return binary_cross_entropy_with_logits(logits.float(), labels.float())

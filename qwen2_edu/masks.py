@@ -34,7 +34,8 @@ def visible(
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """What to add to the scores: 0 where a query may look, a huge negative number elsewhere.
 
-    Not -inf: a padding query sees nothing, a softmax over -inf alone is NaN, and NaN spreads.
+    Not -inf: a padding query sees nothing, a softmax over -inf alone is NaN, and NaN spreads. With
+    a finite number its weights are even over all keys, and nobody reads what it answers.
 
     Shape:
         (B, 1, T, S) bool -> (B, 1, T, S) of `dtype`.

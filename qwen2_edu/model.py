@@ -104,7 +104,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
                 each row. Without a mask and a cache, a position that does not follow its neighbour
                 starts a new document, unseen by others.
             past_key_values: a cache; None starts one if `use_cache`.
-            use_cache: None = as configured, but never while training.
+            use_cache: None = as configured, but never while training or for packed documents.
 
         Raises:
             ValueError: both or none of ids and embeddings, or shapes that do not fit, with both
@@ -113,13 +113,13 @@ class Qwen2Model(Qwen2PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, E)
+        B, T, _ = x.shape
+        if position_ids is not None and tuple(position_ids.shape) not in ((1, T), (B, T)):
+            shape = tuple(position_ids.shape)
+            raise ValueError(f"position_ids {shape} do not fit {B} rows of {T} tokens")
         packed = position_ids is not None and attention_mask is None and past_key_values is None
-        own = (
-            tokens_of_own_document(position_ids)
-            if packed and not torch.compiler.is_compiling()
-            else None
-        )
-        if own is not None and bool((own[:, -1] == own.shape[1]).all()):
+        own = tokens_of_own_document(position_ids) if packed else None
+        if packed and not torch.compiler.is_compiling() and (own[:, -1] == own.shape[1]).all():
             own = None  # one document a row after all
         cache = self._choose_cache(past_key_values, use_cache, own is not None)
         rope_positions, masks = self._place(x, attention_mask, position_ids, cache, own)
@@ -145,16 +145,32 @@ class Qwen2Model(Qwen2PreTrainedModel):
         )
 
     def _embed(self, input_ids: Tensor) -> Tensor:
-        if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"input_ids must be integers (B, T), not {input_ids.dtype} {tuple(input_ids.shape)}"
+        if not isinstance(input_ids, Tensor):
+            kind = type(input_ids).__name__
+            raise TypeError(
+                f"input_ids must be a tensor (B, T), not a {kind}; pass a tokenizer's result as "
+                "model(**result)"
             )
+        shape, V = tuple(input_ids.shape), self.config.vocab_size
+        if len(shape) != 2 or 0 in shape or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"input_ids must be integers (B, T), not {input_ids.dtype} {shape}")
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(end) for end in input_ids.aminmax())  # a GPU would have to wait
+            if low < 0 or high >= V:
+                wrong = low if low < 0 else high
+                raise ValueError(f"input_ids hold {wrong}; this model's ids are 0 to {V - 1}")
         return self.embed_tokens(input_ids)
 
     def _choose_cache(
         self, cache: Cache | None, use_cache: bool | None, packed: bool
     ) -> Cache | None:
         if cache is not None:
+            layers = len(cache.layers) if isinstance(cache, Cache) else type(cache).__name__
+            if layers != self.config.num_hidden_layers:
+                raise ValueError(
+                    f"past_key_values must be a DynamicCache or StaticCache of "
+                    f"{self.config.num_hidden_layers} layers, this is {layers}"
+                )
             return cache
         if use_cache and packed:
             raise ValueError(
@@ -174,6 +190,9 @@ class Qwen2Model(Qwen2PreTrainedModel):
     ) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Where do the new tokens stand, and what may they see?
 
+        A *slot* is a column of the cache, padding included. A *position* is the slot of a real
+        token, -1 for padding: it decides what is seen. The *rotary* position counts real tokens.
+
         Returns:
             Rotary positions, (B, T), and for each kind of layer a mask (B, 1, T, S) or None.
         """
@@ -188,10 +207,6 @@ class Qwen2Model(Qwen2PreTrainedModel):
                 positions = slots.where(real, -1)
         if position_ids is None:
             position_ids = (slots - pads).clamp(min=0)
-        elif position_ids.shape[-1] != T or position_ids.shape[0] not in (1, B):
-            raise ValueError(
-                f"position_ids {tuple(position_ids.shape)} do not fit {B} rows of {T} tokens"
-            )
         if cache is not None:
             keys = cache.place(positions)
             if isinstance(pads, Tensor):
@@ -204,23 +219,27 @@ class Qwen2Model(Qwen2PreTrainedModel):
         for kind, window in self.config.window_by_type.items():
             S = keys[kind].shape[1]
             if plain and T in (1, S) and (window is None or S <= window):
-                masks[kind] = (
-                    None  # nothing hidden but the future: the backends know that without a mask
-                )
+                masks[kind] = None  # only the future is hidden: the backends need no mask for that
                 continue
-            reach = window if own is None else own if window is None else own.clamp(max=window)
+            reach: int | Tensor | None = window
+            if own is not None:
+                reach = own if window is None else own.clamp(max=window)
             masks[kind] = additive(visible(positions, keys[kind], reach), x.dtype)
         return position_ids, masks
 
 
 def _new_columns(attention_mask: Tensor, B: int, T: int, start: int | Tensor) -> Tensor:
     """The last T columns of a mask (B, T) or (B, past + T), as bool."""
-    length = attention_mask.shape[-1]
-    fits = length == T or isinstance(start, Tensor) or length == start + T
-    if attention_mask.ndim != 2 or attention_mask.shape[0] != B or not fits:
+    shape = tuple(attention_mask.shape)
+    if torch.compiler.is_compiling():  # the length of a static cache cannot be looked at
+        fits = len(shape) == 2 and shape[0] == B and shape[1] >= T
+    else:
+        fits = shape in ((B, T), (B, int(start) + T))
+    if not fits:
+        cached = f", or ({B}, {start + T}), the {start} cached ones too" if start else ""
         raise ValueError(
-            f"attention_mask {tuple(attention_mask.shape)} does not fit: expected ({B}, {T}), one "
-            f"entry for each new token, or ({B}, {start + T}), the {start} cached ones too"
+            f"attention_mask {shape} does not fit: expected ({B}, {T}), one entry for each new "
+            f"token{cached}"
         )
     return attention_mask[:, -T:].bool()
 
@@ -304,4 +323,4 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits (B, T, V), labels (B, T) with -100 = not counted -> ()
     """
     following = pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T): the label of the next position
-    return cross_entropy(logits.float().flatten(0, 1), following.flatten())
+    return cross_entropy(logits.float().flatten(0, 1), following.flatten().long())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import os
 import warnings
 from typing import Any
@@ -85,9 +87,17 @@ class Qwen2PreTrainedModel(nn.Module):
         """
         unknown = sorted(set(config_overrides) - CONFIG_FIELDS)
         if unknown:
+            parameters = inspect.signature(cls.from_pretrained).parameters.values()
+            options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            near = difflib.get_close_matches(unknown[0], {*options, *CONFIG_FIELDS})
+            hint = "the options are " + ", ".join(options)
+            if near:
+                hint = f"did you mean {' or '.join(near)}?"
+            if unknown[0] == "trust_remote_code":
+                hint = "it is never needed, as no remote code is run; leave it out"
             raise TypeError(
                 f"from_pretrained has no option {unknown[0]!r}, nor has the config such a field: "
-                + ", ".join(sorted(CONFIG_FIELDS))
+                + hint
             )
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")

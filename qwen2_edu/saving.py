@@ -45,7 +45,11 @@ def write_weights(model: nn.Module, folder: Path, max_shard_size: int | str = "5
     names = [SINGLE] if n == 1 else [shard_name(i, n) for i in range(1, n + 1)]
     for name, shard in zip(names, shards, strict=True):
         local = {tensor: t.cpu().contiguous() for tensor, t in shard.items()}
-        save_file(local, folder / name, metadata={"format": "pt"})  # which other readers ask for
+        path = folder / name
+        path.touch()
+        mode = path.stat().st_mode  # of an ordinary new file: safetensors makes a private one
+        save_file(local, path, metadata={"format": "pt"})  # which other readers ask for
+        path.chmod(mode)
     if n > 1:
         pairs = zip(names, shards, strict=True)
         weight_map = {tensor: name for name, shard in pairs for tensor in shard}

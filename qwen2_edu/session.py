@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cache import Cache, DynamicCache
 from .generation import stream_ids
+from .generation_config import GenerationConfig
 from .generation_settings import effective_settings
 from .streaming import TextPieces
 
@@ -40,6 +41,8 @@ class ChatSession:
     def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.opening = [] if system is None else [{"role": "system", "content": system}]
+        self.arguments = {name: options.pop(name, None) for name in ("generator", "vocab_limit")}
+        self.settings = self._session_settings(options.pop("generation_config", None))
         self._turn_options({})  # what cannot be is refused now, not at the first turn
         self.reset()
 
@@ -70,7 +73,7 @@ class ChatSession:
             tokenizer=self.tokenizer,
             **options,
         )
-        pieces = TextPieces(self.tokenizer, options["stop_strings"])
+        pieces = TextPieces(self.tokenizer, options["generation_config"].stop_strings)
         return self._answer(question, ids, tokens, pieces)
 
     def undo(self) -> str:
@@ -88,7 +91,14 @@ class ChatSession:
 
     def regenerate(self, **options: Any) -> str:
         """Ask the last question again; returns the new answer."""
-        return self.send(self.undo(), **options)
+        before = self.messages.copy()
+        question = self.undo()
+        kept = len(self.messages)
+        try:
+            return self.send(question, **options)
+        finally:
+            if len(self.messages) == kept:  # refused, or stopped before the first word
+                self.messages[:] = before
 
     def _answer(
         self, question: dict[str, str], ids: list[int], tokens: Iterator[Tensor], text: TextPieces
@@ -111,23 +121,28 @@ class ChatSession:
             else:  # a pass may have stored some of its keys and not all
                 self._forget()
 
+    def _session_settings(self, config: Any) -> GenerationConfig:
+        """The session's options, over `config` or the model's, over what suits a conversation."""
+        file = config or self.model.generation_config or {}
+        said = {**(file if isinstance(file, dict) else file.to_dict()), **self.options}
+        length = {} if {"max_new_tokens", "max_length"} & said.keys() else {"max_new_tokens": 512}
+        return effective_settings(self.model, config, **self.options, **length)
+
     def _turn_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of a turn: its own, over the session's, over what suits a conversation."""
-        options = {**self.options, **options}
-        arguments = {name: options.pop(name, None) for name in ("generator", "vocab_limit")}
-        s = effective_settings(self.model, **options)
+        """The options of a turn: its own, over the session's. Only its own may warn."""
+        arguments = {name: options.pop(name, said) for name, said in self.arguments.items()}
+        config = options.pop("generation_config", None)
+        base = self._session_settings(config) if config else self.settings
+        s = effective_settings(self.model, base, **options)
         if s.num_beams > 1 or s.num_return_sequences > 1:
             raise ValueError(
                 f"a turn has one answer, given word by word: num_beams={s.num_beams} and "
                 f"num_return_sequences={s.num_return_sequences} must be 1"
             )
-        file = options.get("generation_config") or self.model.generation_config or {}
-        said = {**(file if isinstance(file, dict) else file.to_dict()), **options}
-        if not {"max_new_tokens", "max_length"} & said.keys():
-            options["max_new_tokens"] = 512
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        options["eos_token_id"] = [*s.eos_token_id, end] if end is not None else s.eos_token_id
-        return {**options, **arguments, "stop_strings": s.stop_strings}
+        if end is not None:
+            s.eos_token_id = [*s.eos_token_id, end]
+        return {**arguments, "generation_config": s}
 
     def _cache_for(self, ids: list[int]) -> Cache:
         """The cache, cut back to what `ids` begins with; at least the last id is left to read."""

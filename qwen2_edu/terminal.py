@@ -24,7 +24,7 @@ class OneSentence(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> None:
         extra["standalone_mode"] = False  # errors come to us
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}")
+            warnings.showwarning = lambda text, *_, **__: say(f"Warning: {as_flags(text)}")
             try:
                 code = super().main(*args, **extra) or 0
             except BadCommandLine as error:
@@ -32,10 +32,28 @@ class OneSentence(TyperGroup):
                 say(f"Error: {error.format_message().rstrip('.')}; --help shows what there is")
             except (OSError, ValueError, MemoryError, RuntimeError) as error:
                 code = 1
-                say(f"Error: {str(error) or type(error).__name__}")
+                say(f"Error: {as_flags(error) or type(error).__name__}")
         if code == 130:  # Ctrl-C
             say("Interrupted")
         sys.exit(code)
+
+
+def as_flags(text: object) -> str:
+    """What the package says of an option, as it is spelled on the command line."""
+    return str(text).replace("do_sample=False", "--greedy").replace("do_sample=True", "--sample")
+
+
+def read_stdin() -> str:
+    """All of stdin.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    sys.stdin.reconfigure(errors="strict")  # some locales let any bytes pass
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise ValueError(f"stdin is not {sys.stdin.encoding.upper()}") from None
 
 
 def say(text: str) -> None:

@@ -10,7 +10,10 @@ The way of a text: added tokens are cut out of it first; the rest is brought to 
 from __future__ import annotations
 
 import codecs
+import difflib
+import inspect
 import os
+import reprlib
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +23,22 @@ from .added_tokens import AddedToken
 from .batching import NO_LIMIT, BatchEncoding, batch, one_of
 from .normalization import check_text, origins_of
 from .vocabulary import Vocabulary
+
+# What transformers knows as an option of from_pretrained, and what stands in its place here.
+_INSTEAD = {
+    "trust_remote_code": "it is never needed, as no remote code is run; leave it out",
+    "use_fast": "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch, and "
+    "both give the same ids; take the class you want",
+}
+
+
+def _side(name: str) -> property:
+    """An attribute that is "right" or "left", and refuses anything else."""
+
+    def set_side(self, side: str) -> None:
+        self.__dict__[name] = one_of(name, side, ("right", "left"))
+
+    return property(lambda self: self.__dict__[name], set_side)
 
 
 class StreamDecoder:
@@ -56,6 +75,9 @@ class TokenizerBase(Vocabulary):
         **tokens: `added_tokens`, `pad_token`, …: as in `Vocabulary`.
     """
 
+    padding_side = _side("padding_side")
+    truncation_side = _side("truncation_side")
+
     def __init__(
         self,
         vocab: Mapping[bytes, int],
@@ -72,8 +94,7 @@ class TokenizerBase(Vocabulary):
         super().__init__(vocab, merges, **tokens)
         self.chat_template = chat_template
         self.model_max_length = NO_LIMIT if model_max_length is None else model_max_length
-        self.padding_side = one_of("padding_side", padding_side, ("right", "left"))
-        self.truncation_side = one_of("truncation_side", truncation_side, ("right", "left"))
+        self.padding_side, self.truncation_side = padding_side, truncation_side
         self.split_special_tokens = split_special_tokens
         self.config = dict(config or {})
 
@@ -104,11 +125,23 @@ class TokenizerBase(Vocabulary):
             **overrides: arguments of this class, in place of what the files say.
 
         Raises:
+            TypeError: an option that is none.
             FileNotFoundError: no such place, or files missing there.
             ValueError: files that are malformed, or of another kind of tokenizer.
         """
         from .hub import resolve
 
+        signatures = map(inspect.signature, (Vocabulary, TokenizerBase, cls.from_pretrained))
+        options = {name for s in signatures for name in s.parameters} - {"tokens", "overrides"}
+        for name in sorted(overrides.keys() - options):
+            near = difflib.get_close_matches(name, options)
+            hint = "the options are " + ", ".join(sorted(options))
+            if near:
+                hint = f"did you mean {' or '.join(near)}?"
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained has no option {name!r}: "
+                + _INSTEAD.get(name, hint)
+            )
         place = {"revision": revision, "token": token, "cache_dir": cache_dir}
         folder = resolve(name_or_path, "tokenizer", local_files_only=local_files_only, **place)
         released = os.fspath(name_or_path) == "qwen2"
@@ -134,6 +167,7 @@ class TokenizerBase(Vocabulary):
     def __call__(
         self,
         text: str | Sequence[str],
+        text_pair: None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
@@ -150,6 +184,7 @@ class TokenizerBase(Vocabulary):
 
         Args:
             text: one text, or a batch.
+            text_pair: not offered; here to be refused by name.
             add_special_tokens: has no effect, as Qwen2 puts no token before or after a text.
             padding: True or "longest" = to the longest row; "max_length"; False = not at all.
             truncation: True = to `max_length`, or else to `model_max_length`; False = not at all;
@@ -169,10 +204,15 @@ class TokenizerBase(Vocabulary):
             plain lists, unless as tensors.
 
         Raises:
-            TypeError: not text.
+            TypeError: not text, or a pair.
             ValueError: a lone surrogate; options that do not go together; rows of several lengths
                 that shall be a tensor.
         """
+        if text_pair is not None:
+            raise TypeError(
+                f"text_pair={text_pair!r}: Qwen2 has no format for pairs of texts; join the two "
+                "into one text yourself, or give a list for a batch"
+            )
         single = isinstance(text, str)
         if not single and not isinstance(text, (list, tuple)):
             raise TypeError(f"text must be a string or a list of them, not {type(text).__name__}")
@@ -198,9 +238,9 @@ class TokenizerBase(Vocabulary):
             return_attention_mask=return_attention_mask,
         )
 
-    def encode(self, text: str, **options: Any) -> list[int]:
+    def encode(self, text: str, text_pair: None = None, **options: Any) -> list[int]:
         """The ids of a text; options as in `__call__`."""
-        return self(text, **options)["input_ids"]
+        return self(text, text_pair, **options)["input_ids"]
 
     def tokenize(self, text: str, split_special_tokens: bool | None = None) -> list[str]:
         """The tokens of a text, spelled as in vocab.json: a space is "Ġ"."""
@@ -289,13 +329,21 @@ class TokenizerBase(Vocabulary):
             models have spare rows, become nothing.
 
         Raises:
+            TypeError: not ids, such as tokens or floats.
             ValueError: a negative id.
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        ids = [ids] if isinstance(ids, int) else list(ids)
-        if ids and not isinstance(ids[0], int) and getattr(ids[0], "ndim", 1):
-            return [self.decode(row, skip_special_tokens) for row in ids]
-        data = self._bytes(map(int, ids), skip_special_tokens)
+        ids = [ids] if isinstance(ids, int) else ids
+        if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):
+            ids = [i.tolist() if hasattr(i, "tolist") else i for i in ids]
+            if ids and not isinstance(ids[0], int):
+                return [self.decode(row, skip_special_tokens) for row in ids]
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            raise TypeError(
+                "decode takes ids (ints, lists or tensors of ints), not "
+                f"{reprlib.repr(token_ids)}: for tokens, use convert_tokens_to_ids first"
+            )
+        data = self._bytes(ids, skip_special_tokens)
         return data.decode("utf-8", errors="replace")
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:

@@ -58,11 +58,12 @@ def checks(
         name_or_path: a hub id or a folder.
         goldens: a file of facts; None = the published ones that come with the package.
         known_as: which entry of it to compare with; None = the one whose name, or the part of it
-            after the slash, is `name_or_path` or its last part.
+            after the slash, is `name_or_path` or its last part. The owner may be left out.
         device: where to compute, in float32.
         **hub: revision, token, cache_dir, local_files_only, as in `hub.resolve`.
     """
     try:
+        resolve(name_or_path, "config", **hub)  # is there such a model? Gigabytes come later
         facts = _facts(str(name_or_path), FACTS if goldens is None else Path(goldens), known_as)
         folder = resolve(name_or_path, "model", **hub)
     except Exception as error:  # whatever it is, the verdict is the same
@@ -105,8 +106,8 @@ def _sentence(error: Exception) -> str:
 def _facts(name: str, path: Path, known_as: str | None) -> dict[str, Any]:
     models = json.loads(path.read_text(encoding="utf-8"))["models"]
     wanted = known_as or name.rstrip("/\\")
-    last = Path(wanted).name
-    for known in (wanted, *(k for k in models if known_as is None and k.split("/")[-1] == last)):
+    last = known_as or Path(wanted).name  # an owner that was asked for is not ignored
+    for known in (wanted, *(k for k in models if k.split("/")[-1] == last)):
         if known in models:
             return models[known]
     raise Failed(f"no facts are recorded for {wanted!r}; there are some for: {', '.join(models)}")

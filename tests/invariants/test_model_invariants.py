@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwen2_edu import DynamicCache, Qwen2ForCausalLM, StaticCache, capture
@@ -50,6 +50,7 @@ def in_chunks(model, ids, chunks, cache, mask=None):
     pads=st.lists(st.integers(0, W + 2), min_size=1, max_size=3),
     seed=st.integers(0, 2**16),
 )
+@example(chunks=[W, 1, 1], pads=[0, 0], seed=0)  # several rows that fill a ring exactly
 def test_chunks_caches_and_left_padding_change_nothing(models, stack, kind, chunks, pads, seed):
     """Any split of a left-padded batch, through any cache, equals each row read alone at once."""
     model, T = models[stack], sum(chunks)
@@ -205,6 +206,58 @@ def test_reorder(models, stack):
         whole = torch.cat((mask[rows], torch.ones(4, 3, dtype=torch.int64)), dim=1)
         fresh = model(torch.cat((ids[rows], new), dim=1), whole).logits[:, 12:]
     close(moved, fresh)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kept", [0, 3, 6])
+def test_crop_of_a_padded_batch(models, kind, kept):
+    """Padding that was forgotten no longer counts, padding that stays still does."""
+    model, ids = models["full"], torch.randint(3, 97, (2, 12))
+    mask = (torch.arange(12) >= torch.tensor([0, 4])[:, None]).long()
+    cache = make_cache(kind, model)
+    with torch.no_grad():
+        model(ids, mask, past_key_values=cache)
+        cache.crop(kept)
+        rest = mask[:, kept:] if kept else None  # after crop(0), all is new
+        tail = model(ids[:, kept:], rest, past_key_values=cache).logits
+        whole = model(ids, mask if kept else None).logits[:, kept:]
+    real = mask[:, kept:].bool() if kept else torch.ones(2, 12, dtype=torch.bool)
+    close(tail[real], whole[real])
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_gradients_pass_through_a_cache(small_config, randomise, stack):
+    ids, gradients = torch.randint(3, 97, (2, 12)), []
+    for chunks in ([12], [5, 1, 1, 4, 1]):
+        model = randomise(Qwen2ForCausalLM(small_config(**STACKS[stack])))
+        cache = DynamicCache(model.config)
+        pieces = [model(p, past_key_values=cache).logits for p in ids.split(chunks, dim=1)]
+        torch.cat(pieces, dim=1).square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name], 1e-4)
+
+
+def test_recording_while_checkpointing(small_config, randomise):
+    model, ids = randomise(Qwen2ForCausalLM(small_config())), torch.randint(3, 97, (1, 8))
+    model.train().gradient_checkpointing_enable()
+    with capture(model) as record:
+        model(ids, labels=ids).loss.backward()
+    assert (len(record.attentions), len(record.hidden_states)) == (3, 4)
+    assert model.model.gradient_checkpointing
+    out = model(ids, labels=ids, output_attentions=True)
+    out.loss.backward()
+    assert len(out.attentions) == 3
+
+
+def test_packed_documents_stay_apart_when_compiled(models):
+    model, ids = models["mixed"], torch.randint(3, 97, (1, 9))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1]])
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        expected = model(ids, position_ids=positions).logits
+        close(compiled(ids, position_ids=positions).logits, expected)
+        assert not torch.allclose(model(ids).logits, expected, atol=1e-2)
 
 
 def test_static_cache_can_be_used_again(models):

@@ -262,6 +262,7 @@ def test_token_classification_and_question_answering(twins, small_config):
     close(a.loss, b.loss)
 
 
+@pytest.mark.filterwarnings("ignore:use_sliding_window is on")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     groups=st.integers(1, 3),

@@ -313,6 +313,9 @@ def test_batches(tokenizer):
     padded = tokenizer.apply_chat_template(batch, padding=True, return_tensors="pt")
     assert padded.input_ids.shape == (2, len(rows[1]))
     assert padded.attention_mask.sum(1).tolist() == [len(row) for row in rows]
+    left = tokenizer.apply_chat_template(batch, padding=True, padding_side="left")
+    assert padded.attention_mask[0, -1] == 0 and left.attention_mask[0][0] == 0
+    assert left.input_ids[0][-len(rows[0]) :] == rows[0]
     cut = tokenizer.apply_chat_template(batch, truncation=True, max_length=5)
     assert cut.input_ids == [row[:5] for row in rows]
 
@@ -433,7 +436,7 @@ def test_what_templates_can_use(fast):
         ),
         ([{"role": "user", "content": None}], ValueError, r"message 0 \(user\) has no content"),
         ([{"role": "user", "tool_calls": [1]}], ValueError, r"message 0 \(user\) has no content"),
-        (user(["parts"]), ValueError, "the chat template failed: TypeError"),
+        (user([{"type": "text", "text": "a"}]), ValueError, "message 0: .* multi-part content"),
         (user(object()), TypeError, "messages must be plain data, not object"),
         (user("a\ud800"), ValueError, "lone surrogate"),
     ],
@@ -475,7 +478,8 @@ def test_template_errors(fast, template, message):
             ValueError,
             "return_dict=True",
         ),
-        ({"tools": [TOOL]}, ValueError, "does not read `tools`"),
+        ({"tools": [TOOL]}, ValueError, "does not read `tools`.*chat_templates.QWEN2_5_TEMPLATE"),
+        ({"padding_side": "top"}, ValueError, "padding_side must be one of"),
         (
             {"add_generation_promt": True},
             TypeError,

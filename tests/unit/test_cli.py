@@ -137,7 +137,7 @@ def test_generate_casts_as_asked(folder):
 
 def test_setting_without_effect_is_one_line_of_warning(folder):
     result = run("generate", folder, "The", "--temperature", 0.5)
-    assert result.exit_code == 0 and result.stderr.startswith("Warning: no effect: temperature=0.5")
+    assert result.exit_code == 0 and "no effect: temperature=0.5 needs --sample" in result.stderr
     only_a_sentence(result.stderr)
 
 
@@ -153,8 +153,9 @@ def test_chat_is_a_session(folder, loaded):
     expected.append(session.send("Hi."))
     assert expected[0] == expected[-1] != expected[1]
     typed = "Hi.\nWhy?\n/again\n\n/undo\nAnd now?\n/reset\nHi.\n/exit\nnever read\n"
-    said = output("chat", folder, "--system", "Be brief.", *SPELLED, stdin=typed)
-    assert said == "".join(answer + "\n" for answer in expected)
+    result = run("chat", folder, "--system", "Be brief.", *SPELLED, stdin=typed)
+    assert result.stdout == "".join(answer + "\n" for answer in expected)
+    assert (result.exit_code, result.stderr) == (0, "Undone\nReset\n")
 
 
 def test_chat_leaves_at_the_end_of_its_input(folder):
@@ -341,6 +342,7 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("generate FOLDER x --tempo 3", 2, "--tempo"),
         ("generate FOLDER x --top-k many", 2, "--top-k"),
         ("generate FOLDER x --sample --top-p 7", 1, "top_p must be in (0, 1], not 7.0"),
+        ("generate FOLDER x --sample --temperature 0", 1, "at each step pass --greedy"),
         ("generate FOLDER x --max-new-tokens 0", 1, "max_new_tokens must be a positive integer"),
         ("generate FOLDER x --beams 2 --sample", 1, "num_beams=2"),
         ("generate FOLDER x --dtype int3", 1, "not 'int3'"),
@@ -362,6 +364,14 @@ def test_failures_are_one_sentence(folder, arguments, code, says):
     assert result.exit_code == code and result.stdout == ""
     assert result.stderr.startswith("Error: ") and says in result.stderr
     only_a_sentence(result.stderr)
+
+
+@pytest.mark.parametrize("command", ["generate FOLDER -", "tokenize -", "chat FOLDER"])
+def test_stdin_that_is_no_text(folder, command):
+    arguments = command.replace("FOLDER", str(folder)).split()
+    result = run(*arguments, stdin=b"\xff\xfe\n")
+    assert result.exit_code == (0 if "chat" in command else 1)
+    assert (result.stdout, result.stderr) == ("", "Error: stdin is not UTF-8\n")
 
 
 @pytest.mark.parametrize("command", [["generate", "x"], ["chat"]])

@@ -16,6 +16,7 @@ def released(goldens):
     return goldens("released_files")
 
 
+@pytest.mark.filterwarnings("error")
 def test_every_released_config_round_trips(released):
     for name, entry in released["configs"]["models"].items():
         fields = {k: v for k, v in entry["config"].items()}
@@ -112,6 +113,7 @@ def test_transformers_reads_what_we_write_and_back(tmp_path):
     assert (back.dtype, back.num_labels, back.sliding_window) == ("bfloat16", 3, 16)
 
 
+@pytest.mark.filterwarnings("ignore:use_sliding_window is on")
 def test_which_layers_slide():
     def kinds(**fields):
         return Qwen2Config(num_hidden_layers=4, sliding_window=8, **fields).layer_types
@@ -137,10 +139,27 @@ def test_which_layers_slide():
         ({"problem_type": "ranking"}, "ranking"),
         ({"attn_implementation": "flash"}, "flash"),
         ({"model_type": "llama"}, "llama"),
+        ({"rope_theta": 0}, "rope_theta must be a number above 0, not 0"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps.*not -1.0"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, not 'no'"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be a dict"),
     ],
 )
 def test_contradictions_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
+        Qwen2Config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden": 64}, "did you mean hidden_act or hidden_size"),
+        ({"num_layers": 2}, "did you mean num_hidden_layers"),
+        ({"use_sliding_window": True, "max_window_layers": 32}, "no layer slides"),
+    ],
+)
+def test_slips_are_pointed_out(fields, message):
+    with pytest.warns(UserWarning, match=message):
         Qwen2Config(**fields)
 
 

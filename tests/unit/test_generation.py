@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from qwen2_edu import DynamicCache, GenerationConfig, Qwen2ForCausalLM, Qwen2Tokenizer, StaticCache
+from qwen2_edu.batching import BatchEncoding
 from qwen2_edu.generation import effective_settings, generate, stream, stream_ids
 from qwen2_edu.model import CausalLMOutput
 from qwen2_edu.streaming import StopStrings, TextPieces, TextStreamer
@@ -163,7 +164,18 @@ IMPOSSIBLE = [
     ({"do_sample": True, "temperature": math.nan}, "temperature.*nan"),
     ({"do_sample": True, "top_p": 0.0}, r"top_p.*\(0, 1\].*0.0"),
     ({"do_sample": True, "top_p": 1.1}, "top_p.*1.1"),
-    ({"do_sample": True, "top_k": -1}, "top_k.*-1"),
+    ({"do_sample": True, "top_k": -1}, "top_k.*0 or more, not -1"),
+    ({"do_sample": "yes"}, "do_sample.*'yes'"),
+    ({"temperature": "0.7"}, "temperature must be a number, not '0.7'"),
+    ({"repetition_penalty": "1.1"}, "repetition_penalty must be a number, not '1.1'"),
+    ({"eos_token_id": "a"}, "eos_token_id must be an integer.*'a'"),
+    ({"eos_token_id": [1, 2.5]}, "eos_token_id must be an integer.*2.5"),
+    ({"pad_token_id": "a"}, "pad_token_id must be an integer, not 'a'"),
+    ({"seed": 1.5, "do_sample": True}, "seed must be an integer, not 1.5"),
+    ({"attention_mask": [[1] * 5]}, r"attention_mask must be a tensor.*\[\[1, 1"),
+    ({"past_key_values": [1]}, r"past_key_values must be a cache.*\[1\]"),
+    ({"vocab_limit": "9"}, "vocab_limit must be an integer, not '9'"),
+    ({"generator": 1}, "generator must be a torch.Generator, not 1"),
     ({"do_sample": True, "top_k": 2.5}, "top_k.*2.5"),
     ({"do_sample": True, "min_p": 1.5}, "min_p.*1.5"),
     ({"repetition_penalty": 0.0}, "repetition_penalty.*0.0"),
@@ -202,6 +214,12 @@ def test_an_unknown_option_is_named_with_near_matches(ascii_model, option, near)
         generate(ascii_model, IDS, **{option: 1})
 
 
+def test_near_matches_are_things_that_are_offered(ascii_model):
+    with pytest.raises(TypeError, match="min_new_token") as caught:
+        generate(ascii_model, IDS, min_new_token=1)
+    assert "min_new_tokens" not in str(caught.value) and "max_new_tokens" in str(caught.value)
+
+
 def test_what_the_file_asks_and_cannot_be_is_refused(with_file):
     with pytest.raises(ValueError, match="no_repeat_ngram_size=3"):
         generate(with_file(no_repeat_ngram_size=3), IDS)
@@ -212,6 +230,7 @@ def test_what_the_file_asks_and_cannot_be_is_refused(with_file):
     ("ids", "error", "message"),
     [
         ([[1, 2]], TypeError, "list.*return_tensors"),
+        (BatchEncoding(input_ids=IDS), TypeError, r"BatchEncoding: pass \*\*inputs, or"),
         (torch.tensor([1, 2]), ValueError, r"\(2,\)"),
         (torch.ones(1, 2), ValueError, "float32"),
         (torch.tensor([[5, 97]]), ValueError, "97.*0 to 96"),
@@ -254,8 +273,10 @@ def test_past_the_longest_text_warns_once(ascii_model):
     ],
 )
 def test_options_without_effect_warn(ascii_model, options, message):
-    with pytest.warns(UserWarning, match=message):
-        generate(ascii_model, IDS, **options)
+    for call in (generate, stream_ids, type(ascii_model).generate):
+        with pytest.warns(UserWarning, match=message) as caught:
+            call(ascii_model, IDS, **options)
+        assert [warned.filename for warned in caught] == [__file__]
 
 
 def test_a_padded_batch_without_a_mask_warns(ascii_model):
@@ -335,6 +356,11 @@ def hf_byte_tokenizer(merged=""):
     engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = tokenizers.decoders.ByteLevel()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
+
+
+def test_a_streamer_must_stream(ascii_model):
+    with pytest.raises(TypeError, match="a streamer has put"):
+        generate(ascii_model, torch.tensor([[40]]), streamer=object())
 
 
 @pytest.mark.skipif(

@@ -197,6 +197,11 @@ def test_wrong_inputs_are_named(small_config):
         ({}, "either input_ids or inputs_embeds"),
         ({"input_ids": ids, "inputs_embeds": torch.zeros(2, 5, 48)}, "not both"),
         ({"input_ids": ids.float()}, "integers"),
+        ({"input_ids": ids[:, :0]}, r"integers.*\(2, 0\)"),
+        ({"input_ids": ids + 97}, "ids are 0 to 96"),
+        ({"input_ids": ids - 97}, "hold -"),
+        ({"input_ids": ids, "position_ids": torch.arange(5)}, "do not fit 2 rows of 5"),
+        ({"input_ids": ids, "past_key_values": (1,)}, "StaticCache of 3 layers, this is tuple"),
         ({"input_ids": ids[0]}, r"\(B, T\)"),
         (
             {"input_ids": ids, "attention_mask": torch.ones(2, 7)},
@@ -212,6 +217,23 @@ def test_wrong_inputs_are_named(small_config):
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 9])
+def test_a_static_cache_does_not_take_any_mask(small_config, columns):
+    model, ids = Qwen2ForCausalLM(small_config()).eval(), torch.randint(3, 97, (2, 5))
+    with pytest.raises(ValueError, match=rf"\(2, {columns}\) does not fit"):
+        model(ids, torch.ones(2, columns), past_key_values=StaticCache(model.config, 8))
+
+
+def test_whole_numbers_of_any_width_are_labels(small_config):
+    from qwen2_edu import Qwen2ForSequenceClassification
+
+    ids, labels = torch.randint(3, 97, (2, 5)), torch.tensor([1, 0])
+    model = Qwen2ForCausalLM(small_config()).eval()
+    assert model(ids.int(), labels=ids.int()).loss == model(ids, labels=ids).loss
+    model = Qwen2ForSequenceClassification(small_config(num_labels=2)).eval()
+    assert model(ids, labels=labels.int()).loss == model(ids, labels=labels).loss
 
 
 def test_cache_limits_are_named(small_config):

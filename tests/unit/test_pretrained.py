@@ -71,11 +71,19 @@ def test_every_class_comes_back(cls, shard, small_config, randomise, tmp_path):
     assert model.config.architectures is None  # saving leaves the model alone
 
 
-def test_unknown_option(folder):
-    with pytest.raises(TypeError, match="no option 'hidden_sizes'"):
-        Qwen2ForCausalLM.from_pretrained(folder, hidden_sizes=3)
-    with pytest.raises(TypeError, match="no option 'trust_remote_code'"):
-        Qwen2ForCausalLM.from_pretrained(folder, trust_remote_code=True)
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("hidden_sizes", "did you mean hidden_size"),
+        ("dtyp", "did you mean dtype"),
+        ("low_cpu_mem_usage", "the options are config, revision, .*verify"),
+        ("load_in_8bit", "the options are config, revision, dtype"),
+        ("trust_remote_code", "it is never needed, as no remote code is run; leave it out"),
+    ],
+)
+def test_unknown_option(folder, option, hint):
+    with pytest.raises(TypeError, match=f"no option '{option}', .* a field: {hint}"):
+        Qwen2ForCausalLM.from_pretrained(folder, **{option: True})
 
 
 def test_config_and_overrides(folder, model):
@@ -202,6 +210,19 @@ def test_most_free_card_first(monkeypatch):
 
 
 # -- saving ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+@pytest.mark.parametrize("shard", ["5GB", "50kB"])
+def test_every_file_has_the_mode_that_the_umask_gives(model, tmp_path, umask, shard):
+    before = os.umask(umask)
+    try:
+        model.save_pretrained(tmp_path, max_shard_size=shard)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
 def test_released_layout(model, folder, tmp_path_factory):

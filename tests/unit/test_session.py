@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -224,7 +226,10 @@ def test_options_over_session_over_file(model, tokenizer):
         assert len(ChatSession(model, tokenizer).send("a")) == 7
     finally:
         model.generation_config = None
-    assert ChatSession(model, tokenizer)._turn_options({})["max_new_tokens"] == 512
+    assert ChatSession(model, tokenizer).settings.max_new_tokens == 512
+    session = ChatSession(model, tokenizer, max_new_tokens=3)
+    assert len(session.send("a", generation_config={"max_new_tokens": 7})) == 3
+    assert len(session.send("a", max_length=len(rendered(session.messages)) + 40)) > 3
 
 
 def test_stop_strings(model, tokenizer):
@@ -243,3 +248,36 @@ def test_impossible_options_are_refused_at_once(model, tokenizer):
     with pytest.raises(ValueError, match="top_p"):
         session.send("a", top_p=2.0, do_sample=True)
     assert session.messages == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"temprature": 1}, TypeError),
+        ({"do_sample": True, "seed": 1, "generator": torch.Generator()}, ValueError),
+        ({"max_length": 3}, ValueError),
+    ],
+    ids=str,
+)
+def test_a_refused_regenerate_changes_nothing(model, tokenizer, options, error):
+    session = ChatSession(model, tokenizer, max_new_tokens=4)
+    answer = session.send("one")
+    before = [dict(m) for m in session.messages]
+    with pytest.raises(error):
+        session.regenerate(**options)
+    assert session.messages == before
+    assert session.regenerate() == answer
+
+
+def test_an_option_without_effect_warns_once_and_where_it_was_said(model, tokenizer):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        session = ChatSession(model, tokenizer, temperature=0.5, max_new_tokens=2)
+        session.send("one")
+        session.regenerate()
+        (warned,) = caught
+        assert "temperature=0.5" in str(warned.message) and warned.filename == __file__
+        session.send("two", top_k=3)
+        warned = caught[-1]
+        assert len(caught) == 2 and "top_k=3" in str(warned.message)
+        assert "temperature" not in str(warned.message) and warned.filename == __file__

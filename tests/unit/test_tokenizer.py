@@ -212,9 +212,22 @@ def test_impossible_options_are_refused(tokenizer, options, message):
         tokenizer(["a", "a b c"], **options)
 
 
-def test_unknown_options_are_refused(tokenizer):
-    with pytest.raises(TypeError, match="text_pair"):
-        tokenizer("a", text_pair="b")
+def test_pairs_and_unknown_options_are_refused(tokenizer):
+    for call in (tokenizer, tokenizer.encode):
+        with pytest.raises(TypeError, match="text_pair='b': Qwen2 has no format for pairs"):
+            call("a", "b")
+        with pytest.raises(TypeError, match="paddin"):
+            call("a", paddin=True)
+    assert tokenizer.encode("a", None) == tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("name", ["padding_side", "truncation_side"])
+def test_a_side_is_checked_when_it_is_set(mini, name):
+    tokenizer = mini(Qwen2Tokenizer)
+    setattr(tokenizer, name, "left")
+    with pytest.raises(ValueError, match=f"{name} must be one of"):
+        setattr(tokenizer, name, "lft")
+    assert getattr(tokenizer, name) == "left"
 
 
 def test_padding_needs_a_token_and_a_length(mini):
@@ -417,6 +430,18 @@ def test_decoding_takes_lists_tensors_and_batches(tokenizer):
         tokenizer.decode([-100])
 
 
+@pytest.mark.parametrize(
+    "what",
+    ["x", b"x", ["Hello"], [["Hello"]], None, 3.0, [3.0], [1, 3.0], [1, "a"], [None], [1, [2]],
+     torch.tensor(1.0), torch.tensor([[1.0, 2.0]]), [torch.tensor(1.0)]],
+    ids=str,
+)  # fmt: skip
+def test_only_ids_are_decoded(tokenizer, what):
+    for decode in (tokenizer.decode, tokenizer.batch_decode):
+        with pytest.raises(TypeError, match="decode takes ids .* use convert_tokens_to_ids first"):
+            decode(what)
+
+
 # ------------------------------------------------------------------------------- files
 
 
@@ -603,8 +628,23 @@ def test_a_special_token_that_only_the_config_names_is_added(folder):
 def test_overrides(folder):
     loaded = Qwen2TokenizerFast.from_pretrained(folder, padding_side="left", chat_template=None)
     assert loaded.padding_side == "left" and loaded.chat_template is None
-    with pytest.raises(TypeError, match="pading_side"):
-        Qwen2TokenizerFast.from_pretrained(folder, pading_side="left")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("pading_side", "did you mean padding_side"),
+        ("local_file_only", "did you mean local_files_only"),
+        ("eos_tokn", "did you mean eos_token"),
+        ("use_fast", "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch"),
+        ("trust_remote_code", "it is never needed, as no remote code is run; leave it out"),
+        ("wxyz", "the options are added_tokens, additional_special_tokens"),
+    ],
+)
+@pytest.mark.parametrize("cls", BOTH)
+def test_unknown_options_of_loading(folder, cls, option, hint):
+    with pytest.raises(TypeError, match=f"{cls.__name__}.* has no option '{option}': {hint}"):
+        cls.from_pretrained(folder, **{option: True})
 
 
 def change(name, **fields):

@@ -261,6 +261,8 @@ def test_every_fact_counts(stand_in, capsys, key, change, message):
 def test_names(stand_in, capsys, tmp_path):
     folder, _, run = stand_in
     assert run(capsys, "--known-as", f"org/{folder.name}")[0] == 0
+    assert run(capsys, "--known-as", folder.name)[0] == 0
+    assert run(capsys, "--known-as", f"other/{folder.name}")[0] == 1
     code, output = run(capsys, "--known-as", "org/other")
     assert code == 1 and "no facts are recorded for 'org/other'" in output
     other = folder.rename(tmp_path / "other")
@@ -268,12 +270,13 @@ def test_names(stand_in, capsys, tmp_path):
     assert code == 1 and "no facts are recorded for" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2-0.5B", "Qwen/Qwen2-72B", "no-such-name"])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2-0.5B", "Qwen/Qwen2-72B", "no-such-name", "/no/such"])
 def test_not_possible_means_failed(name):
     """Offline, as all tests are, and not in the cache."""
     (check,) = verify(name, cache_dir="/nonexistent")
     assert not check.ok and check.name == "found"
-    assert ("HF_HUB_OFFLINE" if "/" in name else "no facts are recorded") in check.detail
+    says = {"no-such-name": "nor a folder", "/no/such": "there is no folder '/no/such'"}
+    assert says.get(name, "HF_HUB_OFFLINE") in check.detail
 
 
 def test_answers_come_as_they_are_known(stand_in, tmp_path):
