@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,18 +79,16 @@ def generate(
     from .generation import effective_settings, stream
 
     lm, tokenizer, options = load(ctx)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they will come again, below
-        settings = effective_settings(lm, **options)
+    settings = effective_settings(lm, **options)
     if verbose:
         say(f"{settings}, {lm.dtype} on {lm.device}")
     text = read_stdin() if prompt == "-" else prompt
     ids = tokenizer(text, return_tensors="pt").input_ids.to(lm.device)  # (1, T)
     if settings.num_beams > 1:  # which beam wins is known at the end
-        answer = lm.generate(ids, tokenizer=tokenizer, **options)[0, ids.shape[1] :]
-        show(tokenizer.decode(answer, skip_special_tokens=True))
+        whole = lm.generate(ids, tokenizer=tokenizer, generation_config=settings)[0]
+        show(tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True))
     else:
-        for piece in stream(lm, tokenizer, ids, **options):
+        for piece in stream(lm, tokenizer, ids, generation_config=settings):
             show(piece)
     show("\n")
 

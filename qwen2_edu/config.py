@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .common import did_you_mean, write_whole
 from .hub import resolve
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -144,12 +144,7 @@ class Qwen2Config:
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Write `config.json`, first under a temporary name. Returns its path."""
-        path = Path(directory) / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".tmp")
-        draft.write_text(self.to_json_string(), encoding="utf-8")
-        draft.replace(path)
-        return path
+        return write_whole(Path(directory) / "config.json", self.to_json_string().encode())
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **changes: Any) -> Qwen2Config:
@@ -240,9 +235,8 @@ class Qwen2Config:
 
     def _warn_of_slips(self) -> None:
         for name in self.extra:
-            if near := get_close_matches(name, (*FIELDS, *OPTIONAL), cutoff=0.7):
-                hint = f"{name} is kept and has no effect; did you mean {' or '.join(near)}?"
-                warnings.warn(hint, stacklevel=3)
+            if hint := did_you_mean(name, (*FIELDS, *OPTIONAL), cutoff=0.7):
+                warnings.warn(f"{name} is kept and has no effect; {hint}", stacklevel=3)
         if self.use_sliding_window and SLIDING not in self.layer_types:
             warnings.warn(
                 f"use_sliding_window is on and no layer slides: layers from max_window_layers="

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .common import write_whole
+
 # What holds when neither the call nor the model says otherwise; the values of transformers 5.
 DEFAULTS: dict[str, Any] = {
     "do_sample": False,
@@ -119,12 +121,7 @@ class GenerationConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `generation_config.json`, by a temporary name and a rename. Returns its path."""
-        path = Path(folder) / "generation_config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".tmp")
-        draft.write_bytes(self.to_json().encode())
-        draft.replace(path)
-        return path
+        return write_whole(Path(folder) / "generation_config.json", self.to_json().encode())
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
+from .common import did_you_mean
 from .generation_config import DEFAULTS, OPTIONS, GenerationConfig
 
 # Options of transformers that are not offered here, with the value at which they do nothing.
@@ -58,8 +58,7 @@ def effective_settings(
     """
     for name in options:
         if name not in OPTIONS and name not in NEUTRAL:
-            near = get_close_matches(name, (*OPTIONS, *ARGUMENTS), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(OPTIONS)}"
+            hint = did_you_mean(name, (*OPTIONS, *ARGUMENTS), f"it has {', '.join(OPTIONS)}")
             raise TypeError(f"generate() has no option {name!r}; {hint}")
     base = generation_config or model.generation_config or {}
     said = dict(base if isinstance(base, dict) else base.to_dict())

@@ -176,14 +176,10 @@ def classification_loss(logits: Tensor, labels: Tensor, config: Qwen2Config) -> 
     """
     whole = labels.dtype in (torch.int64, torch.int32)
     kind = config.problem_type
-    if kind is None:
-        kind = (
-            "regression"
-            if config.num_labels == 1
-            else "single_label_classification"
-            if whole
-            else None
-        )
+    if kind is None and config.num_labels == 1:
+        kind = "regression"
+    elif kind is None and whole:
+        kind = "single_label_classification"
     if kind == "single_label_classification":
         return cross_entropy(logits.float(), labels.view(-1).long())
     if kind == "regression":

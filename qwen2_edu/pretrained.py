@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import os
 import warnings
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from .checksums import verify_files
+from .common import did_you_mean
 from .config import FIELDS, OPTIONAL, Qwen2Config
 from .devices import choose_device
 from .generation_config import GenerationConfig
@@ -89,10 +89,8 @@ class Qwen2PreTrainedModel(nn.Module):
         if unknown:
             parameters = inspect.signature(cls.from_pretrained).parameters.values()
             options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-            near = difflib.get_close_matches(unknown[0], {*options, *CONFIG_FIELDS})
-            hint = "the options are " + ", ".join(options)
-            if near:
-                hint = f"did you mean {' or '.join(near)}?"
+            listed = "the options are " + ", ".join(options)
+            hint = did_you_mean(unknown[0], {*options, *CONFIG_FIELDS}, listed)
             if unknown[0] == "trust_remote_code":
                 hint = "it is never needed, as no remote code is run; leave it out"
             raise TypeError(

@@ -10,7 +10,6 @@ The way of a text: added tokens are cut out of it first; the rest is brought to 
 from __future__ import annotations
 
 import codecs
-import difflib
 import inspect
 import os
 import reprlib
@@ -21,6 +20,7 @@ from typing import Any
 from . import chat_encoding, tokenizer_files, tokenizer_saving
 from .added_tokens import AddedToken
 from .batching import NO_LIMIT, BatchEncoding, batch, one_of
+from .common import did_you_mean
 from .normalization import check_text, origins_of
 from .vocabulary import Vocabulary
 
@@ -134,10 +134,7 @@ class TokenizerBase(Vocabulary):
         signatures = map(inspect.signature, (Vocabulary, TokenizerBase, cls.from_pretrained))
         options = {name for s in signatures for name in s.parameters} - {"tokens", "overrides"}
         for name in sorted(overrides.keys() - options):
-            near = difflib.get_close_matches(name, options)
-            hint = "the options are " + ", ".join(sorted(options))
-            if near:
-                hint = f"did you mean {' or '.join(near)}?"
+            hint = did_you_mean(name, options, "the options are " + ", ".join(sorted(options)))
             raise TypeError(
                 f"{cls.__name__}.from_pretrained has no option {name!r}: "
                 + _INSTEAD.get(name, hint)

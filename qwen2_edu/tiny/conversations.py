@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from .aligned import aligned
 from .check import silent_question
-from .documents import any_story, ask, choose, first_turn
+from .documents import any_story, ask, first_turn, mixed
 from .functions import function
 from .grammar import MOODS
 from .words import THINGS
-from .world import SPLITS, one_of, pick, split_of
+from .world import pick, split_of
 
 Message = dict[str, str]
 
@@ -108,10 +108,5 @@ def conversations(
     """n conversations as message lists, the kinds mixed as in CONVERSATIONS; no system message, so
     that a chat template adds its own.
     """
-    one_of("split", split, SPLITS)
-    for kind in kinds:
-        one_of("kind", kind, CONVERSATIONS)
-    chosen = {kind: CONVERSATIONS[kind] for kind in kinds}
-    for i in range(n):
-        rng = random.Random(f"conversation {split} {seed} {i}")
-        yield choose(rng, chosen)(rng, split)
+    for rng, make in mixed("conversation", CONVERSATIONS, kinds, split, n, seed):
+        yield make(rng, split)

@@ -129,6 +129,28 @@ def _until(split: str, make: Callable[[random.Random, str], str], rng: random.Ra
     return text
 
 
+def mixed(
+    label: str,
+    table: dict[str, tuple[float, Callable]],
+    kinds: tuple[str, ...],
+    split: str,
+    n: int,
+    seed: int,
+) -> Iterator[tuple[random.Random, Callable]]:
+    """n times a maker of text, the kinds mixed as in `table`, and its own source of chance.
+
+    Raises:
+        ValueError: another split or kind, when the first is asked for.
+    """
+    one_of("split", split, SPLITS)
+    for kind in kinds:
+        one_of("kind", kind, table)
+    chosen = {kind: table[kind] for kind in kinds}
+    for i in range(n):
+        rng = random.Random(f"{label} {split} {seed} {i}")
+        yield rng, choose(rng, chosen)
+
+
 def documents(
     split: str, n: int, seed: int = 0, kinds: tuple[str, ...] = tuple(DOCUMENTS)
 ) -> Iterator[str]:
@@ -140,13 +162,8 @@ def documents(
     Raises:
         ValueError: another split or kind, when the first text is asked for.
     """
-    one_of("split", split, SPLITS)
-    for kind in kinds:
-        one_of("kind", kind, DOCUMENTS)
-    chosen = {kind: DOCUMENTS[kind] for kind in kinds}
-    for i in range(n):
-        rng = random.Random(f"document {split} {seed} {i}")
-        yield _until(split, choose(rng, chosen), rng)
+    for rng, make in mixed("document", DOCUMENTS, kinds, split, n, seed):
+        yield _until(split, make, rng)
 
 
 def exam(
