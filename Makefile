@@ -40,11 +40,7 @@ format: $(STAMP) ## let ruff reformat and fix what it can
 	@$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
 
 notebooks: $(STAMP) ## run every notebook and store its outputs, which are what make test compares with
-	@for notebook in $(NOTEBOOKS); do \
-	  $(OFFLINE) $(RUN) -m nbconvert --to notebook --execute --inplace "$$notebook" \
-	    --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
-	    --ExecutePreprocessor.timeout=120 || exit 1; \
-	done
+	@$(OFFLINE) $(RUN) notebooks/refresh.py $(NOTEBOOKS)
 
 bench: $(STAMP) ## measure, beside transformers, tokenizers and tiktoken in the same run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) "$$script" || exit 1; done

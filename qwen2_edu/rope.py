@@ -51,12 +51,12 @@ def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, floa
     rope = config.rope_parameters
     kind, theta, D = rope["rope_type"], float(rope["rope_theta"]), config.head_dim
     _check(rope)
-    turns = torch.arange(0, D, 2, dtype=torch.float32, device="cpu") / D  # 0 … 1 over the pairs
+    exponents = torch.arange(0, D, 2, dtype=torch.float32, device="cpu") / D  # 0 … 1 over the pairs
     if kind == "dynamic":  # a larger theta, and so slower turns, for longer text
         limit = config.max_position_embeddings
         stretch = rope["factor"] * max(length, limit) / limit - (rope["factor"] - 1)
         theta *= stretch ** (D / (D - 2))
-    frequencies = 1.0 / theta**turns
+    frequencies = 1.0 / theta**exponents
     if kind == "linear":  # as if the positions stood closer together
         frequencies = frequencies / rope["factor"]
     if kind == "yarn":
@@ -68,37 +68,33 @@ def _yarn(
     frequencies: Tensor, rope: dict, theta: float, config: Qwen2Config
 ) -> tuple[Tensor, float]:
     """Fast pairs keep their speed, slow pairs slow down by `factor`, a ramp lies between."""
-    D, trained = (
-        config.head_dim,
-        rope.get("original_max_position_embeddings") or config.max_position_embeddings,
-    )
-    factor = rope["factor"]
+    D, factor = config.head_dim, rope["factor"]
+    trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
     def pair_that_turns(times: float) -> float:
         """Which pair makes this many full turns within the trained length?"""
         return D * math.log(trained / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = (
-        pair_that_turns(rope.get("beta_fast") or 32),
-        pair_that_turns(rope.get("beta_slow") or 1),
-    )
+    low = pair_that_turns(rope.get("beta_fast") or 32)
+    high = pair_that_turns(rope.get("beta_slow") or 1)
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, D - 1)
     high += 0.001 if low == high else 0.0
-    ramp = ((torch.arange(D // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(
-        0, 1
-    )
+    pairs = torch.arange(D // 2, dtype=torch.float32, device="cpu")
+    ramp = ((pairs - low) / (high - low)).clamp(0, 1)
     mixed = frequencies / factor * ramp + frequencies * (1 - ramp)
 
-    def softening(scale: float) -> float:
+    def sharpening(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     scaling = rope.get("attention_factor")
     if scaling is None:
         mscale, mscale_all = rope.get("mscale"), rope.get("mscale_all_dim")
         scaling = (
-            softening(mscale) / softening(mscale_all) if mscale and mscale_all else softening(1.0)
+            sharpening(mscale) / sharpening(mscale_all)
+            if mscale and mscale_all
+            else sharpening(1.0)
         )
     return mixed, scaling
 

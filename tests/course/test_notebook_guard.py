@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +22,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 300 * 1024  # bytes
 LONGEST, LONGEST_EXPORT, MEDIAN = 35, 50, 8  # lines of a code cell
 WORDS_PER_LINE = 5  # of prose, for each line of code, in the whole notebook
+CELLS, CELLS_OF_TOUR = (50, 90), (30, 90)  # of a lesson, fewest and most
 IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)|<img\b[^>]*?\bsrc\s*=\s*[\"']?([^\"'\s>]+)", re.I)
 CODE = re.compile(r"```.*?```|~~~.*?~~~|`[^`\n]*`", re.DOTALL)
 TAG = "nbval-ignore-output"
@@ -66,6 +70,30 @@ def faults(path: Path) -> list[str]:
     return found
 
 
+def faults_of_lesson(path: Path) -> list[str]:
+    """Which parts of a lesson are missing? Learners know their way by them."""
+    notebook, number = json.loads(path.read_text(encoding="utf-8")), path.stem[:2]
+    cells = notebook["cells"]
+    code = "\n".join(text_of(cell) for cell in cells if cell["cell_type"] == "code")
+    prose = "\n".join(text_of(cell) for cell in cells if cell["cell_type"] == "markdown")
+    tags = [tag for cell in cells for tag in cell["metadata"].get("tags", [])]
+    tour = number == "00"
+    fewest, most = CELLS_OF_TOUR if tour else CELLS
+    parts = {
+        f"{fewest} to {most} cells, not {len(cells)}": fewest <= len(cells) <= most,
+        f"a picture figures/here_{number}.png": f"figures/here_{number}.png" in pictures(prose),
+        f'setup("{path.stem}")': re.search(rf"\bsetup\(.{path.stem}.\)", code),
+        "a comparison, equal(...)": re.search(r"^\s*equal\(", code, re.M),
+        "a comparison with transformers or the goldens": tour
+        or re.search(r"\btransformers\b|\bgoldens\b", code),
+        "a planted mistake, with caught(...)": re.search(r"^\s*with caught\(", code, re.M),
+        "an export cell": tour or any(tag.startswith("export:") for tag in tags),
+        "an exercise, check.ex...": re.search(rf"^check\.ex{number}_\d", code, re.M),
+        "a heading with the word recap": re.search(r"^#+ .*\brecap\b", prose, re.M | re.I),
+    }
+    return [part for part, there in parts.items() if not there]
+
+
 def faults_of_code(cell: dict) -> list[str]:
     found, source = [], text_of(cell)
     tags = cell["metadata"].get("tags", [])
@@ -111,6 +139,11 @@ def faults_of_images(text: str, folder: Path, attached: dict) -> list[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path):
     assert faults(path) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_every_part_of_a_lesson(path):
+    assert faults_of_lesson(path) == []
 
 
 def test_there_is_a_tour():
@@ -235,3 +268,124 @@ def test_cells_may_be_long_but_not_most_of_them(tmp_path):
     notebook["cells"] = [prose_cell(WORDS)]
     notebook["cells"] += [code_cell(i, "\n".join("x" * 9)) for i in (1, 2, 3)]
     assert faults(write(tmp_path, notebook)) == ["the median code cell has more than 8 lines"]
+
+
+LESSON = {
+    "cells": [
+        prose_cell("# Rotary positions\n![the map](figures/here_03.png)"),
+        code_cell(1, 'from qwen2_edu.course import setup\ncolours = setup("03_rope")'),
+        code_cell(2, "equal(ours, theirs)"),
+        code_cell(3, "from transformers import Qwen2Config"),
+        code_cell(4, 'with caught("a wrong sign"):\n    check_it()'),
+        code_cell(5, "def apply_rope(): ...", tags=["export:qwen2_edu.rope.apply_rope"]),
+        code_cell(6, "check.ex03_1(my_rotate)"),
+        prose_cell("## Recap, and where it lives"),
+        *[prose_cell("word")] * 60,
+    ],
+}
+
+
+def lesson(folder, name="03_rope", without=None):
+    cells = [cell for i, cell in enumerate(LESSON["cells"]) if i != without]
+    path = folder / f"{name}.ipynb"
+    path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    return path
+
+
+def test_sound_lesson_has_every_part(tmp_path):
+    assert faults_of_lesson(lesson(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "without, says",
+    [
+        (0, "here_03.png"),
+        (1, 'setup("03_rope")'),
+        (2, "equal("),
+        (3, "goldens"),
+        (4, "caught("),
+        (5, "export"),
+        (6, "check.ex"),
+        (7, "recap"),
+    ],
+)
+def test_each_missing_part_is_found(tmp_path, without, says):
+    (fault,) = faults_of_lesson(lesson(tmp_path, without=without))
+    assert says in fault
+
+
+def test_parts_of_another_lesson_do_not_count(tmp_path):
+    found = faults_of_lesson(lesson(tmp_path, "04_attention"))
+    assert [fault.split("(")[0] for fault in found] == [
+        "a picture figures/here_04.png",
+        "setup",
+        "an exercise, check.ex...",
+    ]
+
+
+@pytest.mark.parametrize("number, tour, other", [(29, 1, 1), (30, 0, 1), (50, 0, 0), (91, 1, 1)])
+def test_number_of_cells_is_bounded(tmp_path, number, tour, other):
+    for name, faulty in (("00_tour", tour), ("03_rope", other)):
+        path = lesson(tmp_path, name)
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook["cells"] = notebook["cells"][:8] + notebook["cells"][8:9] * (number - 8)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+        assert any(f"cells, not {number}" in fault for fault in faults_of_lesson(path)) == faulty
+
+
+# --- and the time a lesson takes: notebooks/conftest.py
+
+PRETEND = """
+import pytest
+
+class Cell(pytest.Item):
+    def runtest(self):
+        pass
+
+class Notebook(pytest.File):
+    def collect(self):
+        yield from (Cell.from_parent(self, name=f"Cell {i}") for i in range(3))
+
+def pytest_collect_file(file_path, parent):
+    if file_path.suffix == ".ipynb":
+        return Notebook.from_parent(parent, path=file_path)
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" and isinstance(item, Cell):
+        report.duration = float(item.path.read_text())
+    return report
+"""
+
+
+@pytest.mark.parametrize("seconds, code", [(19, 0), (21, 1)])
+def test_a_slow_lesson_fails_the_run(tmp_path, seconds, code):
+    (tmp_path / "pretend.py").write_text(PRETEND)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/conftest.py").write_bytes((ROOT / "notebooks/conftest.py").read_bytes())
+    (tmp_path / "notebooks/00_tour.ipynb").write_text("1")
+    (tmp_path / "notebooks/03_rope.ipynb").write_text(str(seconds))
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass")
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "pretend",
+            "-p",
+            "no:cacheprovider",
+            "test_nothing.py",
+        ]
+        + ["notebooks/00_tour.ipynb", "notebooks/03_rope.ipynb"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        text=True,
+        capture_output=True,
+    )
+    assert result.returncode == code, result.stdout
+    assert f"{3 * seconds:.1f} s  notebooks/03_rope.ipynb" in result.stdout
+    assert "3.0 s  notebooks/00_tour.ipynb\n" in result.stdout
+    assert ("03_rope.ipynb  FAILED: over 60 s" in result.stdout) == bool(code)

@@ -1,0 +1,34 @@
+"""How long does each lesson take under nbval? Said at the end; over 60 seconds fails the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+LIMIT = 60  # seconds on two cores, starting the kernel included
+seconds: Counter[str] = Counter()  # notebook -> wall time of its cells
+
+
+def pytest_sessionstart():
+    seconds.clear()
+
+
+# This file is a plugin of the run, but its hooks for single tests see this folder only.
+def pytest_runtest_logreport(report):
+    file = report.nodeid.partition("::")[0]
+    if file.endswith(".ipynb"):
+        seconds[file] += report.duration
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == pytest.ExitCode.OK and any(time > LIMIT for time in seconds.values()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if seconds:
+        terminalreporter.section("wall time of the lessons")
+    for file, time in sorted(seconds.items()):
+        verdict = f"  FAILED: over {LIMIT} s" if time > LIMIT else ""
+        terminalreporter.write_line(f"{time:6.1f} s  {file}{verdict}", red=bool(verdict))

@@ -1,0 +1,47 @@
+"""Run lessons and store their outputs, normalised, so that running twice changes nothing.
+
+python notebooks/refresh.py notebooks/03_rope.ipynb ...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
+from nbformat import NotebookNode
+
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Keep what readers and tests need: no versions, no times, no state of an editor."""
+    CoalesceStreamsPreprocessor().preprocess(notebook, {})  # how prints arrive is chance
+    notebook.metadata = NotebookNode(
+        kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
+    return notebook
+
+
+def refresh(path: Path) -> bool:
+    """Run one notebook in its folder; answers whether the file changed."""
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    runner = ExecutePreprocessor(
+        timeout=120, kernel_name="python3", record_timing=False, store_widget_state=False
+    )
+    runner.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
+    after = nbformat.writes(normalise(notebook)) + "\n"
+    if after != before:
+        path.write_text(after, encoding="utf-8", newline="\n")
+    return after != before
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(f"{name}: {'updated' if refresh(Path(name)) else 'as it was'}", flush=True)
