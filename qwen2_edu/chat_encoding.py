@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from .chat import check_messages
@@ -101,16 +102,16 @@ def apply_chat_template(
                 )
         # Characters that the inputs do not hold: printable symbols first, then private ones.
         used = set(template + json.dumps(inputs, ensure_ascii=False))
-        candidates = [*range(0x2801, 0x2900), *range(0xF0000, 0xFFFFE)]
-        spare = [c for c in map(chr, candidates) if c not in used]
-        end_mark, *marks = spare[:3]
+        candidates = chain(range(0x2801, 0x2900), range(0xF0000, 0xFFFFE))
+        spare = (c for c in map(chr, candidates) if c not in used)
+        end_mark, *marks = islice(spare, 3)
         if continue_final_message:
             _mark_end(inputs["messages"][-1], end_mark)
         options = {**tokenizer.special_tokens_map, "generation_marks": marks if tokenize else ()}
 
         text, typed = render(template, **{**options, **inputs}), {}
         if tokenize:
-            text, typed = _render_inert(tokenizer, template, options, inputs, text, spare[3:])
+            text, typed = _render_inert(tokenizer, template, options, inputs, text, spare)
         if continue_final_message:
             text = _cut_at(end_mark, text)
         if tokenize:
@@ -153,7 +154,7 @@ def _render_inert(
     options: dict[str, Any],
     inputs: dict[str, Any],
     as_is: str,
-    spare: Sequence[str],
+    spare: Iterator[str],
 ) -> tuple[str, dict[int, str]]:
     """Render with everything that people supplied made unable to spell a control token.
 

@@ -20,11 +20,13 @@ def option(kind: Any, text: str, *names: str) -> Any:
 
 app = typer.Typer(
     cls=OneSentence,
-    help="Qwen2 from the bytes up. MODEL is a folder in released layout or a name on the hub.",
+    help="Qwen2 from the bytes up. A model is a folder in released layout, a name on the hub, or\n"
+    "tiny, which is built in.",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
+Which = option(str, "A folder, or owner/name on the hub; tiny is built in.", "--model", "-m")
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="A text; - reads it from stdin.")]
 Dtype = option(str, "float32, bfloat16 or float16; auto = as stored.")
 Device = option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.")
@@ -59,8 +61,8 @@ def load(ctx: typer.Context) -> tuple[Any, Any, dict[str, Any]]:
 @app.command()
 def generate(
     ctx: typer.Context,
-    model: Model,
     prompt: Prompt,
+    model: Which = "tiny",
     max_new_tokens: NewTokens = None,
     do_sample: Sample = None,
     temperature: Temperature = None,
@@ -96,7 +98,7 @@ def generate(
 @app.command()
 def chat(
     ctx: typer.Context,
-    model: Model,
+    model: Which = "tiny",
     system: option(str | None, "The system message; none = the template's own.") = None,
     max_new_tokens: NewTokens = None,
     do_sample: Sample = None,
@@ -175,7 +177,7 @@ def tokenize(
 
 
 @app.command()
-def info(model: Model) -> None:
+def info(model: Model = "tiny") -> None:
     """Sizes, parameters and memory of a model; no weights are read."""
     from . import Qwen2Config, costs, released_config
     from .config import RELEASES

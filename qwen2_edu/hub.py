@@ -40,8 +40,16 @@ def _released_vocabulary() -> Path:
     )
 
 
+def _shipped_checkpoint() -> Path:
+    """The folder of the small checkpoint that comes with this package."""
+    return Path(__file__).parent / "checkpoints" / "tiny"
+
+
 # name -> (a function that finds its folder, the kinds of load it serves)
-BUILT_IN = {"qwen2": (_released_vocabulary, ("tokenizer",))}
+BUILT_IN = {
+    "tiny": (_shipped_checkpoint, ("config", "tokenizer", "model")),
+    "qwen2": (_released_vocabulary, ("tokenizer",)),
+}
 
 
 def resolve(
@@ -59,7 +67,7 @@ def resolve(
     downloaded once into the hub's cache, with progress, and only the files that `kind` needs.
 
     Args:
-        name_or_path: "qwen2", "./my-model" or "Qwen/Qwen2-0.5B".
+        name_or_path: "tiny", "qwen2", "./my-model" or "Qwen/Qwen2-0.5B".
         kind: "config", "tokenizer" or "model".
         revision: branch, tag or commit of the hub repository.
         token: for gated or private repositories; None = the saved login, False = none.

@@ -98,14 +98,14 @@ def _plain(rng: random.Random, split: str) -> str:
 
 def _asked(rng: random.Random, split: str) -> str:
     told = any_story(rng, split)
-    asked = ask(told, rng, split, pick(rng, (1, 2, 3)))
+    asked = ask(told, rng, split, pick(rng, (1, 2, 3, 4, 5)))
     return told.text + "\n\n" + "\n".join(f"{q.text} {q.answer}" for q in asked)
 
 
 # How often each kind of document comes, and what writes it.
 DOCUMENTS: dict[str, tuple[float, Callable[[random.Random, str], str]]] = {
-    "story": (0.40, _plain),
-    "asked": (0.25, _asked),
+    "story": (0.25, _plain),
+    "asked": (0.40, _asked),
     "aligned": (0.12, lambda rng, split: "\n".join(aligned(rng))),
     "function": (0.08, lambda rng, split: function(rng)[1]),
     "parrot": (0.10, lambda rng, split: parrot(rng)),

@@ -93,13 +93,13 @@ def test_generate_prints_the_answer_that_the_model_gives(folder, loaded):
     ids = tokenizer("The dog", return_tensors="pt").input_ids
     answer = model.generate(ids)[0, ids.shape[1] :]
     assert len(answer) == 9, "the checkpoint's own settings hold where the call says nothing"
-    assert output("generate", folder, "The dog") == tokenizer.decode(answer) + "\n"
+    assert output("generate", "-m", folder, "The dog") == tokenizer.decode(answer) + "\n"
 
 
 def test_generate_hands_every_setting_on(folder, loaded):
     model, tokenizer = loaded
     ids = tokenizer("The fox", return_tensors="pt").input_ids
-    result = run("generate", folder, "The fox", *SPELLED, "--stop", "qq", "--stop", "zz", "-v")
+    result = run("generate", "-m", folder, "The fox", *SPELLED, "--stop", "qq", "--stop", "zz", "-v")
     expected = "".join(stream(model, tokenizer, ids, **SAMPLING, stop_strings=["qq", "zz"]))
     assert result.stdout == expected + "\n"
     for name, value in {**SAMPLING, "stop_strings": ["qq", "zz"], "num_beams": 1}.items():
@@ -109,13 +109,13 @@ def test_generate_hands_every_setting_on(folder, loaded):
 
 
 def test_generate_says_nothing_on_stderr_unless_asked(folder):
-    assert run("generate", folder, "The fox", *SPELLED).stderr == ""
+    assert run("generate", "-m", folder, "The fox", *SPELLED).stderr == ""
 
 
 def test_generate_stops_at_a_stop_string(folder):
-    whole = output("generate", folder, "The", "--max-new-tokens", 40)
+    whole = output("generate", "-m", folder, "The", "--max-new-tokens", 40)
     stop = whole[3:5]
-    cut = output("generate", folder, "The", "--max-new-tokens", 40, "--stop", stop)
+    cut = output("generate", "-m", folder, "The", "--max-new-tokens", 40, "--stop", stop)
     assert len(cut) < len(whole) and stop in cut and cut[:-1] in whole
 
 
@@ -123,20 +123,20 @@ def test_generate_with_beams(folder, loaded):
     model, tokenizer = loaded
     ids = tokenizer("The fox", return_tensors="pt").input_ids
     best = generate(model, ids, num_beams=3, tokenizer=tokenizer)[0, ids.shape[1] :]
-    assert output("generate", folder, "The fox", "--beams", 3) == tokenizer.decode(best) + "\n"
+    assert output("generate", "-m", folder, "The fox", "--beams", 3) == tokenizer.decode(best) + "\n"
 
 
 def test_generate_reads_the_prompt_from_stdin(folder):
-    assert output("generate", folder, "-", stdin="The dog") == output("generate", folder, "The dog")
-    assert output("generate", folder, "-", stdin=""), "an empty prompt begins with the bos token"
+    assert output("generate", "-m", folder, "-", stdin="The dog") == output("generate", "-m", folder, "The dog")
+    assert output("generate", "-m", folder, "-", stdin=""), "an empty prompt begins with the bos token"
 
 
 def test_generate_casts_as_asked(folder):
-    assert "torch.bfloat16 on cpu" in run("generate", folder, "a", "--dtype=bfloat16", "-v").stderr
+    assert "torch.bfloat16 on cpu" in run("generate", "-m", folder, "a", "--dtype=bfloat16", "-v").stderr
 
 
 def test_setting_without_effect_is_one_line_of_warning(folder):
-    result = run("generate", folder, "The", "--temperature", 0.5)
+    result = run("generate", "-m", folder, "The", "--temperature", 0.5)
     assert result.exit_code == 0 and "no effect: temperature=0.5 needs --sample" in result.stderr
     only_a_sentence(result.stderr)
 
@@ -153,13 +153,13 @@ def test_chat_is_a_session(folder, loaded):
     expected.append(session.send("Hi."))
     assert expected[0] == expected[-1] != expected[1]
     typed = "Hi.\nWhy?\n/again\n\n/undo\nAnd now?\n/reset\nHi.\n/exit\nnever read\n"
-    result = run("chat", folder, "--system", "Be brief.", *SPELLED, stdin=typed)
+    result = run("chat", "-m", folder, "--system", "Be brief.", *SPELLED, stdin=typed)
     assert result.stdout == "".join(answer + "\n" for answer in expected)
     assert (result.exit_code, result.stderr) == (0, "Undone\nReset\n")
 
 
 def test_chat_leaves_at_the_end_of_its_input(folder):
-    assert run("chat", folder, stdin="").exit_code == 0
+    assert run("chat", "-m", folder, stdin="").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_chat_leaves_at_the_end_of_its_input(folder):
     [("/undo", "nothing was asked yet"), ("/rest", "/undo, /again, /reset and /exit")],
 )
 def test_chat_explains_what_it_cannot_do_and_goes_on(folder, typed, says):
-    result = run("chat", folder, stdin=f"{typed}\nHi.\n")
+    result = run("chat", "-m", folder, stdin=f"{typed}\nHi.\n")
     assert result.exit_code == 0 and len(result.stdout) > 1 and says in result.stderr
     only_a_sentence(result.stderr)
 
@@ -178,7 +178,7 @@ def test_chat_without_a_template_is_refused_at_once(folder, tmp_path):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    result = run("chat", tmp_path)
+    result = run("chat", "-m", tmp_path)
     assert result.exit_code == 1 and "no chat template" in result.stderr
     only_a_sentence(result.stderr)
 
@@ -337,21 +337,21 @@ def test_verify_of_an_unknown_model_fails(folder):
     [
         ("", 2, "Missing command"),
         ("speak", 2, "No such command 'speak'"),
-        ("generate", 2, "Missing argument 'MODEL'"),
-        ("generate FOLDER", 2, "Missing argument 'PROMPT'"),
-        ("generate FOLDER x --tempo 3", 2, "--tempo"),
-        ("generate FOLDER x --top-k many", 2, "--top-k"),
-        ("generate FOLDER x --sample --top-p 7", 1, "top_p must be in (0, 1], not 7.0"),
-        ("generate FOLDER x --sample --temperature 0", 1, "at each step pass --greedy"),
-        ("generate FOLDER x --max-new-tokens 0", 1, "max_new_tokens must be a positive integer"),
-        ("generate FOLDER x --beams 2 --sample", 1, "num_beams=2"),
-        ("generate FOLDER x --dtype int3", 1, "not 'int3'"),
-        ("generate FOLDER x --device nowhere", 1, "'nowhere' is no device"),
-        ("generate Qwen3 x", 1, "'Qwen3' is neither"),
-        ("generate qwen2 x", 1, "tokenizer only"),
-        ("generate ./nowhere x", 1, "there is no folder './nowhere'"),
-        ("chat nobody/nothing", 1, "downloads are off"),
-        ("chat FOLDER --sample --temperature -1", 1, "temperature must be above 0"),
+        ("generate", 2, "Missing argument 'PROMPT'"),
+        ("generate -m FOLDER", 2, "Missing argument 'PROMPT'"),
+        ("generate -m FOLDER x --tempo 3", 2, "--tempo"),
+        ("generate -m FOLDER x --top-k many", 2, "--top-k"),
+        ("generate -m FOLDER x --sample --top-p 7", 1, "top_p must be in (0, 1], not 7.0"),
+        ("generate -m FOLDER x --sample --temperature 0", 1, "at each step pass --greedy"),
+        ("generate -m FOLDER x --max-new-tokens 0", 1, "max_new_tokens must be a positive integer"),
+        ("generate -m FOLDER x --beams 2 --sample", 1, "num_beams=2"),
+        ("generate -m FOLDER x --dtype int3", 1, "not 'int3'"),
+        ("generate -m FOLDER x --device nowhere", 1, "'nowhere' is no device"),
+        ("generate -m Qwen3 x", 1, "'Qwen3' is neither"),
+        ("generate -m qwen2 x", 1, "tokenizer only"),
+        ("generate -m ./nowhere x", 1, "there is no folder './nowhere'"),
+        ("chat -m nobody/nothing", 1, "downloads are off"),
+        ("chat -m FOLDER --sample --temperature -1", 1, "temperature must be above 0"),
         ("tokenize x --model ./nowhere", 1, "there is no folder './nowhere'"),
         ("info ./nowhere", 1, "there is no folder './nowhere'"),
         ("info Qwen2-8B", 1, "'Qwen2-8B' is neither"),
@@ -366,7 +366,7 @@ def test_failures_are_one_sentence(folder, arguments, code, says):
     only_a_sentence(result.stderr)
 
 
-@pytest.mark.parametrize("command", ["generate FOLDER -", "tokenize -", "chat FOLDER"])
+@pytest.mark.parametrize("command", ["generate -m FOLDER -", "tokenize -", "chat -m FOLDER"])
 def test_stdin_that_is_no_text(folder, command):
     arguments = command.replace("FOLDER", str(folder)).split()
     result = run(*arguments, stdin=b"\xff\xfe\n")
@@ -386,7 +386,7 @@ def test_unreadable_checkpoint(folder, tmp_path, command, fault):
         weights.unlink()
     else:
         config.write_text("{")
-    result = run(command[0], tmp_path, *command[1:])
+    result = run(*command, "-m", tmp_path)
     assert result.exit_code == 1
     assert ("config.json" if fault == "config" else "model.safetensors") in result.stderr
     only_a_sentence(result.stderr)
@@ -398,7 +398,7 @@ def test_trouble_of_the_machine_is_one_sentence(folder, monkeypatch, kind):
         raise kind("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr("qwen2_edu.generation.stream", out_of_memory)
-    result = run("generate", folder, "x")
+    result = run("generate", "-m", folder, "x")
     assert result.exit_code == 1
     assert result.stderr == "Error: CUDA out of memory. Tried to allocate 2 GiB\n"
 
@@ -408,7 +408,7 @@ def test_our_own_bugs_are_not_hidden(folder, monkeypatch):
         raise KeyError("a bug")
 
     monkeypatch.setattr("qwen2_edu.generation.stream", broken)
-    assert isinstance(run("generate", folder, "x").exception, KeyError)
+    assert isinstance(run("generate", "-m", folder, "x").exception, KeyError)
 
 
 def test_ctrl_c_while_generating(folder, monkeypatch):
@@ -417,7 +417,7 @@ def test_ctrl_c_while_generating(folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qwen2_edu.generation.stream", interrupted)
-    result = run("generate", folder, "x")
+    result = run("generate", "-m", folder, "x")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "abc", "Interrupted\n")
 
 
@@ -444,7 +444,7 @@ def closed_network(tmp_path_factory):
 
 
 def test_ctrl_c_stops_an_answer_and_then_the_chat(folder):
-    process = start("chat", folder, "--max-new-tokens", 900000)
+    process = start("chat", "-m", folder, "--max-new-tokens", 900000)
     try:
         process.stdin.write(b"Hi.\n")
         process.stdin.flush()
