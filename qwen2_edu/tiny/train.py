@@ -28,7 +28,6 @@ from ..packing import Shuffled, chat_documents, in_order, pack
 from ..rope import rope_frequencies
 from ..tokenizer_fast import Qwen2TokenizerFast
 from ..training import TrainingSettings, train
-from ..viz.training import loss_curve
 from .conversations import conversations
 from .documents import documents
 
@@ -54,11 +53,11 @@ CONFIG = {
 EVERY = {"precision": "bf16", "log_every": 25, "evaluate_every": 500, "save_every": 250}
 COPYING = TrainingSettings(steps=600, learning_rate=2e-3, floor=1.0, warmup_steps=100, **EVERY)
 READING = TrainingSettings(steps=4_500, learning_rate=2e-3, floor=0.3, warmup_steps=100, **EVERY)
-CHATTING = TrainingSettings(steps=3_000, learning_rate=1e-3, floor=0.02, warmup_steps=100, **EVERY)
+CHATTING = TrainingSettings(steps=3_400, learning_rate=2e-3, floor=0.02, warmup_steps=100, **EVERY)
 BATCH = 8  # rows a step
 # About as many as are read in so many steps, so that hardly any comes twice. While it learns to
-# chat it reads on, half as many documents as conversations, so that nothing is forgotten.
-ECHOES, DOCUMENTS, CONVERSATIONS, HELD_OUT = 12_000, 110_000, 36_000, 400
+# chat it reads on, a tenth as many documents as conversations, so that nothing is forgotten.
+ECHOES, DOCUMENTS, CONVERSATIONS, HELD_OUT = 12_000, 110_000, 42_000, 400
 
 
 def learn_vocabulary() -> Qwen2TokenizerFast:
@@ -203,7 +202,7 @@ def make(
     log = stage("copying", echoes, echo_rows(32, seed=1), copying)
     log += stage("reading", read_rows(tokenizer, texts), held_out, reading)
     talks = talk_rows(tokenizer, conversations("train", n_conversations))
-    again = read_rows(tokenizer, texts[: n_conversations // 2])
+    again = read_rows(tokenizer, texts[: n_conversations // 10])
     held_out = talk_rows(tokenizer, conversations("heldout", HELD_OUT))
     log += stage("chatting", joined(talks, again), held_out, chatting)
     return export(folder / "checkpoint", model, tokenizer, log)
@@ -213,6 +212,8 @@ def export(
     folder: Path, model: Qwen2ForCausalLM, tokenizer: Qwen2TokenizerFast, log: list[dict]
 ) -> Path:
     """Write the checkpoint as a chat model is released: bfloat16, with all its settings."""
+    from ..viz.training import loss_curve  # here: only the drawing needs the notebook packages
+
     im_end, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
     settings = {"bos_token_id": end, "eos_token_id": im_end}
     config = Qwen2Config(**CONFIG, **settings, dtype="bfloat16")
