@@ -224,6 +224,7 @@ def export(
         temperature=0.7,
         top_k=20,
         top_p=0.8,
+        max_new_tokens=256,  # a story has at most 155, and with it the conversation fits
         repetition_penalty=1.0,  # an answer repeats words of the story: no penalty for that
         bos_token_id=end,
         eos_token_id=[im_end, end],

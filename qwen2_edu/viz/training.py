@@ -21,7 +21,8 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Figure:
         taken = [line for line in lines if "held_out_loss" in line]
         axes.plot(*_points(lines, "loss"), color="#9ab8d3", linewidth=0.7, label="training")
         axes.plot(*_points(taken, "held_out_loss"), color="#0072b2", marker=".", label="held out")
-        axes.set(title=stage, xlabel="million tokens", ylabel="loss, nats per token", yscale="log")
+        axes.set(title=stage, xlabel="million tokens", ylabel="loss, nats per token")
+        axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return figure
