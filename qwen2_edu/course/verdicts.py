@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import isfunction
 from typing import Any
 
 import numpy
@@ -87,7 +88,7 @@ def kind(value: Any) -> str:
 
 def short(value: Any, width: int = 60) -> str:
     """The value in one line, cut after `width` characters."""
-    text = " ".join(repr(value).split())
+    text = value.__name__ if isfunction(value) else " ".join(repr(value).split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -1,0 +1,240 @@
+"""The exercises of lesson 04: from one head to many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softmax
+
+from .exercises import Exercise
+
+
+def look(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What one query (D,) fetches from keys and values (S, D)."""
+    return softmax(keys @ q / q.shape[0] ** 0.5, dim=0) @ values
+
+
+def masked(scores: Tensor, diagonal: int) -> Tensor:
+    """Softmax over scores (T, S) without those on this diagonal and right of it."""
+    future = torch.ones_like(scores).triu(diagonal).bool()
+    return softmax(scores.masked_fill(future, torch.finfo(scores.dtype).min), dim=-1)
+
+
+def aligned(scores: Tensor) -> int:
+    """The first diagonal of the future, if the last query is the last key's own."""
+    return scores.shape[1] - scores.shape[0] + 1
+
+
+def weights(scores: Tensor) -> Tensor:
+    """Causal weights (T, S) of scaled scores (T, S)."""
+    return masked(scores, aligned(scores))
+
+
+def split(x: Tensor, H: int) -> Tensor:
+    """(B, T, H*D) -> (B, H, T, D)."""
+    B, T, _ = x.shape
+    return x.view(B, T, H, -1).transpose(1, 2)
+
+
+def leaks(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Does any answer of `attend`, (T, E) -> (T, E), depend on a later row of x?"""
+    before = attend(x)
+    for t in range(1, len(x)):
+        changed = x.clone()
+        changed[t:] += 1
+        if not torch.allclose(attend(changed)[:t], before[:t]):
+            return True
+    return False
+
+
+def changed_last(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    changed = x.clone()
+    changed[-1] += 1
+    return not torch.allclose(attend(changed)[:-1], attend(x)[:-1])
+
+
+def compared_itself(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    changed = x.clone()
+    changed[-1] += 1
+    return not torch.allclose(attend(changed), attend(x))
+
+
+def changed_first(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    changed = x.clone()
+    changed[0] += 1
+    return not torch.allclose(attend(changed)[1:], attend(x)[1:])
+
+
+# What may be tested: each mixes the rows of x in its own way.
+
+
+def with_past(x: Tensor) -> Tensor:
+    return masked(x @ x.T, 1) @ x
+
+
+def with_all(x: Tensor) -> Tensor:
+    return softmax(x @ x.T, dim=-1) @ x
+
+
+def alone(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def peeking(x: Tensor) -> Tensor:
+    """As far as the row after the next."""
+    return masked(x @ x.T, 3) @ x
+
+
+def peeking_once(x: Tensor) -> Tensor:
+    """Only the first row does, at the second: no change of the last row shows it."""
+    out = with_past(x)
+    out[0] = out[0] + x[1]
+    return out
+
+
+ROWS = torch.tensor([[0.1, 0.5], [-0.3, 0.2], [0.4, 0.0], [0.2, -0.6], [-0.1, 0.3]])
+
+EXERCISES = [
+    Exercise(
+        name="ex04_1",
+        title="One look",
+        answer=look,
+        cases=[
+            (
+                torch.tensor([1.0, 2.0]),
+                torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),
+                torch.tensor([[3.0, 0.0], [0.0, 3.0], [1.0, -1.0]]),
+            ),
+            (
+                torch.tensor([0.5, -1.0, 2.0, 1.0]),
+                torch.tensor([[1.0, 2.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]]),
+                torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 5.0, 0.0, 1.0]]),
+            ),
+        ],
+        wrong={
+            "The scores are not scaled: a dot product of D terms is about the root of D in size.": (
+                lambda q, keys, values: softmax(keys @ q, dim=0) @ values
+            ),
+            "The scores are divided by D. Their typical size is the root of D.": (
+                lambda q, keys, values: softmax(keys @ q / q.shape[0], dim=0) @ values
+            ),
+            "The scale is the width of the query, D, not the number of keys, S.": (
+                lambda q, keys, values: softmax(keys @ q / len(keys) ** 0.5, dim=0) @ values
+            ),
+            "These are the weights. One step is left: what do they fetch?": (
+                lambda q, keys, values: softmax(keys @ q / q.shape[0] ** 0.5, dim=0)
+            ),
+            "It mixed the keys. They are what a word is found by, not what it hands over.": (
+                lambda q, keys, values: look(q, keys, keys)
+            ),
+        },
+    ),
+    Exercise(
+        name="ex04_2",
+        title="Causal weights",
+        answer=weights,
+        cases=[
+            (torch.tensor([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0], [2.0, 0.0, 1.0]]),),
+            (torch.tensor([[0.0, 1.0, 2.0, 5.0], [1.0, 0.0, 3.0, 2.0]]),),
+            (torch.tensor([[1.0, 0.0, 2.0]]),),
+        ],
+        wrong={
+            "Rows no longer add up to 1: the future was in the sum. Hide it before the softmax.": (
+                lambda scores: softmax(scores, dim=-1).tril(aligned(scores) - 1)
+            ),
+            "A score of 0 is a score: its exponential is 1. Which score has an exponential of 0?": (
+                lambda scores: softmax(scores.tril(aligned(scores) - 1), dim=-1)
+            ),
+            "A word may see itself. The triangle hides one diagonal too many.": (
+                lambda scores: masked(scores, aligned(scores) - 1)
+            ),
+            "The triangle is aligned top left. With T < S the last query is the last key's own.": (
+                lambda scores: masked(scores, 1)
+            ),
+            "It is the past that is hidden here, not the future.": (
+                lambda scores: softmax(
+                    scores.masked_fill(
+                        torch.ones_like(scores).tril(aligned(scores) - 2).bool(), -torch.inf
+                    ),
+                    dim=-1,
+                )
+            ),
+            "Softmax runs down the columns. A row is one query, and it shares its own look.": (
+                lambda scores: softmax(
+                    scores.masked_fill(
+                        torch.ones_like(scores).triu(aligned(scores)).bool(), -torch.inf
+                    ),
+                    dim=0,
+                )
+            ),
+        },
+    ),
+    Exercise(
+        name="ex04_3",
+        title="Split into heads",
+        answer=split,
+        cases=[
+            (torch.arange(24.0).view(1, 3, 8), 2),
+            (torch.arange(36.0).view(2, 3, 6), 3),
+        ],
+        wrong={
+            "The shape is right and the numbers are mixed up: split the last dimension first, "
+            "then swap two dimensions.": lambda x, H: x.view(x.shape[0], H, x.shape[1], -1),
+            "It is (B, T, H, D) so far. Which two dimensions have to change places?": (
+                lambda x, H: x.view(*x.shape[:2], H, -1)
+            ),
+            "The numbers of a head lie side by side: of (H, D), H comes first.": (
+                lambda x, H: x.view(*x.shape[:2], -1, H).permute(0, 3, 1, 2)
+            ),
+        },
+        tolerance=0,
+    ),
+    Exercise(
+        name="ex04_4",
+        title="Write the test",
+        answer=leaks,
+        cases=[
+            (with_past, ROWS),
+            (with_all, ROWS),
+            (alone, ROWS),
+            (peeking, ROWS),
+            (peeking_once, ROWS),
+        ],
+        wrong={
+            "One leak got away: it peeks early in the text, and you changed the last row alone.": (
+                changed_last
+            ),
+            "It calls sound attention leaky. A row may depend on itself: compare earlier rows.": (
+                compared_itself
+            ),
+            "It looks the wrong way: later rows may depend on the first. Change a later row.": (
+                changed_first
+            ),
+            "The verdict is upside down: True means that it leaks.": (
+                lambda attend, x: not leaks(attend, x)
+            ),
+        },
+    ),
+    Exercise(
+        name="ex04_5",
+        title="Move the bias of the values",
+        answer=lambda W_o, b_v: W_o @ b_v,
+        cases=[
+            (torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([3.0, 1.0])),
+            (torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([-1.0, 2.0])),
+        ],
+        wrong={
+            "The output projection still comes after the values. The bias goes through it too.": (
+                lambda W_o, b_v: b_v
+            ),
+            "The matrix is on the wrong side, or transposed: a row of W_o makes one output.": (
+                lambda W_o, b_v: b_v @ W_o
+            ),
+            "These are products without their sum: one number for each row of W_o.": (
+                lambda W_o, b_v: W_o * b_v
+            ),
+        },
+    ),
+]
