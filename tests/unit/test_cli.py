@@ -99,7 +99,9 @@ def test_generate_prints_the_answer_that_the_model_gives(folder, loaded):
 def test_generate_hands_every_setting_on(folder, loaded):
     model, tokenizer = loaded
     ids = tokenizer("The fox", return_tensors="pt").input_ids
-    result = run("generate", "-m", folder, "The fox", *SPELLED, "--stop", "qq", "--stop", "zz", "-v")
+    result = run(
+        "generate", "-m", folder, "The fox", *SPELLED, "--stop", "qq", "--stop", "zz", "-v"
+    )
     expected = "".join(stream(model, tokenizer, ids, **SAMPLING, stop_strings=["qq", "zz"]))
     assert result.stdout == expected + "\n"
     for name, value in {**SAMPLING, "stop_strings": ["qq", "zz"], "num_beams": 1}.items():
@@ -123,16 +125,25 @@ def test_generate_with_beams(folder, loaded):
     model, tokenizer = loaded
     ids = tokenizer("The fox", return_tensors="pt").input_ids
     best = generate(model, ids, num_beams=3, tokenizer=tokenizer)[0, ids.shape[1] :]
-    assert output("generate", "-m", folder, "The fox", "--beams", 3) == tokenizer.decode(best) + "\n"
+    assert (
+        output("generate", "-m", folder, "The fox", "--beams", 3) == tokenizer.decode(best) + "\n"
+    )
 
 
 def test_generate_reads_the_prompt_from_stdin(folder):
-    assert output("generate", "-m", folder, "-", stdin="The dog") == output("generate", "-m", folder, "The dog")
-    assert output("generate", "-m", folder, "-", stdin=""), "an empty prompt begins with the bos token"
+    assert output("generate", "-m", folder, "-", stdin="The dog") == output(
+        "generate", "-m", folder, "The dog"
+    )
+    assert output("generate", "-m", folder, "-", stdin=""), (
+        "an empty prompt begins with the bos token"
+    )
 
 
 def test_generate_casts_as_asked(folder):
-    assert "torch.bfloat16 on cpu" in run("generate", "-m", folder, "a", "--dtype=bfloat16", "-v").stderr
+    assert (
+        "torch.bfloat16 on cpu"
+        in run("generate", "-m", folder, "a", "--dtype=bfloat16", "-v").stderr
+    )
 
 
 def test_setting_without_effect_is_one_line_of_warning(folder):
