@@ -1,0 +1,191 @@
+"""The attention explorer: from the call to the first paint, from head to head, and its bytes.
+
+A JupyterLab is started, and a headless Chromium opens a notebook in it, as in the browser tests.
+The peers, bertviz and circuitsvis, get the same weights; install them for this script only. What
+they write loads its JavaScript from the network, so only the making is timed.
+
+    python benchmarks/explorer.py [--rounds 5] [--json figures.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from qwen2_edu import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from qwen2_edu.viz import attention_explorer  # noqa: E402
+from tests.browser.lab import (  # noqa: E402
+    PATIENCE,
+    open_notebook,
+    run_cell,
+    running_chromium,
+    running_jupyterlab,
+)
+
+LENGTHS = (64, 256, 512)
+LOAD = """
+import time, torch
+from qwen2_edu import AutoModelForCausalLM, AutoTokenizer
+from qwen2_edu.viz import attention_explorer
+model = AutoModelForCausalLM.from_pretrained({name!r})
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+ids = torch.arange(100, 100 + {longest})[None]
+attention_explorer(model, tokenizer, {{"input_ids": ids[:, :8]}}).close()  # the first call warms up
+"""
+SHOW = """
+print("called at", time.time() * 1000)
+attention_explorer(model, tokenizer, {{"input_ids": ids[:, :{length}]}})
+"""
+# When was the map on the screen? A second frame after it was drawn; the clock is the kernel's.
+PAINTED = """() => new Promise((resolve) => {
+  const look = () => {
+    const maps = [...document.querySelectorAll(".qx-maps canvas[aria-label]")];
+    if (maps.length < COUNT) return requestAnimationFrame(look);
+    requestAnimationFrame(() => requestAnimationFrame(() => resolve(Date.now())));
+  };
+  look();
+})"""
+CHOOSE = """([layer, head]) => new Promise((resolve) => {
+  const root = [...document.querySelectorAll(".qx")].at(-1);
+  const start = performance.now();
+  root.querySelector(`[data-layer="${layer}"][data-head="${head}"]`).click();
+  const look = () => {
+    const told = root.querySelector(".qx-maps canvas").getAttribute("aria-label");
+    if (!told.startsWith(`Layer ${layer}, head ${head}`)) return requestAnimationFrame(look);
+    requestAnimationFrame(() => resolve(performance.now() - start));
+  };
+  look();
+})"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    figures = {"sizes": sizes(arguments.model)}
+    figures["browser"] = in_the_browser(arguments.model, arguments.rounds)
+    figures["peers"] = peers(arguments.model, arguments.rounds)
+    report(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def sizes(name: str) -> dict[int, dict[str, float]]:
+    """MB of the page, and of one layer on its way."""
+    model, tokenizer = load(name)
+    found = {}
+    for length in LENGTHS:
+        shown = attention_explorer(model, tokenizer, {"input_ids": tokens(length)})
+        page = len(shown.to_html().encode())
+        found[length] = {"page": page / 1e6, "layer": len(shown.payload(0)) / 1e6}
+    return found
+
+
+def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
+    """Milliseconds from the call to the paint, and from a click on a head to its map."""
+    shows = [(length, SHOW.format(length=length)) for length in LENGTHS for _ in range(rounds)]
+    cells = [LOAD.format(name=name, longest=max(LENGTHS)), *(code for _, code in shows)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    paints, first, again = ({length: [] for length in LENGTHS} for _ in range(3))
+    with (
+        tempfile.TemporaryDirectory() as home,
+        running_jupyterlab(Path(home)) as (address, folder),
+        running_chromium() as browser,
+    ):
+        nbformat.write(notebook, folder / "bench.ipynb")
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        open_notebook(page, address, "bench.ipynb")
+        run_cell(page)
+        for count, (length, _) in enumerate(shows, 1):
+            run_cell(page)
+            # Of two maps of each explorer, the second has no label until heads are compared.
+            end = page.evaluate(PAINTED.replace("COUNT", str(count)))
+            printed = page.locator(".jp-OutputArea-output", has_text="called at").last.inner_text()
+            paints[length].append(end - float(re.search(r"at ([\d.]+)", printed)[1]))
+            first[length].append(page.evaluate(CHOOSE, [3, 1]))  # its layer has to be fetched
+            again[length] += [page.evaluate(CHOOSE, [layer, 2]) for layer in (0, 3)]
+    kinds = {"call to paint": paints, "head of a new layer": first, "head of a known layer": again}
+    return {n: {kind: statistics.median(by[n]) for kind, by in kinds.items()} for n in LENGTHS}
+
+
+def peers(name: str, rounds: int) -> dict[str, dict[int, list[float]]]:
+    """Milliseconds to make what is shown, and its MB: ours as a page, the peers' as HTML."""
+    model, tokenizer = load(name)
+    found: dict[str, dict[int, list[float]]] = {}
+    for length in LENGTHS:
+        for maker, make in makers(model, tokenizer, tokens(length)).items():
+            found.setdefault(maker, {})[length] = [timed(make, rounds), len(make().encode()) / 1e6]
+    return found
+
+
+def makers(model, tokenizer, ids: torch.Tensor) -> dict[str, Callable[[], str]]:
+    """Each tool that is installed, as a function that answers HTML."""
+    with torch.no_grad():
+        maps = model(ids, output_attentions=True).attentions  # each (1, H, T, T)
+    texts = tokenizer.convert_ids_to_tokens(ids[0])
+    found = {
+        "qwen2_edu": lambda: attention_explorer(model, tokenizer, {"input_ids": ids}).to_html()
+    }
+    if importlib.util.find_spec("bertviz"):
+        from bertviz import model_view
+
+        found["bertviz model_view"] = lambda: model_view(maps, texts, html_action="return").data
+    if importlib.util.find_spec("circuitsvis"):
+        from circuitsvis.attention import attention_patterns
+
+        found["circuitsvis, one layer"] = lambda: str(attention_patterns(texts, maps[0][0]))
+    return found
+
+
+def timed(make: Callable[[], str], rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        make()
+        times.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times)
+
+
+def load(name: str) -> tuple:
+    return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+
+
+def tokens(length: int) -> torch.Tensor:
+    return torch.arange(100, 100 + length)[None]
+
+
+def report(figures: dict) -> None:
+    print("In JupyterLab, medians in ms:")
+    for length, row in figures["browser"].items():
+        size = figures["sizes"][length]
+        told = ", ".join(f"{kind} {ms:.0f}" for kind, ms in row.items())
+        print(
+            f"  {length} tokens: {told}; page {size['page']:.2f} MB, layer {size['layer']:.2f} MB"
+        )
+    print("Making it, ms and MB of HTML:")
+    for maker, rows in figures["peers"].items():
+        told = ", ".join(f"{n}: {ms:.0f} ms {mb:.2f} MB" for n, (ms, mb) in rows.items())
+        print(f"  {maker}: {told}")
+
+
+if __name__ == "__main__":
+    main()

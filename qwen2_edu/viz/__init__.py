@@ -1,0 +1,13 @@
+"""Figures and widgets. This is the only place that imports matplotlib, ipywidgets and anywidget.
+
+from qwen2_edu import viz
+viz.attention_explorer(model, tokenizer, "A red kite")
+"""
+
+from .chat import chat
+from .explorer import attention_explorer
+from .masks import masks
+from .sampling import sampling
+from .tokens import tokens
+
+__all__ = ["attention_explorer", "chat", "masks", "sampling", "tokens"]

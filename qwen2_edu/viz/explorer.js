@@ -1,0 +1,688 @@
+// The attention explorer: it draws what Python has measured. One file serves two places. In a
+// notebook a layer's weights come from the kernel when they are first looked at; in a page of
+// to_html() all of them are inside.
+
+const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
+const GUTTER = 88; // pixels for the labels left of a map and above it
+const LABEL = 11; // pixels a label needs
+
+export default { render: ({ model, el }) => explore(el, fromKernel(model)) };
+
+// -- where the numbers come from ------------------------------------------------------------------
+
+/** Ask the kernel: load(name) answers bytes, or for "lens 5" the rows of a table. */
+function fromKernel(model) {
+  const asked = new Map();
+  const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+  const take = (answer, buffers) => asked.get(answer.name)?.resolve?.(answer.rows ?? bytes(buffers[0]));
+  const load = (name) => {
+    if (["thumbnails", "colours"].includes(name)) return Promise.resolve(bytes(model.get(name)));
+    if (!asked.has(name)) {
+      const request = {};
+      request.promise = new Promise((resolve) => (request.resolve = resolve));
+      asked.set(name, request);
+      model.send({ name });
+    }
+    return asked.get(name).promise;
+  };
+  const first = model.get("data").layers[0].index;
+  asked.set(`layer ${first}`, { promise: Promise.resolve(bytes(model.get("first"))) });
+  const heard = []; // to be unheard when this view closes; another view of the model may go on
+  const listen = (event, act) => (model.on(event, act), heard.push([event, act]));
+  listen("msg:custom", take);
+  return {
+    load,
+    data: model.get("data"),
+    get: (name) => model.get(name),
+    set: (name, value) => (model.set(name, value), model.save_changes()),
+    listen: (name, act) => listen(`change:${name}`, act),
+    close: () => heard.forEach(([event, act]) => model.off(event, act)),
+  };
+}
+
+/** The same from a page: its blobs are deflated and in base64. */
+function fromPage(page) {
+  const loaded = new Map();
+  const inflate = async (text) => {
+    const packed = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  };
+  const blob = (name) => {
+    if (!loaded.has(name)) loaded.set(name, inflate(page.blobs[name]));
+    return loaded.get(name);
+  };
+  const load = async (name) => {
+    if (!name.startsWith("lens ")) return blob(name);
+    const rows = loaded.get("rows") ?? JSON.parse(new TextDecoder().decode(await blob("lens")));
+    loaded.set("rows", rows);
+    return rows[Number(name.slice(5))];
+  };
+  const nothing = () => {};
+  return { load, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
+}
+
+// -- small tools ----------------------------------------------------------------------------------
+
+/** An element: h("p", { class: "note", onclick: act }, "text", child). */
+function h(tag, options = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(options)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const button = (text, label, act) => h("button", { type: "button", "aria-label": label, onclick: act }, text);
+const select = (label, options, act) => {
+  const made = h("select", { "aria-label": label, onchange: () => act(made.value) },
+    ...options.map(([value, text]) => h("option", { value }, text)));
+  return made;
+};
+const slider = (label, most, act) => {
+  const made = h("input", { type: "range", min: 0, max: most, "aria-label": label, oninput: () => act(Number(made.value)) });
+  return made;
+};
+
+const weightOf = (byte) => (byte / 255) ** 2;
+const digits = (w) => (w === 0 ? "0" : w < 0.0005 ? "<0.001" : w.toFixed(w < 0.1 ? 3 : 2));
+const chance = (p) => digits(Math.max(p, 1e-9)); // Python rounds, and no probability is 0
+const clip = (text, length) => {
+  const chars = Array.from(text);
+  return chars.length > length ? chars.slice(0, length - 1).join("") + "…" : text;
+};
+
+/** Arrow keys walk over the options of a listbox, of which one at a time can be tabbed to. */
+function walkable(list, choose, backwards = false) {
+  list.addEventListener("keydown", (event) => {
+    const options = [...list.querySelectorAll("[role=option]")];
+    const here = event.target.closest("[role=option]");
+    const at = options.indexOf(here);
+    let next = null;
+    if (event.key === "Home") next = options[0];
+    else if (event.key === "End") next = options.at(-1);
+    else if (event.key === "Enter" || event.key === " ") next = here;
+    else if (event.key === "ArrowLeft") next = options[at + (backwards ? 1 : -1)];
+    else if (event.key === "ArrowRight") next = options[at + (backwards ? -1 : 1)];
+    else if (event.key === "ArrowUp" || event.key === "ArrowDown") next = neighbour(options, here, event.key);
+    else return;
+    event.preventDefault();
+    event.stopPropagation(); // a notebook would move to another cell
+    if (next) choose(next), next.focus();
+  });
+  list.addEventListener("click", (event) => {
+    const option = event.target.closest("[role=option]");
+    if (option) choose(option), option.focus();
+  });
+}
+
+/** The option nearest to the one above or below. */
+function neighbour(options, from, key) {
+  const middle = (box) => [box.left + box.width / 2, box.top + box.height / 2];
+  const [x, y] = middle(from.getBoundingClientRect());
+  const sign = key === "ArrowUp" ? -1 : 1;
+  const distances = options.map((option) => {
+    const [left, top] = middle(option.getBoundingClientRect());
+    const down = (top - y) * sign;
+    return down > 4 ? down * 20 + Math.abs(left - x) : Infinity;
+  });
+  const best = Math.min(...distances);
+  return Number.isFinite(best) ? options[distances.indexOf(best)] : null;
+}
+
+function mark(list, chosen) {
+  const options = [...list.querySelectorAll("[role=option]")];
+  const one = options.find(chosen) ?? null;
+  for (const option of options) {
+    option.setAttribute("aria-selected", option === one);
+    option.tabIndex = option === (one ?? options[0]) ? 0 : -1;
+  }
+  return one;
+}
+
+/** A line of a bar chart. */
+function bar(label, part, value, drawn = false) {
+  const line = h("i", { style: `--part: ${part}` });
+  return h("li", { class: drawn ? "qx-drawn" : "" }, h("span", {}, label), line, h("b", {}, value));
+}
+
+/** 256 colours as the 32-bit numbers that an ImageData holds. */
+function palette(bytes, name) {
+  const start = name === "viridis" ? 0 : 768;
+  const colour = (i) => [0, 1, 2].map((channel) => bytes[start + 3 * i + channel]);
+  const words = Uint32Array.from({ length: 256 }, (_, i) => {
+    const [red, green, blue] = colour(i);
+    return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+  });
+  const stops = Array.from({ length: 17 }, (_, i) => `rgb(${colour(Math.min(255, i * 16))})`);
+  return { words, gradient: `linear-gradient(90deg, ${stops})` };
+}
+
+/** A square of pixels: colours[i] each, 0 = transparent. */
+function pixels(side, colours) {
+  const canvas = h("canvas", { width: side, height: side });
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colours.buffer), side, side), 0, 0);
+  return canvas;
+}
+
+/** How a hidden cell is filled, told apart by shape and not by colour alone. */
+function hatch(reason, ink) {
+  const canvas = h("canvas", { width: 8, height: 8 });
+  const pen = canvas.getContext("2d");
+  pen.strokeStyle = pen.fillStyle = ink;
+  pen.globalAlpha = 0.06;
+  pen.fillRect(0, 0, 8, 8);
+  pen.globalAlpha = 0.4;
+  pen.beginPath();
+  if (reason === 2) for (const x of [-8, 0, 8]) pen.moveTo(x, 8), pen.lineTo(x + 8, 0);
+  if (reason === 3) pen.arc(2, 2, 1, 0, 7), pen.moveTo(7, 6), pen.arc(6, 6, 1, 0, 7), pen.fill();
+  pen.stroke();
+  return canvas;
+}
+
+// -- the explorer ---------------------------------------------------------------------------------
+
+function explore(el, source) {
+  const { data } = source;
+  const T = data.tokens.length;
+  const state = {
+    layer: source.get("layer"), head: source.get("head"), query: source.get("query"), key: null,
+    direction: "query", // the chosen token is the query, or the key
+    pinned: null, sort: "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    step: data.steps.length, // 1 … steps, 0 = nothing was generated
+  };
+  const layers = new Map(); // index -> bytes of its maps, then of its mask
+  const ready = {}; // thumbnails and colour tables
+  const name = (i) => `${i} “${data.tokens[i].text}”`;
+  const chosenToken = () => (state.direction === "query" ? state.query : state.key);
+  const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
+  const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
+
+  /** Byte and reason of a cell: how much does query q look at key k, and if not at all, why? */
+  const cell = (at, q, k) => {
+    const bytes = layers.get(at.layer);
+    return [bytes[(at.head * T + q) * T + k], bytes[(data.heads * T + q) * T + k]];
+  };
+
+  /** The key that the chosen query looks at most. */
+  const strongest = (at) => {
+    const row = Array.from({ length: T }, (_, k) => cell(at, at.query, k)[0]);
+    return row.indexOf(Math.max(...row));
+  };
+
+  const overview = makeOverview();
+  const maps = [makeMap(() => state), makeMap(() => state.pinned)];
+  const text = makeText();
+  const steps = makeSteps();
+  const lens = makeLens();
+  const readout = h("output", { class: "qx-readout" });
+  const legend = h("div", { class: "qx-legend" });
+  const notice = h("p", { class: "qx-notice", role: "status" });
+  const root = h("section", { class: "qx", "aria-label": "Attention explorer",
+    // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
+    onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
+    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title)),
+    notice,
+    h("div", { class: "qx-row qx-first" }, overview.element,
+      h("div", {}, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top))),
+    h("div", { class: "qx-row qx-second" },
+      h("div", {}, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend),
+      h("div", {}, steps.element, lens.element)));
+  el.replaceChildren(root);
+
+  // -- the heads ----------------------------------------------------------------------------------
+
+  function makeOverview() {
+    const list = h("div", { role: "listbox", "aria-label": "Heads" });
+    const columns = h("div", { class: "qx-layer", "aria-hidden": true }); // each head says its key head
+    const sort = select("Heads by", [["", "layer"], ...data.behaviours.map((b) => [b.name, b.label])],
+      (value) => change({ sort: value, keep: null }));
+    const order = select("Order", [["high", "high first"], ["low", "low first"]],
+      (value) => change({ highFirst: value === "high", keep: null }));
+    const keep = slider("Keep heads that score", 1000, (value) => change({ keep: value }));
+    const kept = h("output", {});
+    const help = h("p", { class: "qx-note" });
+    const filter = h("span", { class: "qx-filter" }, order, keep, kept);
+    const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
+    walkable(list, (option) => change(headOf(option)));
+    let drawn = null;
+
+    function thumbnail(layer, head, caption) {
+      const side = data.thumbnail, at = data.layers.indexOf(layer);
+      const start = (at * data.heads + head) * side * side;
+      const colours = new Uint32Array(side * side);
+      for (let i = 0; i < colours.length; i++) {
+        const future = i % side > Math.floor(i / side);
+        colours[i] = future ? 0 : ready.palette.words[ready.thumbnails[start + i]];
+      }
+      const scores = data.behaviours.filter((b) => b.scores[at][head] !== null)
+        .map((b) => `${b.label} ${b.scores[at][head].toFixed(2)}`).join(", ");
+      const label = `Layer ${layer.index} head ${head}, key head ${keyHead(head)}, ${layer.badge}. ${scores}`;
+      return h("div", { role: "option", "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
+        pixels(side, colours), ...(caption ? [h("small", {}, caption)] : []));
+    }
+
+    function grid() {
+      const size = data.heads / data.groups;
+      const groups = (fill) => Array.from({ length: data.groups }, (_, g) =>
+        h("div", { class: "qx-group", role: "presentation" }, ...fill(g)));
+      const brackets = groups((g) => [
+        h("span", { class: "qx-bracket", style: `--size: ${size}` }, size > 1 ? `key head ${g}` : `k${g}`)]);
+      const rows = data.layers.flatMap((layer) => {
+        const thumbs = groups((g) => Array.from({ length: size }, (_, i) => thumbnail(layer, g * size + i)));
+        const badge = h("span", { class: `qx-badge ${layer.sliding ? "qx-sliding" : ""}`, title: layer.why }, layer.badge);
+        const label = `Layer ${layer.index}: ${layer.badge}, as ${layer.why}`;
+        const row = h("div", { class: "qx-layer", role: "group", "aria-label": label },
+          h("span", { class: "qx-name", role: "presentation" }, h("b", {}, `${layer.index}`), badge), ...thumbs);
+        const heading = h("p", { class: "qx-heading", role: "presentation" }, layer.heading ?? "");
+        return layer.heading ? [heading, row] : [row];
+      });
+      columns.replaceChildren(h("span", { class: "qx-name" }, "layer"), ...brackets);
+      return rows;
+    }
+
+    function ranking(behaviour) {
+      const sign = state.highFirst ? -1 : 1;
+      const all = data.layers
+        .flatMap((layer, at) => behaviour.scores[at].map((score, head) => ({ layer, head, score })))
+        .filter(({ score }) => score !== null).sort((a, b) => sign * (a.score - b.score));
+      if (!all.length) {
+        const why = `No head has a score: ${behaviour.label} cannot be measured on this text.`;
+        return [h("p", { class: "qx-note" }, why)];
+      }
+      const [first, last] = [all[0].score, all.at(-1).score]; // best and worst in this order
+      keep.value = state.keep ?? 0;
+      const limit = last + ((first - last) * keep.value) / 1000;
+      const passing = all.filter(({ score }) => sign * (score - limit) <= 1e-9);
+      kept.textContent = `${state.highFirst ? "≥" : "≤"} ${limit.toFixed(2)}: ${passing.length} of ${all.length}`;
+      return [h("div", { class: "qx-ranking", role: "presentation" },
+        ...passing.map(({ layer, head, score }) =>
+          thumbnail(layer, head, `${layer.index}·${head}  ${score.toFixed(2)}`)))];
+    }
+
+    function draw() {
+      const behaviour = data.behaviours.find((b) => b.name === state.sort);
+      const now = [state.sort, state.highFirst, state.keep, state.colours].join();
+      if (now !== drawn) {
+        list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
+        filter.hidden = !behaviour || !list.querySelector("[role=option]");
+        columns.hidden = Boolean(behaviour);
+        help.textContent = behaviour ? `${behaviour.help}. Under each head: layer·head, score.` : "";
+        drawn = now;
+      }
+      mark(list, (option) => headOf(option).layer === state.layer && headOf(option).head === state.head);
+    }
+    const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), filter);
+    const size = Math.max(20, Math.min(40, 400 / data.heads));
+    const heads = h("div", { class: "qx-heads", style: `--thumb: ${size}px` }, columns, list);
+    return { draw, element: h("div", { class: "qx-overview" }, controls, help, heads) };
+  }
+
+  // -- one head's map -------------------------------------------------------------------------------
+
+  function makeMap(which) {
+    const title = h("h3", {}), note = h("p", { class: "qx-note" });
+    const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
+      onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
+      onmousemove: (event) => say(at(event) ? { ...which(), ...at(event) } : null),
+      onmouseleave: () => say(null),
+      onwheel: scroll, onkeydown: press });
+    const bars = h("ol", { class: "qx-bars" }), barsTitle = h("h3", {}), top = h("div", {}, barsTitle, bars);
+    const element = h("figure", {}, title, note, canvas);
+    let view = { row: 0, column: 0, span: T }; // which tokens are seen
+    let image = null, imageOf = null; // the whole map at one pixel a cell
+
+    const side = () => canvas.clientWidth - GUTTER;
+    const at = (event) => {
+      const box = canvas.getBoundingClientRect(), size = side() / view.span;
+      const column = Math.floor((event.clientX - box.left - GUTTER) / size);
+      const row = Math.floor((event.clientY - box.top - GUTTER) / size);
+      const inside = Math.min(row, column) >= 0 && Math.max(row, column) < view.span;
+      return inside ? { query: view.row + row, key: view.column + column } : null;
+    };
+
+    function press(event) {
+      const { query, key } = state, last = T - 1;
+      const to = {
+        ArrowLeft: { key: key - 1 }, ArrowRight: { key: key + 1 }, Home: { key: 0 }, End: { key: last },
+        ArrowUp: { query: query - 1 }, ArrowDown: { query: query + 1 },
+        PageUp: { query: Math.max(0, query - 10) }, PageDown: { query: Math.min(last, query + 10) },
+        "+": { zoom: state.zoom * 2 }, "-": { zoom: state.zoom / 2 },
+      }[event.key];
+      if (!to) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const fits = Object.values(to)[0];
+      if ("zoom" in to) zoom(fits);
+      else if (fits >= 0 && fits <= last) change(to);
+    }
+
+    function scroll(event) {
+      if (state.zoom === 1) return; // the page scrolls
+      event.preventDefault();
+      const most = T - view.span, step = Math.ceil(view.span / 12);
+      view.column = Math.max(0, Math.min(most, view.column + Math.sign(event.deltaX) * step));
+      view.row = Math.max(0, Math.min(most, view.row + Math.sign(event.deltaY) * step));
+      paint();
+    }
+
+    /** Move the view as little as brings the chosen cell into it. */
+    function follow() {
+      const span = Math.max(Math.min(8, T), Math.ceil(T / state.zoom));
+      const half = Math.floor(span / 2);
+      if (span !== view.span) view = { row: state.query - half, column: state.key - half };
+      const within = (low, value, high) => Math.max(low, Math.min(value, high));
+      const into = (start, place) => within(0, within(place - span + 1, start, place), T - span);
+      view = { span, row: into(view.row, state.query), column: into(view.column, state.key) };
+    }
+
+    function render(where) {
+      const now = [where.layer, where.head, state.colours, state.mask].join();
+      if (now === imageOf) return;
+      const bytes = layers.get(where.layer), start = where.head * T * T, reasons = data.heads * T * T;
+      const colours = new Uint32Array(T * T);
+      for (let i = 0; i < colours.length; i++) {
+        const hidden = state.mask && bytes[reasons + i];
+        colours[i] = hidden ? 0 : ready.palette.words[bytes[start + i]];
+      }
+      image = pixels(T, colours);
+      imageOf = now;
+    }
+
+    /** Lay hatching over the cells hidden for one reason. */
+    function veil(pen, where, reason, size, ratio, ink) {
+      const bytes = layers.get(where.layer), reasons = data.heads * T * T;
+      const shape = new Uint32Array(T * T).map((_, i) => (bytes[reasons + i] === reason ? 0xff000000 : 0));
+      const sheet = h("canvas", { width: Math.round(size * ratio), height: Math.round(size * ratio) });
+      const over = sheet.getContext("2d");
+      over.imageSmoothingEnabled = false;
+      over.drawImage(pixels(T, shape), view.column, view.row, view.span, view.span, 0, 0, sheet.width, sheet.height);
+      over.globalCompositeOperation = "source-in";
+      over.scale(ratio, ratio);
+      over.fillStyle = over.createPattern(hatch(reason, ink), "repeat");
+      over.fillRect(0, 0, size, size);
+      pen.drawImage(sheet, GUTTER, GUTTER, size, size);
+    }
+
+    function paint() {
+      const where = which();
+      if (!where || !layers.has(where.layer) || !canvas.clientWidth) return;
+      const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth;
+      const size = side(), each = size / view.span;
+      canvas.width = canvas.height = Math.round(width * ratio);
+      const pen = canvas.getContext("2d"), { color: ink, backgroundColor: paper } = getComputedStyle(root);
+      pen.scale(ratio, ratio);
+      render(where);
+      pen.imageSmoothingEnabled = each < 1;
+      pen.drawImage(image, view.column, view.row, view.span, view.span, GUTTER, GUTTER, size, size);
+      if (state.mask) for (const reason of data.reasons) veil(pen, where, reason, size, ratio, ink);
+      const x = (token) => GUTTER + (token - view.column) * each, y = (token) => GUTTER + (token - view.row) * each;
+      if (state.step) { // what is not yet written
+        const written = Math.max(GUTTER, y(data.steps[state.step - 1].position + 1));
+        pen.fillStyle = paper;
+        pen.globalAlpha = 0.8;
+        pen.fillRect(GUTTER, written, size, Math.max(0, GUTTER + size - written));
+        pen.globalAlpha = 1;
+      }
+      labels(pen, view.row, each, false, state.query, ink, paper);
+      labels(pen, view.column, each, true, state.key, ink, paper);
+      pen.save();
+      pen.beginPath();
+      pen.rect(GUTTER - 1, GUTTER - 1, size + 2, size + 2);
+      pen.clip();
+      for (const [colour, line] of [[paper, 3], [ink, 1]]) { // seen on light cells and on dark ones
+        pen.strokeStyle = colour;
+        pen.lineWidth = line;
+        if (state.direction === "query") pen.strokeRect(GUTTER, y(state.query), size, each);
+        else pen.strokeRect(x(state.key), GUTTER, each, size);
+        const grow = Math.max(0, 7 - each) / 2;
+        pen.strokeRect(x(state.key) - grow, y(state.query) - grow, each + 2 * grow, each + 2 * grow);
+      }
+      pen.restore();
+      pen.globalAlpha = 0.3;
+      pen.strokeStyle = ink;
+      pen.strokeRect(GUTTER - 0.5, GUTTER - 0.5, size + 1, size + 1);
+    }
+
+    /** Token labels down the side, or turned along the top; every n-th where there is no room. */
+    function labels(pen, start, each, turned, chosen, ink, paper) {
+      const every = Math.ceil(LABEL / each), height = Math.min(12, Math.max(LABEL, each));
+      pen.textAlign = turned ? "left" : "right";
+      pen.textBaseline = "middle";
+      const write = (token, bold) => {
+        pen.save();
+        const place = GUTTER + (token - start + 0.5) * each;
+        if (turned) pen.translate(place, GUTTER - 6), pen.rotate(-Math.PI / 2);
+        else pen.translate(GUTTER - 6, place);
+        pen.font = `${bold ? "600 " : ""}${height}px system-ui, sans-serif`;
+        const shown = clip(data.tokens[token].text, 12);
+        if (bold) {
+          const wide = pen.measureText(shown).width + 6;
+          pen.fillStyle = ink;
+          pen.fillRect(turned ? -3 : 3 - wide, -LABEL / 2 - 2, wide, LABEL + 4);
+        }
+        pen.fillStyle = bold ? paper : ink;
+        pen.globalAlpha = bold ? 1 : 0.8;
+        pen.fillText(shown, 0, 0.5, GUTTER - 10);
+        pen.restore();
+      };
+      for (let i = 0; i < view.span; i += every) write(start + i, false);
+      if (chosen >= start && chosen < start + view.span) write(chosen, true);
+    }
+
+    function draw() {
+      const where = which();
+      element.hidden = top.hidden = !where;
+      if (!where || !layers.has(where.layer)) return;
+      const layer = aboutLayer(where.layer);
+      title.textContent = `Layer ${where.layer}, head ${where.head}${where === state.pinned ? ", kept" : ""}`;
+      note.textContent = `key head ${keyHead(where.head)} · ${layer.badge}: ${layer.why}`;
+      follow();
+      paint();
+      const told = sentence({ ...where, query: state.query, key: state.key });
+      canvas.setAttribute("aria-label", `${title.textContent}. ${told}`);
+      const one = chosenToken(), asQuery = state.direction === "query";
+      const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
+      const best = all.filter(([, [byte, why]]) => byte && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
+      const head = state.pinned ? `, layer ${where.layer} head ${where.head}` : "";
+      barsTitle.textContent = (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`) + head;
+      bars.replaceChildren(...best.map(([i, [byte]]) => bar(name(i), weightOf(byte), digits(weightOf(byte)))));
+      if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding"));
+    }
+    return { draw, paint, element, top };
+  }
+
+  function zoom(factor) {
+    change({ zoom: Math.max(1, Math.min(factor, 2 ** Math.ceil(Math.log2(Math.max(1, T / 8))))) });
+  }
+
+  function sentence(at) {
+    const [byte, why] = cell(at, at.query, at.key);
+    const how = why ? `hidden: ${REASONS[why]}` : `weight ${digits(weightOf(byte))}`;
+    const notes = [at.query, at.key].map((i) => data.tokens[i].note).filter(Boolean);
+    const aside = notes.length ? ` (${[...new Set(notes)].join("; ")})` : "";
+    return `Query ${name(at.query)}, key ${name(at.key)}: ${how}${aside}`;
+  }
+
+  /** Tell about a cell; null = the chosen one. */
+  function say(at) {
+    at ??= { layer: state.layer, head: state.head, query: state.query, key: state.key };
+    if (layers.has(at.layer)) readout.textContent = sentence(at);
+  }
+
+  function toolbar() {
+    const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
+    const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
+    const here = () => ({ layer: state.layer, head: state.head });
+    const pin = button("Compare", null, () => change({ pinned: state.pinned ? null : here() }));
+    toolbar.draw = () => {
+      pin.setAttribute("aria-pressed", Boolean(state.pinned));
+      pin.title = state.pinned ? "Show one head again" : "Keep this head beside the next ones";
+    };
+    return h("div", { class: "qx-tools" }, pin,
+      h("span", { role: "group", "aria-label": "Zoom" },
+        button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))),
+      h("label", {}, mask, " Mask"), h("label", {}, "Colours ", colours));
+  }
+
+  function drawLegend() {
+    const ticks = [0, 0.05, 0.25, 0.5, 1];
+    const ink = getComputedStyle(root).color, slides = aboutLayer(state.layer).sliding;
+    const reasons = state.mask ? data.reasons.filter((reason) => reason !== 2 || slides) : [];
+    legend.replaceChildren(
+      h("div", { class: "qx-scale", role: "img", "aria-label": "Colours of the weights from 0 to 1" },
+        h("div", { style: `background: ${ready.palette.gradient}` }),
+        ...ticks.map((w) => h("span", { style: `left: ${100 * Math.sqrt(w)}%` }, `${w}`))),
+      ...reasons.map((reason) => h("span", {},
+        h("i", { style: `background-image: url(${hatch(reason, ink).toDataURL()})` }), REASONS[reason])));
+  }
+
+  // -- the text -------------------------------------------------------------------------------------
+
+  function makeText() {
+    const list = h("div", { role: "listbox", "aria-label": "Tokens", class: "qx-text", dir: data.rtl ? "rtl" : "ltr" });
+    const spans = data.tokens.map(({ text, special }, i) =>
+      h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
+    spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
+    walkable(list, (option) => choose(Number(option.dataset.token)), data.rtl);
+    const group = `qx-${Math.random().toString(36).slice(2)}`;
+    const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
+    const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
+      checked: value === state.direction, onchange: () => turn(value) }), ` ${label}`);
+    const element = h("div", {},
+      h("fieldset", { class: "qx-tools" }, h("legend", {}, "The chosen token"),
+        radio("query", "looks at"), radio("key", "is seen by")), list);
+
+    function draw() {
+      const one = chosenToken(), asQuery = state.direction === "query";
+      const written = state.step ? data.steps[state.step - 1].position : T;
+      root.classList.toggle("qx-seen-by", !asQuery);
+      spans.forEach((span, i) => {
+        const { id, note, text } = data.tokens[i];
+        const [byte, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
+        const how = i === one ? "chosen" : why ? REASONS[why] : `weight ${digits(weightOf(byte))}`;
+        span.style.setProperty("--part", why ? 0 : byte / 255);
+        span.classList.toggle("qx-unwritten", i > written + 1);
+        span.classList.toggle("qx-next", i === written + 1);
+        span.title = `${i}, id ${id}${note && `, ${note}`}: ${how}`;
+        span.setAttribute("aria-label", `Token ${i} ${text}, ${how}`);
+      });
+      mark(list, (span) => Number(span.dataset.token) === one);
+    }
+    return { draw, element };
+  }
+
+  /** Choose a token, and with it the step of generation that read it. */
+  function choose(token) {
+    const step = data.steps.findIndex((s) => s.position === token) + 1;
+    const fresh = state.direction === "query" ? { key: null } : {};
+    change({ ...fresh, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
+  }
+
+  // -- the steps of generation ------------------------------------------------------------------------
+
+  function makeSteps() {
+    if (!data.steps.length) return { draw: () => {}, element: h("div", { hidden: true }) };
+    const range = slider("Step of generation", data.steps.length, (value) => go(value));
+    range.min = 1;
+    const back = button("◀", "Step back", () => go(state.step - 1));
+    const on = button("▶", "Step on", () => go(state.step + 1));
+    const told = h("output", { class: "qx-told" }), chances = h("ol", { class: "qx-bars" });
+    const go = (step) => {
+      if (step < 1 || step > data.steps.length) return;
+      change({ step, direction: "query", query: data.steps[step - 1].position, key: null });
+    };
+    function draw() {
+      const step = data.steps[state.step - 1];
+      range.value = state.step;
+      back.setAttribute("aria-disabled", state.step === 1); // not `disabled`: that would drop the focus
+      on.setAttribute("aria-disabled", state.step === data.steps.length);
+      const how = state.step === 1 ? "the last row of the prompt" : "one row, decoded with the cache";
+      told.textContent = `Step ${state.step} of ${data.steps.length}: after token ${name(step.position)} (${how}) `
+        + `came “${step.text}”, probability ${chance(step.probability)}`;
+      range.setAttribute("aria-valuetext", told.textContent);
+      chances.replaceChildren(...step.alternatives.map(({ text, id, probability }) =>
+        bar(`“${text}”`, probability, chance(probability), id === step.id)));
+    }
+    return { draw, element: h("div", { class: "qx-steps" }, h("h3", {}, "Generation, token by token"),
+      h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, data.check)) };
+  }
+
+  // -- the logit lens ---------------------------------------------------------------------------------
+
+  function makeLens() {
+    const title = h("h3", {}, "Logit lens"), body = h("tbody", {}), told = h("p", { class: "qx-note" });
+    const table = h("table", { "aria-label": "Logit lens" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "after"),
+      ...[1, 2, 3, 4, 5].map((rank) => h("th", { scope: "col" }, `${rank}`)))), body);
+    if (!data.lens.length) told.textContent = "This model has no head over the vocabulary.";
+    const element = h("div", { class: "qx-lens" }, title, told, ...(data.lens.length ? [table] : []));
+    let shown = null;
+
+    async function draw() {
+      const token = chosenToken();
+      if (!data.lens.length || shown === token) return;
+      shown = token;
+      const rows = await source.load(`lens ${token}`);
+      if (shown !== token) return; // another was chosen meanwhile
+      const next = data.tokens[token + 1]?.id;
+      told.textContent = `What would come after token ${name(token)} if the stream were read off here. `
+        + "The token that does come is underlined.";
+      body.replaceChildren(...rows.map((row, i) => h("tr", {}, h("th", { scope: "row" }, data.lens[i]),
+        ...row.map(({ text, id, probability }) => h("td",
+          { style: `--part: ${probability}`, title: `id ${id}`, class: id === next ? "qx-drawn" : "" },
+          h("span", {}, text), h("small", {}, chance(probability)))))));
+    }
+    return { draw, element };
+  }
+
+  // -- change and draw --------------------------------------------------------------------------------
+
+  function change(to) {
+    Object.assign(state, to);
+    for (const trait of ["layer", "head", "query"]) {
+      if (trait in to && source.get(trait) !== state[trait]) source.set(trait, state[trait]);
+    }
+    draw();
+  }
+
+  let turn = 0;
+  async function draw() {
+    const mine = ++turn;
+    const needed = [state.layer, ...(state.pinned ? [state.pinned.layer] : [])];
+    const excuse = "Waiting for the kernel: it is busy, or it has stopped. Then run the cell again.";
+    const waiting = setTimeout(() => (notice.textContent = excuse), 2000);
+    ready.thumbnails ??= await source.load("thumbnails");
+    ready.tables ??= await source.load("colours");
+    for (const index of needed) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
+    clearTimeout(waiting);
+    if (mine !== turn) return; // a later change draws
+    state.key ??= strongest(state); // a query was chosen: begin at what it looks at
+    notice.textContent = "";
+    if (ready.name !== state.colours) {
+      Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });
+    }
+    root.classList.toggle("qx-comparing", Boolean(state.pinned));
+    for (const part of [overview, ...maps, text, steps, lens, toolbar]) part.draw();
+    drawLegend();
+    say(null);
+  }
+
+  const repaint = () => ready.palette && (maps.forEach((map) => map.paint()), drawLegend());
+  const resized = new ResizeObserver(repaint);
+  resized.observe(root);
+  const themed = new MutationObserver(repaint); // JupyterLab names its theme on the body
+  themed.observe(document.body, { attributes: true });
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", repaint);
+  for (const trait of ["layer", "head", "query"]) {
+    source.listen(trait, () => source.get(trait) !== state[trait] && change({ [trait]: source.get(trait) }));
+  }
+  draw();
+  return () => {
+    for (const observer of [resized, themed]) observer.disconnect();
+    dark.removeEventListener("change", repaint);
+    source.close();
+  };
+}

@@ -1,0 +1,330 @@
+"""The attention explorer: what each head looks at, in a notebook or in a page of its own."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import matplotlib
+import torch
+import traitlets
+from matplotlib.figure import Figure
+
+from . import record
+from .labels import reads_right_to_left, token_labels
+from .static import explorer_figure
+
+HERE = Path(__file__).parent
+LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
+
+
+def attention_explorer(
+    model: Any,
+    tokenizer: Any,
+    text_or_messages: Any,
+    *,
+    layers: Sequence[int] | None = None,
+    max_tokens: int = 512,
+    max_new_tokens: int = 0,
+    **generation: Any,
+) -> AttentionExplorer:
+    """See what each head of a model looks at while it reads a text, and while it continues it.
+
+    Whatever the model's backend, its layers run the eager formula while they are recorded. The
+    model may be on any device; its mode is left as it is.
+
+    Args:
+        model: of this package; the logit lens and generation need a Qwen2ForCausalLM.
+        tokenizer: the model's.
+        text_or_messages: a text; a list of messages; or what the tokenizer made of one text,
+            padding included.
+        layers: whose maps to show; None = all.
+        max_tokens: refuse longer texts, the generated tokens included: the maps grow as their
+            square.
+        max_new_tokens: let the model continue the text by so many tokens at most; each step can
+            then be looked at.
+        **generation: further options of `generate`.
+
+    Returns:
+        A widget. `.to_html(path)` writes it as a page, `.static()` draws it as a figure,
+        `.recording` holds what was measured.
+
+    Raises:
+        TypeError: a model or text of another kind. ValueError: an empty or too long text, a model
+            under torch.compile, layers that are not there, tokens that are not the model's.
+    """
+    record.check_model(model)
+    chosen = record.choose_layers(model.config, layers)
+    ids, real = record.encode(tokenizer, text_or_messages)
+    if generation and not max_new_tokens:
+        raise TypeError(f"{', '.join(generation)}: for generation, so pass max_new_tokens too")
+    if ids.shape[1] + max_new_tokens > max_tokens:
+        new = f" and {max_new_tokens} new ones" if max_new_tokens else ""
+        length = f"{ids.shape[1]} tokens{new}"
+        raise ValueError(
+            f"the text has {length}, and max_tokens={max_tokens}: shorten it, or pass a larger "
+            f"max_tokens; each layer then takes {model.config.num_attention_heads} bytes times "
+            "the square of the length"
+        )
+    if (highest := int(ids.max())) >= model.config.vocab_size:
+        raise ValueError(
+            f"the text has the token id {highest}, and the model's ids end at "
+            f"{model.config.vocab_size - 1}: is this tokenizer the model's?"
+        )
+    ids, real = ids.to(model.device), real.to(model.device)
+    if max_new_tokens:
+        options = {"max_new_tokens": max_new_tokens, **generation}
+        recording = record.record_generation(model, tokenizer, ids, real, chosen, **options)
+    else:
+        recording = record.record_text(model, ids, real, chosen)
+    return AttentionExplorer(model, tokenizer, recording)
+
+
+class AttentionExplorer(anywidget.AnyWidget):
+    """The widget that `attention_explorer` makes.
+
+    `layer`, `head` and `query` are what is chosen: read them, or set them to choose.
+    """
+
+    _esm = HERE / "explorer.js"
+    _css = HERE / "explorer.css"
+    data = traitlets.Dict().tag(sync=True)
+    thumbnails = traitlets.Bytes().tag(sync=True)
+    colours = traitlets.Bytes().tag(sync=True)
+    first = traitlets.Bytes().tag(sync=True)  # the first layer, so that it need not be asked for
+    layer = traitlets.Int().tag(sync=True)
+    head = traitlets.Int().tag(sync=True)
+    query = traitlets.Int().tag(sync=True)
+
+    def __init__(self, model: Any, tokenizer: Any, recording: record.Recording):
+        self.model, self.tokenizer, self.recording = model, tokenizer, recording
+        super().__init__(
+            data=page_data(model, tokenizer, recording),
+            thumbnails=_bytes(record.thumbnails(recording.maps)),
+            colours=colour_tables(),
+            first=self.payload(recording.layers[0]),
+            layer=recording.layers[0],
+            head=0,
+            query=recording.steps[-1].position if recording.steps else len(recording.ids) - 1,
+        )
+        self.on_msg(self._answer)
+
+    @traitlets.validate("layer", "head", "query")
+    def _check(self, proposal: Any) -> int:
+        name, value, r = proposal["trait"].name, proposal["value"], self.recording
+        known = {"layer": r.layers, "head": range(r.maps.shape[1]), "query": range(len(r.ids))}
+        if value not in known[name]:
+            raise ValueError(f"{name}={value}: choose one of {known[name]}")
+        return value
+
+    def _answer(self, _: Any, message: dict[str, Any], buffers: list) -> None:
+        """The browser looks at something for the first time: send it."""
+        kind, number = message["name"].split()
+        if kind == "layer":
+            self.send(message, [self.payload(int(number))])
+        else:
+            stream = self.recording.hidden[:, int(number)]
+            self.send({**message, "rows": lens_rows(self.model, self.tokenizer, stream)})
+
+    def payload(self, layer: int) -> bytes:
+        """One layer as it travels: the maps of its heads, then its mask, T*T bytes each."""
+        r = self.recording
+        return _bytes(torch.cat((r.maps[r.layers.index(layer)], self.mask(layer)[None])))
+
+    def mask(self, layer: int) -> torch.Tensor:
+        """Why which query of a layer cannot look at which key; see `record.effective_mask`."""
+        config = self.model.config
+        window = config.window_by_type[config.layer_types[layer]]
+        return record.effective_mask(self.recording.real, window)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
+        """The explorer as one self-contained page: no kernel, no network.
+
+        Args:
+            path: where to write it, and its size is printed; None = return the text.
+
+        Raises:
+            ValueError: it would have more than 20 MB.
+        """
+        blobs = {"thumbnails": self.thumbnails, "colours": self.colours}
+        blobs |= {f"layer {i}": self.payload(i) for i in self.recording.layers}
+        if self.data["lens"]:
+            stream = self.recording.hidden.unbind(1)  # of each token
+            rows = [lens_rows(self.model, self.tokenizer, hidden) for hidden in stream]
+            blobs["lens"] = json.dumps(rows).encode()
+        page = {"data": self.data, "layer": self.layer, "head": self.head, "query": self.query}
+        page["blobs"] = {
+            name: base64.b64encode(zlib.compress(blob, 6)).decode() for name, blob in blobs.items()
+        }
+        text = PAGE.format(
+            title=html.escape(self.data["title"]),
+            css=(HERE / "explorer.css").read_text("utf-8"),
+            page=json.dumps(page).replace("<", "\\u003c"),  # or a token </script> would end it
+            js=(HERE / "explorer.js").read_text("utf-8"),
+        )
+        size = len(text.encode())
+        if size > LARGEST_PAGE:
+            raise ValueError(
+                f"the page would have {size / 1e6:.1f} MB, more than {LARGEST_PAGE / 1e6:.0f}: "
+                "pass attention_explorer fewer layers=[…], or a shorter text"
+            )
+        if path is None:
+            return text
+        path = Path(path)
+        path.write_text(text, encoding="utf-8")
+        print(f"{path}: {size / 1e6:.1f} MB, opens without a network")
+        return path
+
+    def static(self) -> Figure:
+        """The same as a figure, for paper and for pages that run no JavaScript."""
+        return explorer_figure(
+            self.data, self.recording, self.layer, self.head, self.mask(self.layer)
+        )
+
+    def __repr__(self) -> str:
+        return f"AttentionExplorer: {self.data['title']}"
+
+
+# -- pure functions: what the browser is told ------------------------------------------------------
+
+
+def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[str, Any]:
+    """All that the browser shows besides weights: words, scores, steps."""
+    r, config = recording, model.config
+    H, G, T = config.num_attention_heads, config.num_key_value_heads, len(r.ids)
+    new = T - r.prompt
+    tokens = f"{r.prompt} + {new} generated tokens" if new else f"{T} token{'s' * (T != 1)}"
+    layers = layer_facts(config, r.layers)
+    windows = [config.sliding_window] if any(layer["sliding"] for layer in layers) else []
+    masks = [record.effective_mask(r.real, window) for window in (None, *windows)]
+    head = model.get_output_embeddings() is not None
+    names = ["embedding", *(f"layer {i}" for i in range(config.num_hidden_layers))]
+    return {
+        "title": f"{tokens}, {len(r.layers)} layers of {H} query heads on {G} key heads",
+        "tokens": token_labels(tokenizer, r.ids),
+        "rtl": reads_right_to_left(tokenizer.decode(r.ids, skip_special_tokens=True)),
+        "heads": H,
+        "groups": G,
+        "layers": layers,
+        "reasons": sorted({int(why) for mask in masks for why in mask.unique()} - {record.SEEN}),
+        "behaviours": [
+            {
+                "name": name,
+                "label": label,
+                "help": says,
+                "scores": [[_number(s) for s in row] for row in r.scores[name].tolist()],
+            }
+            for name, (label, says) in record.BEHAVIOURS.items()
+        ],
+        "thumbnail": min(T, record.THUMBNAIL),
+        "steps": [_step(tokenizer, step) for step in r.steps],
+        "check": check_sentence(r.cache_error, model.dtype),
+        "lens": names if head else [],
+    }
+
+
+def layer_facts(config: Any, layers: Sequence[int]) -> list[dict[str, Any]]:
+    """For each layer its badge, and why it slides or not; a heading where the kind changes."""
+    facts, before = [], None
+    for i in layers:
+        sliding = config.layer_types[i] == "sliding_attention"
+        badge = f"sliding {config.sliding_window}" if sliding else "full"
+        kind = f"Sliding window of {config.sliding_window} tokens" if sliding else "Full attention"
+        why = record.why_this_kind(config, i)
+        heading = None if sliding is before else f"{kind} from layer {i} on: {why}"
+        before = sliding
+        facts.append(
+            {"index": i, "sliding": sliding, "badge": badge, "why": why, "heading": heading}
+        )
+    return facts
+
+
+def lens_rows(model: Any, tokenizer: Any, hidden: torch.Tensor) -> list[list[dict[str, Any]]]:
+    """The five likeliest next tokens after each layer, read off the stream at one token.
+
+    Args:
+        hidden: (all layers + 1, E).
+    """
+    with torch.no_grad():
+        best = record.predictions(model, hidden).topk(5)
+    return [
+        [_chance(tokenizer, i, p) for i, p in zip(ids, chances, strict=True)]
+        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def check_sentence(error: float | None, dtype: torch.dtype) -> str:
+    """Do rows decoded with the cache equal those of one full pass? In words.
+
+    Args:
+        error: `Recording.cache_error`; None = nothing was generated.
+        dtype: of the model. Numbers of two bytes are rounded after each step, so they can agree
+            to about two digits and no better.
+    """
+    if error is None:
+        return ""
+    precise = dtype in (torch.float32, torch.float64)
+    verdict = "equal" if error <= (1e-5 if precise else 0.05) else "differ from"
+    rounding = "" if precise else f", in {str(dtype).removeprefix('torch.')}"
+    return (
+        f"Rows decoded with the cache {verdict} those of one pass: max|Δ| = {error:.1g}{rounding}"
+    )
+
+
+def colour_tables() -> bytes:
+    """viridis, then cividis: 256 colours of three bytes each."""
+    tables = [matplotlib.colormaps[name](range(256), bytes=True) for name in ("viridis", "cividis")]
+    return b"".join(table[:, :3].tobytes() for table in tables)
+
+
+def _step(tokenizer: Any, step: record.Step) -> dict[str, Any]:
+    drawn = _chance(tokenizer, step.token_id, step.probability)
+    others = [_chance(tokenizer, i, p) for i, p in step.alternatives]
+    return {"position": step.position, **drawn, "alternatives": others}
+
+
+def _chance(tokenizer: Any, token_id: int, probability: float) -> dict[str, Any]:
+    text = token_labels(tokenizer, [token_id])[0]["text"]
+    return {"text": text, "id": token_id, "probability": round(probability, 5)}
+
+
+def _number(score: float) -> float | None:
+    return None if math.isnan(score) else round(score, 4)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Attention explorer: {title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 0; background: light-dark(#fff, #15181c); }}
+main {{ max-width: 1240px; margin: 0 auto; }}
+{css}
+</style>
+</head>
+<body>
+<main id="explorer"></main>
+<script type="application/json" id="page">{page}</script>
+<script type="module">
+{js}
+const [place, page] = ["explorer", "page"].map((id) => document.getElementById(id));
+explore(place, fromPage(JSON.parse(page.textContent)));
+</script>
+</body>
+</html>
+"""

@@ -1,0 +1,336 @@
+"""What the attention explorer shows, as plain data: no widget, no figure, no JavaScript.
+
+One array holds everything that is drawn of a text: for each layer and head the weight with which
+each query looks at each key. After `generate` its rows are the ones that decoding with a cache
+really computed, one token at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
+
+from .. import behaviour
+from ..cache import DynamicCache
+from ..capture import capture
+from ..config import Qwen2Config
+from ..generation import decode, stream_ids
+from ..masks import visible
+from ..model import Qwen2ForCausalLM
+from ..pretrained import Qwen2PreTrainedModel
+
+SEEN, FUTURE, OUTSIDE, PADDING = range(4)  # may a query look at a key, and if not, why?
+THUMBNAIL = 40  # pixels of a head in the overview, each way
+BEHAVIOURS = {  # of `behaviour`: name -> label, and what it says, for the reader
+    "previous_token": ("previous token", "mean weight on the token just before"),
+    "induction": ("induction", "mean weight on what followed this token when it last occurred"),
+    "first_token": ("first token", "mean weight on the first token of the text"),
+    "entropy": ("entropy", "in nats: 0 = looks at one key, more = spreads its weight"),
+    "reach": ("reach", "in tokens: how far back it looks on average; small = local"),
+}
+
+
+@dataclass
+class Step:
+    """One step of generation: what was drawn after reading up to `position`."""
+
+    position: int
+    token_id: int
+    probability: float  # of the model, before temperature and cuts
+    alternatives: list[tuple[int, float]]  # the likeliest ids and their probabilities
+
+
+@dataclass
+class Recording:
+    """All that was measured while a model read, and perhaps continued, one text of T tokens."""
+
+    ids: list[int]
+    real: Tensor  # bool (T,), False = padding
+    layers: list[int]  # which layers of the model the maps are of
+    maps: Tensor  # uint8 (layers, H, T, T), see `to_bytes`
+    scores: dict[str, Tensor]  # a name of BEHAVIOURS -> (layers, H)
+    hidden: Tensor  # (all layers + 1, T, E): the residual stream before the first block, after each
+    prompt: int  # how many tokens were given; the others were generated
+    steps: list[Step] = field(default_factory=list)
+    cache_error: float | None = None  # max|Δ| between rows decoded with the cache and a full pass
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def record_text(
+    model: Qwen2PreTrainedModel, input_ids: Tensor, real: Tensor, layers: Sequence[int]
+) -> Recording:
+    """Let the model read a text in one pass.
+
+    Args:
+        input_ids: (1, T).
+        real: bool (T,), False = padding.
+        layers: whose maps to keep.
+    """
+    maps, hidden = full_pass(model, input_ids, real, layers)
+    return _recording(model, input_ids[0], real, layers, maps, hidden)
+
+
+@torch.no_grad()
+def record_generation(
+    model: Any,
+    tokenizer: Any,
+    input_ids: Tensor,
+    real: Tensor,
+    layers: Sequence[int],
+    **options: Any,
+) -> Recording:
+    """Let the model continue a text, and keep the attention row of each token as it was decoded.
+
+    Then read prompt and answer again in one pass, to see that the cached rows are the same.
+
+    Args:
+        tokenizer: none but its tokens are generated.
+        input_ids, real, layers: as in `record_text`.
+        **options: of `generate`.
+
+    Raises:
+        TypeError: an unknown option. ValueError: options that do not go together, several answers.
+    """
+    if not isinstance(model, Qwen2ForCausalLM):
+        raise TypeError(f"{type(model).__name__} cannot generate: pass a Qwen2ForCausalLM")
+    if options.get("num_return_sequences", 1) != 1:
+        raise ValueError("the explorer follows one answer: leave out num_return_sequences")
+    prompt, cache, kinds = input_ids.shape[1], DynamicCache(model.config), model.config.layer_types
+    new, blocks, states = [], [], []  # of each pass: the token drawn, its maps, its hidden states
+
+    def keep(key_positions: Callable[[str], Tensor]) -> None:
+        held = {kind: key_positions(kind)[0].clone() for kind in set(kinds)}  # a ring goes on
+        blocks.append([(record.attentions[i][0], held[kinds[i]]) for i in layers])
+        states.append(torch.stack([state[0] for state in record.hidden_states]))
+        record.attentions.clear(), record.hidden_states.clear()
+
+    with capture(model) as record:
+        tokens = stream_ids(
+            model,
+            input_ids,
+            mask_of(real),
+            tokenizer=tokenizer,
+            past_key_values=cache,
+            **{"num_return_sequences": 1, **options},
+        )
+        for token in tokens:  # before each, the model has read the prompt, then one token a time
+            # The prompt meets its keys in order, even those that a ring has overwritten since.
+            keep(cache.key_positions if new else lambda kind: positions_of(real)[None])
+            new.append(token)
+        decode(model, new[-1], cache)  # so that the last token has a row as well
+        keep(cache.key_positions)
+
+    ids = torch.cat((input_ids[0], *new))
+    T = len(ids)
+    real = torch.cat((real, real.new_ones(T - prompt)))
+    maps = torch.stack(
+        [
+            torch.cat([in_token_order(*block[i], T) for block in blocks], 1)
+            for i in range(len(layers))
+        ]
+    )
+    maps[:, :, ~real] = 0
+    full, _ = full_pass(model, ids[None], real, layers)
+    recording = _recording(model, ids, real, layers, maps, torch.cat(states, 1))
+    recording.prompt, recording.cache_error = prompt, float((maps - full).abs().max())
+    for position, token_id in enumerate(recording.ids[prompt:], prompt - 1):
+        chances = predictions(model, recording.hidden[-1, position])
+        best = chances.topk(min(5, len(chances)))
+        alternatives = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        recording.steps.append(Step(position, token_id, float(chances[token_id]), alternatives))
+    return recording
+
+
+def full_pass(
+    model: Qwen2PreTrainedModel, input_ids: Tensor, real: Tensor, layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The maps (layers, H, T, T), rows of padding 0, and the hidden states (all + 1, T, E)."""
+    with capture(model) as record:
+        model.base_model(input_ids, mask_of(real), use_cache=False)
+    maps = torch.stack([record.attentions[i][0].float() for i in layers])
+    maps[:, :, ~real] = 0
+    return maps, torch.cat(record.hidden_states)
+
+
+def in_token_order(weights: Tensor, key_positions: Tensor, length: int) -> Tensor:
+    """Put the columns of a map where their tokens stand: a ring holds its keys in turned order.
+
+    Shape:
+        weights (H, T, S), key_positions (S,) with -1 = padding or empty -> (H, T, length)
+    """
+    real = key_positions >= 0
+    ordered = weights.new_zeros(*weights.shape[:2], length, dtype=torch.float32)
+    ordered[:, :, key_positions[real]] = weights[:, :, real].float()
+    return ordered
+
+
+def predictions(model: Any, hidden: Tensor) -> Tensor:
+    """Next-token probabilities read off the residual stream, (…, E) -> (…, V), in fp32.
+
+    After the last block that is the model's own answer; after earlier ones, the logit lens: what
+    the model would say if the other blocks were left out.
+
+    Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
+    """
+    return model.lm_head(model.model.norm(hidden)).float().softmax(-1)
+
+
+def _recording(
+    model: Any, ids: Tensor, real: Tensor, layers: Sequence[int], maps: Tensor, hidden: Tensor
+) -> Recording:
+    ids, real, maps = ids.cpu(), real.cpu(), maps.cpu()
+    scores = behaviour_scores(maps[:, :, real][..., real], ids[real])
+    return Recording(ids.tolist(), real, list(layers), to_bytes(maps), scores, hidden, len(ids))
+
+
+def behaviour_scores(maps: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """How each head behaves on this text, name -> (layers, H); NaN where that cannot be said.
+
+    Args:
+        maps: (layers, H, T, T), of tokens without padding.
+        ids: (T,).
+    """
+    if len(ids) < 2:  # one token has no choice where to look
+        return {name: torch.full(maps.shape[:2], torch.nan) for name in BEHAVIOURS}
+    weights = maps[:, None]  # (layers, B = 1, H, T, T)
+    return {
+        "previous_token": behaviour.previous_token(weights),
+        "induction": behaviour.induction(weights, ids[None]),
+        "first_token": behaviour.to_first_token(weights),
+        "entropy": behaviour.entropy(weights),
+        "reach": behaviour.reach(weights),
+    }
+
+
+# -- what a picture needs --------------------------------------------------------------------------
+
+
+def to_bytes(weights: Tensor) -> Tensor:
+    """Weights from 0 to 1 as bytes: 255 times the square root, rounded.
+
+    The square root spreads the small weights, of which attention has most: 1/512 becomes 11, which
+    is drawn, and not 0. Back by (byte/255)², within 0.002 of the weight up to a weight of 0.25 and
+    within 0.004 above.
+    """
+    return (weights.clamp(0, 1).sqrt() * 255).round().to(torch.uint8).cpu()
+
+
+def from_bytes(data: Tensor) -> Tensor:
+    """The weights that `to_bytes` stored."""
+    return (data / 255) ** 2
+
+
+def thumbnails(maps: Tensor) -> Tensor:
+    """Small copies of the maps, uint8 (layers, H, T, T) -> (layers, H, n, n), n = THUMBNAIL or T.
+
+    A pixel is the largest weight of its cells, so that thin lines stay visible.
+    """
+    if maps.shape[-1] <= THUMBNAIL:
+        return maps
+    return torch.stack([adaptive_max_pool2d(m.float(), THUMBNAIL).to(torch.uint8) for m in maps])
+
+
+def mask_of(real: Tensor) -> Tensor | None:
+    """The attention mask (1, T) that a model wants; None = nothing is padding."""
+    return None if real.all() else real[None]
+
+
+def positions_of(real: Tensor) -> Tensor:
+    """Where each token stands, (T,); -1 = padding, as the visibility rule wants it."""
+    return torch.arange(len(real), device=real.device).where(real, -1)
+
+
+def effective_mask(real: Tensor, window: int | None) -> Tensor:
+    """May each query look at each key, and if not, why? uint8 (T, T) of SEEN, FUTURE, …
+
+    The visibility rule decides; this names its reason. A query or key that is padding comes first,
+    then the future, then the window.
+    """
+    at = positions_of(real)[None]
+    causal, seen = visible(at, at)[0, 0], visible(at, at, window)[0, 0]
+    why = torch.full(seen.shape, OUTSIDE, dtype=torch.uint8)
+    why[~causal] = FUTURE
+    why[seen] = SEEN
+    why[~real, :] = PADDING
+    why[:, ~real] = PADDING
+    return why
+
+
+def why_this_kind(config: Qwen2Config, layer: int) -> str:
+    """Why does this layer slide, or not? In words, with the numbers of the configuration."""
+    slides, first = config.layer_types[layer] == "sliding_attention", config.max_window_layers
+    if slides != (config.use_sliding_window and layer >= first):
+        return "config.layer_types says so"
+    if not config.use_sliding_window:
+        return "use_sliding_window is off"
+    return f"{layer} {'≥' if slides else '<'} max_window_layers = {first}"
+
+
+# -- what the caller gave --------------------------------------------------------------------------
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be recorded.
+
+    Raises:
+        TypeError: not a model of this package. ValueError: it is under torch.compile.
+    """
+    compiled = isinstance(model, torch.nn.Module) and (
+        type(model).__name__ == "OptimizedModule"
+        or any(part._compiled_call_impl is not None for part in model.modules())
+    )
+    if compiled:
+        raise ValueError(
+            "this model is under torch.compile, which has fixed how it computes attention: pass "
+            "the model it was made from, or load it again"
+        )
+    if not isinstance(model, Qwen2PreTrainedModel):
+        raise TypeError(
+            f"model must be one of qwen2_edu, such as Qwen2ForCausalLM, not {type(model).__name__}"
+        )
+
+
+def encode(tokenizer: Any, text_or_messages: Any) -> tuple[Tensor, Tensor]:
+    """A text, a list of messages, or what a tokenizer made of one text: ids (1, T), real (T,).
+
+    Raises:
+        TypeError: something else. ValueError: nothing to read, or several rows.
+    """
+    given = text_or_messages
+    if isinstance(given, str):
+        given = tokenizer([given])
+    elif isinstance(given, Sequence) and given and all(isinstance(m, Mapping) for m in given):
+        asks = given[-1].get("role") != "assistant"
+        given = tokenizer.apply_chat_template([given], add_generation_prompt=asks)
+    elif isinstance(given, (list, tuple)) and not given:
+        raise ValueError("there are no messages: the explorer needs at least one token to draw")
+    if not isinstance(given, Mapping) or "input_ids" not in given:
+        raise TypeError(
+            "text_or_messages must be a text, a list of messages or the tokenizer's result for one "
+            f"text, not {type(given).__name__}"
+        )
+    ids = torch.as_tensor(given["input_ids"], dtype=torch.long)
+    ids = ids[None] if ids.ndim == 1 else ids
+    if ids.shape[0] != 1:
+        raise ValueError(f"the explorer shows one text, not {ids.shape[0]} rows: pass one of them")
+    real = torch.as_tensor(given.get("attention_mask", torch.ones_like(ids))).reshape(-1).bool()
+    if not real.any():
+        raise ValueError("the text is empty: the explorer needs at least one token to draw")
+    return ids, real.to(ids.device)
+
+
+def choose_layers(config: Qwen2Config, layers: Sequence[int] | None) -> list[int]:
+    """The layers to keep, in order; None = all. Raises ValueError for one that is not there."""
+    count = config.num_hidden_layers
+    chosen = sorted(set(range(count) if layers is None else layers))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        raise ValueError(f"layers={layers!r}: choose some of 0 to {count - 1}, or None for all")
+    return chosen

@@ -1,0 +1,163 @@
+"""A text as a tokenizer cuts it: coloured pieces, with the id and the bytes of the one pointed at.
+
+Plain HTML and CSS. Where a host drops the style sheet, as GitHub does, the pieces, their order and
+their titles are still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+
+from ..tokenizer_base import TokenizerBase
+from .labels import token_bytes, token_labels
+from .palette import BLUE, CSS, GREEN, GREY, ORANGE, PURPLE, tint
+
+_CYCLE = [tint(colour, 0.28) for colour in (BLUE, ORANGE, GREEN, PURPLE)]
+_CONTROL = f"border:1px solid;font-weight:bold;background-color:{tint(GREY, 0.2)}"
+
+
+class Page:
+    """What a notebook shows as HTML, and everything else as text."""
+
+    def __init__(self, html: str, text: str):
+        self.html, self.text = html, text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises TypeError unless it is one of ours."""
+    if not isinstance(tokenizer, TokenizerBase):
+        raise TypeError(
+            f"expected a tokenizer of qwen2_edu, not {type(tokenizer).__name__}: take "
+            'AutoTokenizer.from_pretrained("qwen2")'
+        )
+
+
+def ids_of(tokenizer: TokenizerBase, text: Any) -> list[int]:
+    """The ids of a text, of a conversation that waits for an answer, or of ids: themselves.
+
+    Raises:
+        TypeError: nothing of these, or no tokenizer.
+        ValueError: nothing at all.
+    """
+    check_tokenizer(tokenizer)
+    if isinstance(text, str):
+        ids = tokenizer(text).input_ids
+    else:
+        ids = text.tolist() if hasattr(text, "tolist") else text
+        if not isinstance(ids, Sequence) or not all(isinstance(i, (int, dict)) for i in ids):
+            raise TypeError(f"expected a text, messages or a list of ids, not {text!r:.60}")
+        if ids and isinstance(ids[0], dict):
+            ids = tokenizer.apply_chat_template(ids, add_generation_prompt=True, return_dict=False)
+    if min(ids, default=0) < 0:
+        raise ValueError(f"no token has the id {min(ids)}: leave out labels of -100")
+    if not ids:
+        raise ValueError("there is nothing to show: the text is empty, give at least a character")
+    return list(ids)
+
+
+def token_boxes(tokenizer: TokenizerBase, ids: Sequence[int]) -> str:
+    """Tokens as HTML boxes that tell id and bytes when pointed at; a line ends after a newline."""
+    boxes = []
+    for i, token in enumerate(token_labels(tokenizer, ids)):
+        data = token_bytes(tokenizer, token["id"]) or b""
+        shown = data[:24].hex(" ").upper() + " …" * (len(data) > 24)
+        facts = [f"id {token['id']}", f"{_count(len(data), 'byte')}: {shown}" * bool(data)]
+        facts += [token["note"], "control token" * token["special"]]
+        title = escape(", ".join(fact for fact in facts if fact))
+        look = (
+            f"background-color:{_CYCLE[i % 4]};border:1px {'dashed' if token['note'] else 'none'}"
+        )
+        style = f"padding:0 2px;border-radius:3px;{_CONTROL if token['special'] else look}"
+        boxes.append(
+            f'<bdi class="q2-t" role="listitem" tabindex="0" title="{title}" style="{style}">'
+            f"{escape(token['text'])}</bdi>" + ("<br>" if data.endswith(b"\n") else " ")
+        )
+    return f'<div class="q2-list" role="list" aria-label="tokens">{"".join(boxes)}</div>'
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def tokens(
+    tokenizer: TokenizerBase, text: Any, *, live: bool = False, max_tokens: int = 512
+) -> Page | TokensLive:
+    """A text as the tokenizer cuts it.
+
+    Args:
+        text: a text; or messages, as the model sees them; or ids, a list or a tensor (T,).
+        live: with a box to type in.
+        max_tokens: show no more than so many; the rest is counted.
+
+    Returns:
+        A page: coloured pieces in a notebook, one token a line as text. Point at a piece, or go to
+        it with the Tab key, for its id and bytes.
+
+    Raises:
+        TypeError: no tokenizer, or nothing that has ids.
+        ValueError: an empty text; max_tokens below 1.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    if live:
+        return TokensLive(tokenizer, text, max_tokens)
+    ids = ids_of(tokenizer, text)
+    data = b"".join(token_bytes(tokenizer, i) or b"" for i in ids)
+    characters = len(data.decode(errors="replace"))
+    counts = {"token": len(ids), "character": characters, "byte": len(data)}
+    summary = ", ".join(_count(n, what) for what, n in counts.items())
+    if len(ids) > max_tokens:
+        summary += f"; the first {_count(max_tokens, 'token')} below"
+    labels = token_labels(tokenizer, ids[:max_tokens])
+    if any(token["note"] for token in labels):
+        summary += "; dashed: no whole character"
+    lines = [summary, *(f"{token['id']:>7}  {token['text']}" for token in labels)]
+    boxes = token_boxes(tokenizer, ids[:max_tokens])
+    boxes += f'<div class="q2-sum">{summary}</div>'
+    return Page(f'{CSS}<div class="q2-tokens" dir="ltr">{boxes}</div>', "\n".join(lines))
+
+
+class TokensLive(widgets.VBox):
+    """A box to type in, and its tokens below. `static()` is the page without the box."""
+
+    def __init__(self, tokenizer: TokenizerBase, text: str = "", max_tokens: int = 512):
+        check_tokenizer(tokenizer)
+        if not isinstance(text, str):
+            raise TypeError(f"the live view starts from a text, not {type(text).__name__}")
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.box = widgets.Textarea(
+            value=text, placeholder="Type a text", layout={"width": "auto", "height": "5em"}
+        )
+        self.box.tooltip = "the text to cut into tokens"
+        self.view = widgets.HTML()
+        super().__init__([self.box, self.view])
+        self.box.observe(self._show, "value")
+        self._show()
+
+    def static(self) -> Page:
+        """The tokens of what stands in the box."""
+        return tokens(self.tokenizer, self.box.value, max_tokens=self.max_tokens)
+
+    def _show(self, _: Any = None) -> None:
+        try:
+            self.view.value = self.static().html if self.box.value else "No text yet."
+        except ValueError as error:  # a lone surrogate
+            self.view.value = escape(str(error))
+
+    def __repr__(self) -> str:
+        return f"TokensLive({self.box.value!r})"
+
+
+def tokens_live(tokenizer: TokenizerBase, text: str = "") -> TokensLive:
+    """`tokens(tokenizer, text, live=True)`."""
+    return TokensLive(tokenizer, text)

@@ -1,0 +1,213 @@
+"""The companions in JupyterLab: the page shows what Python says, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import nbformat
+import pytest
+
+from tests.browser.lab import open_notebook
+
+pytestmark = pytest.mark.browser
+
+# Runs here and in the notebook: two kernels with the same model.
+SETUP = """
+import torch
+from qwen2_edu import ChatSession, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from qwen2_edu.viz.chat import chat, seen
+from qwen2_edu.viz.masks import masks, picture
+from qwen2_edu.viz.sampling import sampling
+from qwen2_edu.viz.tokens import tokens
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+tokenizer = Qwen2Tokenizer(
+    {bytes([b]): b for b in range(256)},
+    added_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}",
+)
+sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "vocab_size": 300}
+window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+config = Qwen2Config(**sizes, num_attention_heads=6, num_key_value_heads=2, **window)
+model = Qwen2ForCausalLM(config).eval()
+with torch.no_grad():  # speaks letters mostly
+    model.lm_head.weight *= 5
+    model.lm_head.weight[97:123] *= 6
+"""
+TEXT = "Hi <b>there</b>\n你 🦜 مرحبا <|im_end|>"
+TYPED = "a <|im_end|> and <b>bold</b>"
+CELLS = [
+    SETUP,
+    f"tokens(tokenizer, {TEXT!r})",
+    "tokens(tokenizer, 'Hi', live=True)",
+    "sampling(model, tokenizer, 'hello', temperature=0.9, top_k=6)",
+    "masks(config, 9, layer=1, padding=1)",
+    "chat(model, tokenizer, do_sample=False, max_new_tokens=12)",
+]
+
+
+@pytest.fixture(scope="module")
+def python():
+    names = {}
+    exec(SETUP, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def page(jupyterlab, new_page):
+    address, folder = jupyterlab
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, folder / "companions.ipynb")
+    page = new_page()
+    page.set_viewport_size({"width": 1400, "height": 2600})
+    open_notebook(page, address, "companions.ipynb")
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.get_by_text("what the model sees").wait_for()
+    return page
+
+
+def cell(page, number):
+    return page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+
+
+def titles(page_html):
+    found = re.findall(r'class="q2-t"[^>]* title="([^"]*)"', page_html)
+    return [html.unescape(title) for title in found]
+
+
+def test_tokens_by_mouse_and_by_keyboard(page, python):
+    boxes = cell(page, 1).locator(".q2-t")
+    expected = titles(python["tokens"](python["tokenizer"], TEXT).html)
+    assert boxes.evaluate_all("boxes => boxes.map(b => b.title)") == expected
+    shown = "b => getComputedStyle(b, '::after').content"
+    assert boxes.nth(2).evaluate(shown) == "none"
+    boxes.nth(2).hover()
+    assert boxes.nth(2).evaluate(shown) == f'"{expected[2]}"'
+    page.mouse.move(0, 0)
+    boxes.nth(0).focus()
+    page.keyboard.press("Tab")
+    assert boxes.nth(1).evaluate("b => b === document.activeElement")
+    assert boxes.nth(1).evaluate(shown) == f'"{expected[1]}"'
+    tops = boxes.evaluate_all("boxes => boxes.map(b => b.getBoundingClientRect())")
+    line_end = expected.index("id 10, 1 byte: 0A")
+    assert tops[line_end + 1]["top"] > tops[line_end]["top"]  # a new line after a newline
+    arabic = [i for i, t in enumerate(expected) if "bytes of “م”" in t]
+    lefts = [tops[i]["left"] for i in arabic]
+    assert lefts == sorted(lefts)  # in the order of the ids, whatever the script
+
+
+def test_live_tokens(page, python):
+    live = cell(page, 2)
+    live.locator("textarea").fill("Ho!\n")
+    live.get_by_title("id 10, 1 byte: 0A").wait_for()
+    expected = titles(python["tokens"](python["tokenizer"], "Ho!\n").html)
+    assert live.locator(".q2-t").evaluate_all("b => b.map(b => b.title)") == expected
+    live.locator("textarea").fill("")
+    live.get_by_text("No text yet.").wait_for()
+
+
+def numbers(text):
+    return re.findall(r"\d\.\d{4}|(?<=\s)0(?=\s)", text)
+
+
+def test_sampling_sliders_and_draws(page, python):
+    here = cell(page, 3)
+    twin = python["sampling"](
+        python["model"], python["tokenizer"], "hello", temperature=0.9, top_k=6
+    )
+    rows = here.locator(".q2-bars tbody tr")
+
+    def agrees():
+        below = repr(twin.static()).splitlines()[16:]
+        here.get_by_text(below[0]).wait_for()
+        table = [row.inner_text().replace("\n", "\t") for row in rows.all()]
+        said = repr(twin.static()).splitlines()[1:16]
+        assert [numbers(f"{row} ") for row in table] == [numbers(f"{row} ") for row in said]
+        assert here.locator(".q2-say").inner_text().splitlines() == below
+
+    agrees()
+    keys = {"temperature": "ArrowRight", "top_k": "ArrowLeft", "top_p": "ArrowLeft"}
+    for i, name in enumerate(twin.sliders):
+        if name in keys:
+            here.locator(".noUi-handle").nth(i).focus()
+            page.keyboard.press(keys[name])
+            step = twin.sliders[name].step * (1 if keys[name] == "ArrowRight" else -1)
+            twin.sliders[name].value = round(twin.sliders[name].value + step, 6)
+            here.get_by_text(f"{name} {twin.sliders[name].value:g}").first.wait_for()
+            agrees()
+    for _ in range(3):
+        twin.draw()
+        here.get_by_role("button", name="draw").click()
+        here.get_by_text(f"draw {len(twin.drawn)}:").wait_for()
+    agrees()
+    here.locator("input[type=text]").first.fill("")
+    here.get_by_role("alert").get_by_text("the text is empty").wait_for()
+
+
+def test_masks_sliders(page, python):
+    here = cell(page, 4)
+    alt = "img => img.alt"
+    moves = [("cached", 3, "ArrowRight"), ("window", 1, "ArrowLeft"), ("layer", 0, "ArrowLeft")]
+    options = {"layer": 1, "padding": 1, "cached": 0, "window": 4}
+    for name, place, key in moves:
+        here.locator(".noUi-handle").nth(place).focus()
+        page.keyboard.press(key)
+        options[name] += 1 if key == "ArrowRight" else -1
+        given = {k: v for k, v in options.items() if k != "window" or options["layer"] == 1}
+        shown = python["picture"](python["config"], 9, **given)
+        here.get_by_alt_text(f"{shown.title}. {shown.caption}", exact=True).wait_for()
+        assert here.locator("img").evaluate(alt) == f"{shown.title}. {shown.caption}"
+
+
+def test_chat(page, python):
+    here = cell(page, 5)
+    typing = here.get_by_placeholder("Say something")
+    here.get_by_text("what the model sees").click()
+    typing.fill(TYPED)
+    messages = [{"role": "user", "content": TYPED}]
+    draft = titles(python["seen"](python["tokenizer"], messages).html)
+    here.get_by_title(draft[-1]).first.wait_for()
+    assert here.locator(".q2-t").evaluate_all("b => b.map(b => b.title)") == draft
+    assert sum(title.endswith("control token") for title in draft) == 3
+
+    session = python["ChatSession"](python["model"], python["tokenizer"], do_sample=False)
+    answer = session.send(TYPED, max_new_tokens=12)
+    typing.press("Enter")
+    here.get_by_text(answer).wait_for()
+    assert here.locator(".q2-user").inner_text() == f"user\n{TYPED}"
+    assert here.locator(".q2-user b").count() == 1  # its own; what was typed is no markup
+
+    here.get_by_text("settings").click()
+    here.get_by_label("max_new_tokens").fill("4000")
+    here.get_by_label("max_new_tokens").press("Enter")
+    typing.fill("Go on")
+    here.get_by_role("button", name="send").click()
+    stop = here.get_by_role("button", name="stop")
+    page.wait_for_function("() => document.querySelectorAll('.q2-assistant').length === 2")
+    stop.click()
+    here.locator("button:has-text('send'):enabled").wait_for()
+    heard = here.locator(".q2-assistant").last.inner_text().removeprefix("assistant\n")
+    assert 0 < len(heard) < 4000
+    here.get_by_label("max_new_tokens").fill("12")
+    here.get_by_label("max_new_tokens").press("Enter")
+    again = session.send("Go on", max_new_tokens=12)
+    here.get_by_role("button", name="regenerate").click()
+    here.get_by_text(again, exact=False).last.wait_for()
+    here.locator("button:has-text('send'):enabled").wait_for()
+    here.get_by_role("button", name="clear").click()
+    here.get_by_text("Nothing was said yet.").first.wait_for()
+    here.get_by_role("button", name="send").click()
+    here.get_by_text("Type a message first.").wait_for()
+
+
+def test_nothing_strayed_and_nothing_serious_for_assistive_tools(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    ours = [[".q2-tokens"], [".q2-bars"], [".q2-end"], [".q2-say"]]
+    found = Axe().run(page, context={"include": ours}).response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    assert page.errors == [] and page.strayed == []

@@ -1,0 +1,518 @@
+"""The attention explorer as people use it, by mouse and by keyboard, in a running JupyterLab and as
+a page opened from disk. What is on the screen is compared with what Python measured.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+import nbformat
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+
+from qwen2_edu.viz import explorer as viz
+from qwen2_edu.viz import record
+from tests.browser.lab import open_notebook, run_cell
+
+pytestmark = pytest.mark.browser
+
+SETUP = """
+import torch
+from pathlib import Path
+from qwen2_edu import Qwen2Config, Qwen2ForCausalLM
+from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.viz import attention_explorer
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+config = Qwen2Config(vocab_size=257, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+                     num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=128,
+                     use_sliding_window=True, max_window_layers=1, sliding_window=8)
+model = Qwen2ForCausalLM(config).eval()
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape) * 0.3)
+vocab = {bytes([i]): i for i in range(256)}
+tokenizer = Qwen2TokenizerFast(vocab, [], added_tokens={256: "<|end|>"}, pad_token="<|end|>")
+text = tokenizer(["a cat\\n saw é cat"], padding="max_length", max_length=19, padding_side="left")
+explorer = attention_explorer(model, tokenizer, text, max_new_tokens=6, eos_token_id=[])
+"""
+SHOW = """
+def chosen(_):
+    Path("chosen.txt").write_text(f"{explorer.layer} {explorer.head} {explorer.query}")
+explorer.observe(chosen, ["layer", "head", "query"])
+explorer
+"""
+PADS, T, GUTTER = 2, 25, 88
+
+
+@pytest.fixture(scope="module")
+def python():
+    """What the kernel has, made by the same lines here."""
+    names = {}
+    exec(SETUP, names)
+    assert names["explorer"].recording.real.tolist() == [False] * PADS + [True] * (T - PADS)
+    return names["explorer"]
+
+
+@pytest.fixture(scope="module")
+def lab(jupyterlab, new_page):
+    """A notebook whose first cell shows the explorer and whose second sets it."""
+    address, folder = jupyterlab
+    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, folder / "test.ipynb")
+    page = new_page()
+    open_notebook(page, address, "test.ipynb")
+    run_cell(page)
+    page.wait_for_selector(".qx-heads [role=option]")
+    page.folder = folder
+    return page
+
+
+@pytest.fixture(scope="module")
+def disk(python, new_page, tmp_path_factory):
+    """The page of to_html(), opened from disk."""
+    path = python.to_html(tmp_path_factory.mktemp("page") / "explorer.html")
+    page = new_page(path.as_uri())
+    page.wait_for_selector(".qx-heads [role=option]")
+    return page
+
+
+@pytest.fixture(params=["lab", "disk"])
+def page(request):
+    """Each of the two, as it is after opening."""
+    page = request.getfixturevalue(request.param)
+    if page.get_by_role("button", name="Compare").get_attribute("aria-pressed") == "true":
+        page.get_by_role("button", name="Compare").click()
+    page.get_by_label("Heads by").select_option("layer")
+    page.get_by_label("Colours", exact=True).select_option("viridis")
+    page.get_by_label("Mask", exact=True).check()
+    for _ in range(3):
+        page.get_by_label("Zoom out").click()
+    page.get_by_label("looks at").check()
+    head(page, 0, 0).click()
+    token(page, 12).click()
+    return page
+
+
+def head(page, layer, number):
+    return page.locator(f"[data-layer='{layer}'][data-head='{number}']")
+
+
+def token(page, place):
+    return page.locator(f".qx-text [data-token='{place}']")
+
+
+def eventually(read, expected):
+    """The browser draws a moment after the click."""
+    end = time.monotonic() + 60
+    while (value := read()) != expected and time.monotonic() < end:
+        time.sleep(0.05)
+    assert value == expected
+
+
+def readout(page):
+    return page.locator(".qx-readout").inner_text()
+
+
+def digits(weight):
+    return (
+        "0"
+        if weight == 0
+        else "<0.001"
+        if weight < 0.0005
+        else f"{weight:.{3 if weight < 0.1 else 2}f}"
+    )
+
+
+def said(python, layer, number, query, key):
+    """What the readout says of a cell, from what Python measured."""
+    r = python.recording
+    why = int(python.mask(layer)[query, key])
+    weight = float(record.from_bytes(r.maps[r.layers.index(layer), number, query, key]))
+    reasons = ["", "in the future", "outside the window", "padding"]
+    how = f"hidden: {reasons[why]}" if why else f"weight {digits(weight)}"
+    labels = python.data["tokens"]
+    names = [f"{i} “{labels[i]['text']}”" for i in (query, key)]
+    notes = list(dict.fromkeys(labels[i]["note"] for i in (query, key) if labels[i]["note"]))
+    return f"Query {names[0]}, key {names[1]}: {how}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def selected(page):
+    chosen = page.locator(".qx-heads [aria-selected=true]")
+    return [int(chosen.get_attribute(f"data-{name}")) for name in ("layer", "head")]
+
+
+def point(page, query, key, which=0):
+    """The middle of a cell, in pixels of the canvas."""
+    canvas = page.locator(".qx-maps canvas").nth(which)
+    canvas.scroll_into_view_if_needed()
+    each = (canvas.bounding_box()["width"] - GUTTER) / T
+    return canvas, {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+
+
+def pixel(page, query, key):
+    canvas, at = point(page, query, key)
+    return canvas.evaluate(
+        """(canvas, {x, y}) => { const r = canvas.width / canvas.clientWidth;
+        return [...canvas.getContext("2d").getImageData(x * r, y * r, 1, 1).data].slice(0, 3) }""",
+        at,
+    )
+
+
+# -- the heads -------------------------------------------------------------------------------------
+
+
+def test_it_shows_what_it_is_about(page, python):
+    assert python.data["title"] in page.locator(".qx header").inner_text()
+    assert page.locator(".qx-heads [role=option]").count() == 18
+    assert [b.strip() for b in page.locator(".qx-bracket").all_inner_texts()] == [
+        "key head 0",
+        "key head 1",
+    ]
+    headings = page.locator(".qx-heading").all_inner_texts()
+    assert headings == [x["heading"] for x in python.data["layers"] if x["heading"]]
+    badges = page.locator(".qx-badge").all_inner_texts()
+    assert badges == ["full", "sliding 8", "sliding 8"]
+    assert page.locator(".qx-notice").inner_text() == ""
+
+
+def test_heads_by_mouse(page, python):
+    head(page, 2, 4).click()
+    eventually(lambda: readout(page), said(python, 2, 4, 12, key_of(page)))
+    assert selected(page) == [2, 4]
+    note = page.locator(".qx-maps figure").first.inner_text()
+    assert "Layer 2, head 4" in note
+    assert "key head 1 · sliding 8: 2 ≥ max_window_layers = 1" in note
+
+
+def key_of(page):
+    return int(re.search(r"key (\d+)", readout(page))[1])
+
+
+def test_heads_by_keyboard(page):
+    head(page, 0, 0).focus()
+    for key, expected in [
+        ("ArrowRight", [0, 1]),
+        ("ArrowDown", [1, 1]),
+        ("ArrowDown", [2, 1]),
+        ("ArrowDown", [2, 1]),
+        ("ArrowUp", [1, 1]),
+        ("ArrowLeft", [1, 0]),
+        ("End", [2, 5]),
+        ("Home", [0, 0]),
+    ]:
+        page.keyboard.press(key)
+        eventually(lambda: selected(page), expected)
+    focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert focused.startswith("Layer 0 head 0, key head 0, full. previous token ")
+
+
+@pytest.mark.parametrize("name", record.BEHAVIOURS)
+def test_sorting_and_filtering(page, python, name):
+    (told,) = [b for b in python.data["behaviours"] if b["name"] == name]
+    scores = {(i, h): score for i, row in enumerate(told["scores"]) for h, score in enumerate(row)}
+    expected = torch.tensor(list(scores.values())).view(3, 6)
+    assert torch.allclose(expected, python.recording.scores[name], atol=1e-4)
+    page.get_by_label("Heads by").select_option(name)
+    shown = page.locator(".qx-ranking [role=option]")
+
+    def places():
+        return [
+            tuple(int(o.get_attribute(f"data-{x}")) for x in ("layer", "head")) for o in shown.all()
+        ]
+
+    eventually(lambda: sorted(places()), sorted(scores))
+    got = [scores[place] for place in places()]
+    assert got == sorted(got, reverse=True)
+    assert shown.first.locator("small").inner_text().endswith(f"{got[0]:.2f}")
+    page.get_by_label("Order").select_option("low")
+    eventually(lambda: [scores[place] for place in places()], sorted(got))
+    page.get_by_label("Order").select_option("high")
+    slider = page.get_by_label("Keep heads that score")
+    slider.focus()
+    page.keyboard.press("End")  # only the best
+    eventually(shown.count, got.count(got[0]))
+    page.keyboard.press("Home")
+    eventually(shown.count, 18)
+    slider.fill("500")
+    limit = (got[0] + got[-1]) / 2
+    eventually(shown.count, sum(score >= limit - 1e-9 for score in got))
+    assert f"{shown.count()} of 18" in page.locator(".qx-filter output").inner_text()
+
+
+# -- the map ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("query", "key"), [(20, 9), (9, 20), (20, 0), (3, 3)])
+def test_a_cell_by_mouse(page, python, query, key):
+    head(page, 1, 2).click()
+    canvas, at = point(page, query, key)
+    before = readout(page)
+    canvas.hover(position=at)
+    eventually(lambda: readout(page), said(python, 1, 2, query, key))
+    page.get_by_label("Mask", exact=True).hover()
+    eventually(lambda: readout(page), before)
+    canvas.click(position=at)
+    page.get_by_label("Mask", exact=True).hover()
+    eventually(lambda: readout(page), said(python, 1, 2, query, key))
+
+
+def test_a_cell_by_keyboard(page, python):
+    canvas, at = point(page, 10, 4)
+    canvas.click(position=at)
+    page.get_by_label("Mask", exact=True).hover()
+    canvas.focus()
+    for press, query, key in [
+        ("ArrowRight", 10, 5),
+        ("ArrowDown", 11, 5),
+        ("ArrowUp", 10, 5),
+        ("ArrowLeft", 10, 4),
+        ("PageDown", 20, 4),
+        ("PageDown", 24, 4),
+        ("ArrowDown", 24, 4),
+        ("PageUp", 14, 4),
+        ("End", 14, 24),
+        ("Home", 14, 0),
+        ("+", 14, 0),
+        ("ArrowRight", 14, 1),
+        ("-", 14, 1),
+    ]:
+        page.keyboard.press(press)
+        eventually(lambda: readout(page), said(python, 0, 0, query, key))
+    assert said(python, 0, 0, 14, 1) in canvas.get_attribute("aria-label")
+
+
+def test_the_colours_are_those_of_the_weights(page, python):
+    tables = viz.colour_tables()
+    head(page, 1, 3).click()
+    for name, table in (("viridis", tables[:768]), ("cividis", tables[768:])):
+        page.get_by_label("Colours", exact=True).select_option(name)
+        for query, key in [(17, 14), (10, 9), (6, 4)]:
+            byte = int(python.recording.maps[1, 3, query, key])
+            expected = list(table[3 * byte : 3 * byte + 3])
+            eventually(lambda at=(query, key): pixel(page, *at), expected)
+
+
+def test_the_mask_covers_hidden_cells(page):
+    hidden = [(9, 20), (20, 5), (20, 0)]  # future, outside the window, padding
+    head(page, 1, 3).click()
+    nothing = list(viz.colour_tables()[:3])
+    assert nothing not in [pixel(page, *cell) for cell in hidden]
+    legend = page.locator(".qx-legend > span")
+    assert legend.all_inner_texts() == ["in the future", "outside the window", "padding"]
+    page.get_by_label("Mask", exact=True).focus()
+    page.keyboard.press("Space")
+    eventually(lambda: [pixel(page, *cell) for cell in hidden], [nothing] * 3)
+    assert legend.count() == 0
+
+
+def test_zoom_keeps_the_chosen_cell_in_sight(page, python):
+    token(page, 20).click()
+    page.get_by_label("Zoom in").click()
+    page.get_by_label("Zoom in").click()
+    canvas = page.locator(".qx-maps canvas").first
+    each = (canvas.bounding_box()["width"] - GUTTER) / 8  # 8 of the 25 tokens
+    canvas.hover(position={"x": GUTTER + 2.5 * each, "y": GUTTER + 4.5 * each})
+    assert re.match(r"Query (1[3-9]|2\d) ", readout(page))
+    row = int(re.match(r"Query (\d+)", readout(page))[1])
+    canvas.hover(position={"x": GUTTER + 2.5 * each, "y": GUTTER + 5.5 * each})
+    eventually(lambda: int(re.match(r"Query (\d+)", readout(page))[1]), row + 1)
+    column = key_of(page)
+    page.mouse.wheel(100, 0)
+    canvas.hover(position={"x": GUTTER + 2.6 * each, "y": GUTTER + 5.6 * each})
+    assert key_of(page) in (column, column + 1)
+
+
+def test_two_heads_side_by_side(page, python):
+    head(page, 1, 5).click()
+    page.get_by_role("button", name="Compare").focus()
+    page.keyboard.press("Enter")
+    head(page, 2, 0).click()
+    figures = page.locator(".qx-maps figure:visible h3")
+    eventually(figures.all_inner_texts, ["Layer 2, head 0", "Layer 1, head 5, kept"])
+    for which, (layer, number) in enumerate([(2, 0), (1, 5)]):
+        canvas, at = point(page, 16, 11, which)
+        eventually(lambda c=canvas: c.bounding_box()["width"] > 300, True)
+        canvas, at = point(page, 16, 11, which)
+        canvas.hover(position=at)
+        eventually(lambda x=(layer, number): readout(page), said(python, layer, number, 16, 11))
+    assert page.locator(".qx-bars:visible").count() == 2 + 1  # and those of the scrubber
+    page.get_by_role("button", name="Compare").click()
+    eventually(figures.count, 1)
+
+
+# -- the text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["looks at", "is seen by"])
+def test_tokens_are_shaded_by_weight(page, python, direction):
+    head(page, 1, 2).click()
+    page.get_by_label(direction).check()
+    token(page, 14).click()
+    asks = direction == "looks at"
+    maps, mask = python.recording.maps[1, 2], python.mask(1)
+    row = [(maps[14, i], mask[14, i]) if asks else (maps[i, 14], mask[i, 14]) for i in range(T)]
+    expected = [0 if why else round(int(byte) / 255, 6) for byte, why in row]
+
+    def parts():
+        read = "spans => spans.map(s => +(+s.style.getPropertyValue('--part')).toFixed(6))"
+        return page.locator(".qx-text [role=option]").evaluate_all(read)
+
+    eventually(parts, expected)
+    weights = {i: byte for i, (byte, why) in enumerate(row) if byte and not why}
+    best = sorted(weights, key=lambda i: (-int(weights[i]), i))[:5]
+    bars = page.locator(".qx-tops .qx-bars").first.locator("li")
+    labels = python.data["tokens"]
+    assert bars.locator("span").all_inner_texts() == [f"{i} “{labels[i]['text']}”" for i in best]
+    values = [digits(float(record.from_bytes(weights[i]))) for i in best]
+    assert bars.locator("b").all_inner_texts() == values
+
+
+def test_tokens_by_keyboard(page):
+    token(page, 12).focus()
+    chosen = page.locator(".qx-text [aria-selected=true]")
+    for key, expected in [("ArrowRight", 13), ("ArrowLeft", 12), ("End", T - 1), ("Home", 0)]:
+        page.keyboard.press(key)
+        eventually(lambda: int(chosen.get_attribute("data-token")), expected)
+    page.keyboard.press("ArrowDown")  # the text has a line break after token 7
+    eventually(lambda: int(chosen.get_attribute("data-token")) > 7, True)
+    page.get_by_label("looks at").focus()
+    page.keyboard.press("ArrowRight")
+    eventually(page.get_by_label("is seen by").is_checked, True)
+
+
+def test_odd_tokens_are_shown_sensibly(page):
+    texts = page.locator(".qx-text [role=option]").all_inner_texts()
+    assert texts[0] == "<|end|>" and texts[3] == "·" and texts[7] == "↵"
+    assert texts[13:15] == ["‹C3›", "‹A9›"]
+    assert "bytes of “é”" in token(page, 13).get_attribute("title")
+
+
+# -- generation and lens ---------------------------------------------------------------------------
+
+
+def test_the_scrubber(page, python):
+    told, slider = page.locator(".qx-told"), page.get_by_label("Step of generation")
+
+    def expected(i):
+        step = python.data["steps"][i - 1]
+        how = "the last row of the prompt" if i == 1 else "one row, decoded with the cache"
+        name = f"{step['position']} “{python.data['tokens'][step['position']]['text']}”"
+        chance = digits(max(step["probability"], 1e-9))
+        return (
+            f"Step {i} of 6: after token {name} ({how}) came “{step['text']}”, probability {chance}"
+        )
+
+    slider.focus()
+    page.keyboard.press("Home")
+    eventually(told.inner_text, expected(1))
+    page.keyboard.press("ArrowRight")
+    eventually(told.inner_text, expected(2))
+    page.get_by_label("Step on").click()
+    eventually(told.inner_text, expected(3))
+    page.get_by_label("Step back").focus()
+    page.keyboard.press("Enter")
+    eventually(told.inner_text, expected(2))
+    step = python.data["steps"][1]
+    bars = page.locator(".qx-steps .qx-bars li")
+    assert bars.locator("span").all_inner_texts() == [
+        f"“{a['text']}”" for a in step["alternatives"]
+    ]
+    chances = [digits(max(a["probability"], 1e-9)) for a in step["alternatives"]]
+    assert bars.locator("b").all_inner_texts() == chances
+    assert page.locator(".qx-text .qx-next").get_attribute("data-token") == "20"
+    assert page.locator(".qx-text .qx-unwritten").count() == T - 21
+    assert said(python, 0, 0, 19, key_of(page)) == readout(page)
+    assert python.data["check"] in page.locator(".qx-steps").inner_text()
+    assert "equal those of one pass" in python.data["check"]
+    token(page, 22).click()
+    eventually(told.inner_text, expected(5))
+
+
+def test_the_logit_lens_follows_the_chosen_token(page, python):
+    rows = page.locator(".qx-lens tbody tr")
+    for place in (15, 6):
+        token(page, place).click()
+        expected = viz.lens_rows(python.model, python.tokenizer, python.recording.hidden[:, place])
+        eventually(
+            lambda: [r.locator("td span").all_text_contents() for r in rows.all()],
+            [[chance["text"] for chance in row] for row in expected],
+        )
+        chances = [[digits(max(c["probability"], 1e-9)) for c in row] for row in expected]
+        assert [r.locator("td small").all_text_contents() for r in rows.all()] == chances
+    assert rows.locator("th").all_inner_texts() == ["embedding", "layer 0", "layer 1", "layer 2"]
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+
+def test_the_tab_key_reaches_every_control_once(page):
+    page.get_by_label("Heads by").focus()
+    reached = []
+    for _ in range(14):
+        reached.append(
+            page.evaluate(
+                """() => { const e = document.activeElement;
+                return e.closest(".qx") && (e.getAttribute("role") || e.localName)
+                    + (getComputedStyle(e).outlineStyle !== "none" ? " ringed" : "") }"""
+            )
+        )
+        page.keyboard.press("Tab")
+    inside = [name for name in reached if name]
+    assert [name.split()[0] for name in inside] == [
+        *("select", "option", "input", "option"),  # heads, text
+        *("button", "button", "button", "input", "select", "application"),  # map
+        *("button", "input", "button"),  # scrubber
+    ]
+    assert all(name.endswith("ringed") for name in inside[1:])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, theme):
+    in_lab = page.url.startswith("http")
+    if in_lab:
+        name = f"JupyterLab {theme.title()}"
+        page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
+    else:
+        page.emulate_media(color_scheme=theme)
+    background = "getComputedStyle(document.querySelector('.qx')).backgroundColor"
+    brightness = lambda: sum(map(float, re.findall(r"[\d.]+", page.evaluate(background))[:3])) > 380  # noqa: E731
+    eventually(brightness, theme == "light")
+    head(page, 2, 2).click()
+    for sort in ("layer", "entropy"):
+        page.get_by_label("Heads by").select_option(sort)
+        found = Axe().run(page, context=".qx")
+        bad = [v for v in found.response["violations"] if v["impact"] in ("serious", "critical")]
+        assert not bad, [(v["id"], v["nodes"][0]["html"], v["nodes"][0]["any"]) for v in bad]
+
+
+def test_python_and_browser_choose_together(lab):
+    head(lab, 1, 4).click()
+    token(lab, 9).click()
+    chosen = lab.folder / "chosen.txt"
+    eventually(lambda: chosen.exists() and chosen.read_text(), "1 4 9")
+    lab.locator(".jp-CodeCell .jp-InputPrompt").nth(1).click()
+    run_cell(lab)
+    eventually(lambda: selected(lab), [2, 1])
+    eventually(lambda: re.match(r"Query \d+", readout(lab))[0], "Query 5")
+
+
+def test_the_notebook_does_not_take_the_keys(lab):
+    cells = lab.locator(".jp-CodeCell")
+    before = cells.count()
+    for place in (head(lab, 0, 0), token(lab, 3), lab.locator(".qx-maps canvas").first):
+        place.click()
+        for key in ("a", "b", "Enter", "ArrowDown"):  # in command mode "a" and "b" add cells
+            lab.keyboard.press(key)
+    assert cells.count() == before
+    assert lab.locator(".jp-Notebook.jp-mod-commandMode").count() == 1
+
+
+def test_nothing_went_wrong_and_nothing_left_the_machine(lab, disk):
+    for page in (lab, disk):
+        assert page.errors == [] and page.strayed == []

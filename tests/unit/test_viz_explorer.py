@@ -1,0 +1,462 @@
+"""The attention explorer without a browser: what is measured, what is sent, what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+
+import matplotlib
+import pytest
+import torch
+
+from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from qwen2_edu.attention import sdpa_attention
+from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.viz import attention_explorer, explorer, record
+from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
+
+TEXT = "the cat saw the cat"
+
+
+@pytest.fixture(scope="module")
+def bytewise():
+    """A tokenizer whose tokens are single bytes, and three control tokens."""
+    vocab = {bytes([i]): i for i in range(256)}
+    added = dict(enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), 256))
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return Qwen2TokenizerFast(
+        vocab, [], added_tokens=added, chat_template=template, pad_token="<|endoftext|>"
+    )
+
+
+@pytest.fixture(scope="module")
+def model(small_config, randomise):
+    """Layer 0 full, layers 1 and 2 with a window of 4; every parameter random."""
+    config = small_config(
+        vocab_size=260, use_sliding_window=True, max_window_layers=1, sliding_window=4
+    )
+    return randomise(Qwen2ForCausalLM(config))
+
+
+def ids_of(tokenizer, text=TEXT):
+    return torch.tensor([tokenizer(text).input_ids])
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def test_the_maps_are_the_attention_weights_of_the_model(model, bytewise):
+    weights = model(ids_of(bytewise), output_attentions=True).attentions
+    shown = attention_explorer(model, bytewise, TEXT).recording
+    for layer, expected in enumerate(weights):
+        decoded = record.from_bytes(shown.maps[layer])
+        assert (decoded - expected[0]).abs().max() < 0.004
+    assert shown.maps.shape == (3, 6, 19, 19) and shown.maps.dtype == torch.uint8
+
+
+def test_only_the_chosen_layers_are_kept(model, bytewise):
+    every, some = (attention_explorer(model, bytewise, TEXT, layers=x) for x in (None, [2, 0]))
+    assert some.recording.layers == [0, 2] and some.layer == 0
+    assert torch.equal(some.recording.maps, every.recording.maps[[0, 2]])
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_generation_shows_the_rows_that_were_decoded(model, bytewise, padding):
+    ids = torch.cat((torch.full((1, padding), 256), ids_of(bytewise)), 1)
+    mask = torch.ones_like(ids)
+    mask[:, :padding] = 0
+    expected = model.generate(ids, mask, max_new_tokens=9, do_sample=False)
+    given = {"input_ids": ids, "attention_mask": mask}
+    shown = attention_explorer(
+        model, bytewise, given, max_new_tokens=9, do_sample=False, eos_token_id=[]
+    ).recording
+    assert shown.ids == expected[0].tolist() and shown.prompt == ids.shape[1]
+    # The window of 4 is a ring by now, so columns had to be put back in order.
+    full_mask = torch.cat((mask, torch.ones(1, 9, dtype=mask.dtype)), 1)
+    with torch.no_grad():
+        out = model(expected, full_mask, output_attentions=True)
+    for layer, weights in enumerate(out.attentions):
+        rows = record.from_bytes(shown.maps[layer])[:, padding:]
+        assert (rows - weights[0][:, padding:]).abs().max() < 0.004
+    assert 0 < shown.cache_error < 1e-5
+    for step in shown.steps:
+        chances = out.logits[0, step.position].softmax(-1)
+        assert step.token_id == expected[0, step.position + 1]
+        assert step.probability == pytest.approx(float(chances[step.token_id]), abs=1e-5)
+        best = chances.topk(5)
+        assert [i for i, _ in step.alternatives] == best.indices.tolist()
+        got = [p for _, p in step.alternatives]
+        assert got == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_a_drawn_token_need_not_be_the_likeliest(model, bytewise):
+    options = {"max_new_tokens": 12, "do_sample": True, "temperature": 5.0, "seed": 1}
+    steps = attention_explorer(model, bytewise, TEXT, **options).recording.steps
+    assert any(step.token_id != step.alternatives[0][0] for step in steps)
+    assert all(0 < step.probability <= step.alternatives[0][1] for step in steps)
+
+
+def test_padding_changes_no_score_and_no_weight(model, bytewise):
+    padded = bytewise(
+        [TEXT], padding="max_length", max_length=24, padding_side="left", return_tensors="pt"
+    )
+    plain, shown = (attention_explorer(model, bytewise, x).recording for x in (TEXT, padded))
+    assert shown.real.tolist() == [False] * 5 + [True] * 19
+    assert (shown.maps[:, :, 5:, 5:].int() - plain.maps.int()).abs().max() <= 1
+    assert shown.maps[:, :, :5].max() == shown.maps[:, :, :, :5].max() == 0
+    for name in record.BEHAVIOURS:
+        assert torch.allclose(shown.scores[name], plain.scores[name], atol=1e-5), name
+
+
+def test_heads_built_to_behave_score_so():
+    """Head 0 looks at the token before, 1 at the first, 2 at what followed last time, 3 evenly."""
+    ids = torch.tensor([5, 6, 7, 5, 6, 7, 5, 6])
+    T = len(ids)
+    maps = torch.zeros(1, 4, T, T)
+    for t in range(T):
+        maps[0, 0, t, max(0, t - 1)] = maps[0, 1, t, 0] = 1
+        maps[0, 2, t, t - 2 if t >= 3 else 0] = 1
+        maps[0, 3, t, : t + 1] = 1 / (t + 1)
+    scores = {name: s[0] for name, s in record.behaviour_scores(maps, ids).items()}
+    assert scores["previous_token"].argmax() == 0 and scores["previous_token"][0] == 1
+    assert scores["first_token"].argmax() == 1 and scores["first_token"][1] == 1
+    assert scores["induction"].argmax() == 2 and scores["induction"][2] == 1
+    assert scores["entropy"].argmax() == 3 and scores["entropy"][:3].max() == 0
+    assert scores["reach"][0] == 1 and scores["reach"].argmax() == 1
+
+
+def test_what_cannot_be_scored_is_not_a_number(model, bytewise):
+    one = attention_explorer(model, bytewise, "a")
+    assert all(scores.isnan().all() for scores in one.recording.scores.values())
+    no_repeat = attention_explorer(model, bytewise, "abc")
+    assert no_repeat.recording.scores["induction"].isnan().all()
+    told = {b["name"]: b["scores"] for b in no_repeat.data["behaviours"]}
+    assert told["induction"] == [[None] * 6] * 3 and None not in told["entropy"][0]
+    json.dumps(no_repeat.data, allow_nan=False)
+
+
+def test_recording_leaves_the_model_as_it_was(model, bytewise):
+    backends = [layer.self_attn.attend for layer in model.model.layers]
+    assert backends == [sdpa_attention] * 3
+    attention_explorer(model, bytewise, TEXT, max_new_tokens=2)
+    assert [layer.self_attn.attend for layer in model.model.layers] == backends
+    assert not model.training
+
+
+# -- what a picture needs --------------------------------------------------------------------------
+
+
+def test_bytes_hold_a_weight_closely_and_keep_small_ones():
+    weights = torch.linspace(0, 1, 10_001)
+    error = (record.from_bytes(record.to_bytes(weights)) - weights).abs()
+    assert error[weights <= 0.25].max() <= 0.002 and error.max() <= 0.004
+    assert record.to_bytes(torch.tensor(1 / 512)) == 11
+    assert record.to_bytes(torch.tensor([0.0, 1.0])).tolist() == [0, 255]
+
+
+def test_the_mask_tells_its_reasons_apart():
+    real = torch.tensor([False, True, True, True, True])
+    S, F, O, P = record.SEEN, record.FUTURE, record.OUTSIDE, record.PADDING  # noqa: E741
+    assert record.effective_mask(real, 2).tolist() == [
+        [P, P, P, P, P],
+        [P, S, F, F, F],
+        [P, S, S, F, F],
+        [P, O, S, S, F],
+        [P, O, O, S, S],
+    ]
+    assert (record.effective_mask(real, None) == O).sum() == 0
+
+
+def test_a_thin_line_survives_in_a_thumbnail():
+    maps = torch.zeros(1, 2, 400, 400, dtype=torch.uint8)
+    maps[0, 1, :, 7] = 200
+    small = record.thumbnails(maps)
+    assert small.shape == (1, 2, 40, 40) and small.dtype == torch.uint8
+    assert small[0, 1, :, 0].tolist() == [200] * 40 and small.sum() == 200 * 40
+    assert torch.equal(record.thumbnails(maps[..., :9, :9]), maps[..., :9, :9])
+
+
+@pytest.mark.parametrize(
+    ("layer", "changes", "reason"),
+    [
+        (0, {}, "use_sliding_window is off"),
+        (
+            0,
+            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 4},
+            "0 < max_window_layers = 2",
+        ),
+        (
+            2,
+            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 4},
+            "2 ≥ max_window_layers = 2",
+        ),
+        (
+            0,
+            {"layer_types": ["sliding_attention"] + ["full_attention"] * 2, "sliding_window": 4},
+            "config.layer_types says so",
+        ),
+    ],
+)
+def test_a_layer_says_why_it_slides_or_not(small_config, layer, changes, reason):
+    assert record.why_this_kind(small_config(**changes), layer) == reason
+
+
+def test_the_logit_lens_ends_in_the_answer_of_the_model(model, bytewise):
+    shown = attention_explorer(model, bytewise, TEXT)
+    rows = explorer.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
+    out = model(ids_of(bytewise), output_hidden_states=True)
+    first = model.lm_head(model.model.norm(out.hidden_states[0][0, 4])).softmax(-1).topk(5)
+    last = out.logits[0, 4].softmax(-1).topk(5)
+    assert len(rows) == len(shown.data["lens"]) == 4
+    for row, best in ((rows[0], first), (rows[-1], last)):
+        assert [chance["id"] for chance in row] == best.indices.tolist()
+        got = [chance["probability"] for chance in row]
+        assert got == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" a b", "·a·b"),
+        ("\n\t\r", "↵⇥␍"),
+        ("\u00a0\u3000", "⍽□"),
+        ("\u200d\x00", "‹200D›‹0000›"),
+        ("\u0301x", "◌\u0301x"),
+        ("שלום", "שלום"),
+        ("生成", "生成"),
+    ],
+)
+def test_what_cannot_be_seen_is_made_visible(text, shown):
+    assert visible_text(text) == shown
+
+
+def test_half_a_character_is_shown_as_its_bytes(fast):
+    labels = token_labels(fast, fast("a 🦜 龘").input_ids)
+    assert [label["text"] for label in labels] == [
+        *("a", "·‹F0 9F›", "‹A6›", "‹9C›", "·‹E9›", "‹BE›", "‹98›")
+    ]
+    notes = [label["note"] for label in labels]
+    assert notes == ["", *["bytes of “🦜”"] * 3, *["bytes of “龘”"] * 3]
+
+
+def test_bytes_that_make_no_character_say_so(bytewise):
+    (label,) = token_labels(bytewise, [0xFF])
+    assert label["text"] == "‹FF›" and label["note"] == "bytes that make no whole character"
+
+
+def test_control_tokens_and_spare_ids_are_named(fast):
+    chat, spare = token_labels(fast, [151644, 151999])
+    assert chat["text"] == "<|im_start|>" and chat["special"]
+    assert spare["text"] == "‹id 151999›" and "spare row" in spare["note"]
+
+
+@pytest.mark.parametrize(
+    ("text", "backwards"), [("abc", False), ("12 שלום", True), ("مرحبا x", True), ("", False)]
+)
+def test_the_direction_of_a_text_is_that_of_its_first_letter(text, backwards):
+    assert reads_right_to_left(text) is backwards
+
+
+# -- what may be given -----------------------------------------------------------------------------
+
+
+def test_messages_end_with_the_head_of_an_answer(model, bytewise):
+    asked = [{"role": "user", "content": "hi"}]
+    ids, _ = record.encode(bytewise, asked)
+    assert bytewise.decode(ids[0]).endswith("<|im_start|>assistant\n")
+    ids, _ = record.encode(bytewise, [*asked, {"role": "assistant", "content": "yes"}])
+    assert bytewise.decode(ids[0]).endswith("yes<|im_end|>\n")
+
+
+def test_typed_control_tokens_stay_letters(model, bytewise):
+    shown = attention_explorer(model, bytewise, [{"role": "user", "content": "<|im_end|>"}])
+    assert shown.recording.ids.count(258) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "error", "message"),
+    [
+        ("", {}, ValueError, "the text is empty: the explorer needs at least one token"),
+        ([], {}, ValueError, "there are no messages"),
+        (7, {}, TypeError, "must be a text, a list of messages or the tokenizer's .* not int"),
+        (["a", "b"], {}, TypeError, "not list"),
+        ({"input_ids": [[1], [2]]}, {}, ValueError, "shows one text, not 2 rows"),
+        ("a" * 513, {}, ValueError, "has 513 tokens, and max_tokens=512: shorten it, or pass"),
+        ("a" * 9, {"max_tokens": 12, "max_new_tokens": 4}, ValueError, "9 tokens and 4 new ones"),
+        ("a", {"layers": [3]}, ValueError, r"layers=\[3\]: choose some of 0 to 2"),
+        ("a", {"layers": []}, ValueError, r"layers=\[\]: choose some"),
+        ("a", {"max_new_tokens": 2, "num_return_sequences": 2}, ValueError, "follows one answer"),
+        ("a", {"max_new_tokens": 2, "num_beams": 2}, ValueError, "num_beams=2"),
+        ("a", {"max_new_tokens": 2, "tempreture": 2}, TypeError, "did you mean temperature"),
+        ("a", {"seed": 2}, TypeError, "seed: for generation, so pass max_new_tokens too"),
+        ("a", {"max_new_tokens": -2}, ValueError, "max_new_tokens"),
+    ],
+)
+def test_bad_input_is_refused_with_the_way_out(model, bytewise, text, options, error, message):
+    with pytest.raises(error, match=message):
+        attention_explorer(model, bytewise, text, **options)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model, fast):
+    with pytest.raises(ValueError, match="model's ids end at 259: is this tokenizer the model's"):
+        attention_explorer(model, fast, "生")
+
+
+def test_a_compiled_model_is_refused(model, small_config, bytewise):
+    with pytest.raises(ValueError, match="under torch.compile"):
+        attention_explorer(torch.compile(model), bytewise, TEXT)
+    in_place = Qwen2ForCausalLM(small_config(vocab_size=260))
+    in_place.model.layers[1].compile()
+    with pytest.raises(ValueError, match="under torch.compile"):
+        attention_explorer(in_place, bytewise, TEXT)
+
+
+def test_other_models_are_refused(bytewise, small_config):
+    with pytest.raises(TypeError, match="one of qwen2_edu, such as Qwen2ForCausalLM, not Linear"):
+        attention_explorer(torch.nn.Linear(1, 1), bytewise, TEXT)
+    with pytest.raises(ValueError, match="must be a multiple of num_key_value_heads"):
+        Qwen2Config(num_attention_heads=6, num_key_value_heads=4)
+
+
+def test_a_model_without_a_vocabulary_head_has_no_lens(bytewise, small_config):
+    classifier = Qwen2ForSequenceClassification(small_config(vocab_size=260)).eval()
+    shown = attention_explorer(classifier, bytewise, TEXT)
+    assert shown.data["lens"] == [] and "lens" not in page_of(shown.to_html())["blobs"]
+    with pytest.raises(TypeError, match="SequenceClassification cannot generate"):
+        attention_explorer(classifier, bytewise, TEXT, max_new_tokens=2)
+
+
+# -- what is sent ----------------------------------------------------------------------------------
+
+
+def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise):
+    shown, sent = attention_explorer(model, bytewise, TEXT), []
+    shown.send = lambda content, buffers=None: sent.append((content, buffers))
+    shown._answer(None, {"name": "layer 2"}, [])
+    (content, (data,)) = sent.pop()
+    assert content == {"name": "layer 2"} and len(data) == 7 * 19 * 19
+    maps = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(7, 19, 19)
+    assert torch.equal(maps[:6], shown.recording.maps[2])
+    real = torch.ones(19, dtype=torch.bool)
+    assert torch.equal(maps[6], record.effective_mask(real, 4))
+    assert shown.first[-361:] == record.effective_mask(real, None).numpy().tobytes()
+    shown._answer(None, {"name": "lens 4"}, [])
+    (content, _) = sent.pop()
+    expected = explorer.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
+    assert content == {"name": "lens 4", "rows": expected}
+
+
+def test_layers_say_why_where_the_kind_changes(model, bytewise):
+    layers = attention_explorer(model, bytewise, TEXT).data["layers"]
+    assert [layer["badge"] for layer in layers] == ["full", "sliding 4", "sliding 4"]
+    assert [layer["heading"] for layer in layers] == [
+        "Full attention from layer 0 on: 0 < max_window_layers = 1",
+        "Sliding window of 4 tokens from layer 1 on: 1 ≥ max_window_layers = 1",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("layer", 3), ("head", 6), ("head", -1), ("query", 19)]
+)
+def test_choosing_what_is_not_there_is_refused(model, bytewise, name, value):
+    shown = attention_explorer(model, bytewise, TEXT)
+    with pytest.raises(ValueError, match=f"{name}={value}: choose one of"):
+        setattr(shown, name, value)
+
+
+def test_the_colours_are_matplotlibs():
+    tables = explorer.colour_tables()
+    assert len(tables) == 2 * 256 * 3
+    assert tuple(tables[3 * 200 : 3 * 201]) == matplotlib.colormaps["viridis"](200, bytes=True)[:3]
+    assert tuple(tables[-3:]) == matplotlib.colormaps["cividis"](255, bytes=True)[:3]
+
+
+def test_the_text_of_a_widget_is_stable_and_short(model, bytewise):
+    shown = attention_explorer(model, bytewise, TEXT)
+    expected = "AttentionExplorer: 19 tokens, 3 layers of 6 query heads on 2 key heads"
+    assert repr(shown) == expected and len(expected) <= 110  # longer ones are cut in notebooks
+    assert shown._repr_mimebundle_()[0]["text/plain"] == expected
+    shown = attention_explorer(model, bytewise, TEXT, max_new_tokens=3, eos_token_id=[])
+    assert "19 + 3 generated tokens" in repr(shown)
+
+
+@pytest.mark.parametrize(
+    ("error", "dtype", "said"),
+    [
+        (None, torch.float32, ""),
+        (9e-6, torch.float32, "equal those of one pass: max|Δ| = 9e-06"),
+        (2e-5, torch.float32, "differ from those of one pass: max|Δ| = 2e-05"),
+        (4e-3, torch.bfloat16, "equal those of one pass: max|Δ| = 0.004, in bfloat16"),
+        (0.3, torch.bfloat16, "differ from those of one pass: max|Δ| = 0.3, in bfloat16"),
+    ],
+)
+def test_the_check_of_the_cache_is_told(error, dtype, said):
+    assert (
+        explorer.check_sentence(error, dtype).removeprefix("Rows decoded with the cache ") == said
+    )
+
+
+# -- the page and the figure -----------------------------------------------------------------------
+
+
+def page_of(text):
+    return json.loads(re.search(r'id="page">(.*?)</script>', text, re.S)[1])
+
+
+def test_the_page_holds_everything(model, bytewise, tmp_path, capsys):
+    shown = attention_explorer(model, bytewise, "</script><b>the cat", max_new_tokens=2)
+    path = shown.to_html(tmp_path / "page.html")
+    text = path.read_text("utf-8")
+    assert text == shown.to_html()
+    assert capsys.readouterr().out == f"{path}: {len(text.encode()) / 1e6:.1f} MB, " + (
+        "opens without a network\n"
+    )
+    page = page_of(text)
+    blobs = {name: zlib.decompress(base64.b64decode(b)) for name, b in page["blobs"].items()}
+    assert page["data"] == shown.data and page["query"] == shown.query
+    assert [blobs[f"layer {i}"] for i in range(3)] == [shown.payload(i) for i in range(3)]
+    T = len(shown.recording.ids)
+    lens = [explorer.lens_rows(model, bytewise, shown.recording.hidden[:, t]) for t in range(T)]
+    assert json.loads(blobs["lens"]) == lens
+    assert "http" not in text.replace(page["blobs"]["lens"], "")
+
+
+def test_a_page_that_is_too_large_is_refused(model, bytewise, monkeypatch, tmp_path):
+    shown = attention_explorer(model, bytewise, TEXT)
+    monkeypatch.setattr(explorer, "LARGEST_PAGE", 1000)
+    with pytest.raises(ValueError, match=r"would have 0\.\d MB, .* fewer layers=\[…\], or a short"):
+        shown.to_html(tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["short", "padded", "generated", "long", "one"])
+def test_the_figure_shows_the_chosen_head(model, bytewise, given):
+    text, options = {"short": (TEXT, {}), "one": ("a", {})}.get(given, (TEXT, {}))
+    if given == "padded":
+        text = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
+    if given == "generated":
+        options = {"max_new_tokens": 3}
+    if given == "long":
+        text = "ab$_" * 30
+    shown = attention_explorer(model, bytewise, text, **options)
+    shown.layer, shown.head = 1, 4
+    figure = shown.static()
+    figure.draw_without_rendering()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert "Layer 1, head 4, key head 1, sliding 4" in titles
+    named = figure.axes[titles.index("Layer 1, head 4, key head 1, sliding 4")]
+    labels = [label.get_text() for label in named.get_yticklabels()]
+    assert labels[0] == ("<|endoftext|>" if given == "padded" else visible_text(text[0]))
+    assert len(labels) <= 40
+    legend = named.get_legend()
+    hatched = [text.get_text() for text in legend.get_texts()] if legend else []
+    assert ("padding" in hatched) is (given == "padded")
