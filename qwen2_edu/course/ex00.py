@@ -13,6 +13,9 @@ EXERCISES = [
         wrong={
             "Surprise is never negative: mind the sign of the logarithm.": lambda V: -math.log(V),
             "That is the chance itself. Its surprise is −ln of it.": lambda V: 1 / V,
+            "That is one piece's share of the average. All V pieces are equally surprising.": (
+                lambda V: math.log(V) / V
+            ),
             "That is a logarithm to base 2, in bits: take the natural one.": math.log2,
             "That is a logarithm to base 10: take the natural one.": math.log10,
         },

@@ -70,6 +70,12 @@ UPSTREAM = torch.tensor([[1.0, 0.5, -1.0, 2.0], [-0.5, 1.0, 3.0, 1.0]])
 MATRIX = torch.arange(16.0).view(4, 4) - 7
 
 
+def projected(x: Tensor, weight: Tensor, upstream: Tensor, eps: float) -> Tensor:
+    h = upstream * weight
+    along = (h * x).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True)
+    return one_over_rms(x, eps) * (h - x * along)
+
+
 def undo_case(x: Tensor, eps: float) -> tuple:
     return x * one_over_rms(x, eps) * WEIGHT, WEIGHT, x.pow(2).mean(-1, keepdim=True), eps
 
@@ -105,6 +111,10 @@ EXERCISES = [
             "A repeated word gets the average here. Two uses pull twice as hard: add them up.": (
                 averaged
             ),
+            "Rows of one_hot are positions. The table wants one row for each word: turn it on its "
+            "side.": lambda ids, upstream, V: (
+                torch.nn.functional.one_hot(ids, V).float() @ upstream
+            ),
         },
     ),
     Exercise(
@@ -121,6 +131,9 @@ EXERCISES = [
             ),
             "The norm divided by a root, not by the mean square.": (
                 lambda y, weight, mean_square, eps: y / weight * (mean_square + eps)
+            ),
+            "This divides by the root once more. To undo, multiply.": (
+                lambda y, weight, mean_square, eps: y / weight * (mean_square + eps).rsqrt()
             ),
         },
     ),
@@ -159,6 +172,8 @@ EXERCISES = [
             "The part along x is too large: the root is taken of a mean, so there is a 1/E.": (
                 summed
             ),
+            "Right for ordinary vectors. With ε the result is not quite at a right angle: the part "
+            "along x carries s³, not s over the squared length.": projected,
         },
         tolerance=1e-4,
     ),
