@@ -438,7 +438,13 @@ def test_ctrl_c_while_generating(folder, monkeypatch):
 def start(*arguments, **environment):
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-m", "qwen2_edu", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
+
+    def mind_ctrl_c():  # which a shell's job in the background, and its children, ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, preexec_fn=mind_ctrl_c, **pipes
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
