@@ -43,18 +43,22 @@ from qwen2_edu import AutoModelForCausalLM, AutoTokenizer
 from qwen2_edu.viz import attention_explorer
 model = AutoModelForCausalLM.from_pretrained({name!r})
 tokenizer = AutoTokenizer.from_pretrained({name!r})
-ids = torch.arange(100, 100 + {longest})[None]
+ids = torch.arange(100, 612)[None]
 attention_explorer(model, tokenizer, {{"input_ids": ids[:, :8]}}).close()  # the first call warms up
+calls = enumerate({lengths})
 """
 SHOW = """
-print("called at", time.time() * 1000)
-attention_explorer(model, tokenizer, {{"input_ids": ids[:, :{length}]}})
+number, length = next(calls)
+print(f"call {number} at {time.time() * 1000}")
+attention_explorer(model, tokenizer, {"input_ids": ids[:, :length]})
 """
 # When was the map on the screen? A second frame after it was drawn; the clock is the kernel's.
-PAINTED = """() => new Promise((resolve) => {
+PAINTED = """(call) => new Promise((resolve) => {
   const look = () => {
-    const maps = [...document.querySelectorAll(".qx-maps canvas[aria-label]")];
-    if (maps.length < COUNT) return requestAnimationFrame(look);
+    const outputs = [...document.querySelectorAll(".jp-OutputArea")];
+    const output = outputs.find((area) => area.textContent.includes(`call ${call} at`));
+    const painted = output?.querySelector(".qx-maps canvas[aria-label]");
+    if (!painted) return requestAnimationFrame(look);
     requestAnimationFrame(() => requestAnimationFrame(() => resolve(Date.now())));
   };
   look();
@@ -100,8 +104,8 @@ def sizes(name: str) -> dict[int, dict[str, float]]:
 
 def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
     """Milliseconds from the call to the paint, and from a click on a head to its map."""
-    shows = [(length, SHOW.format(length=length)) for length in LENGTHS for _ in range(rounds)]
-    cells = [LOAD.format(name=name, longest=max(LENGTHS)), *(code for _, code in shows)]
+    calls = [length for length in LENGTHS for _ in range(rounds)]
+    cells = [LOAD.format(name=name, lengths=calls), SHOW]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     paints, first, again = ({length: [] for length in LENGTHS} for _ in range(3))
@@ -115,11 +119,10 @@ def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
         page.set_default_timeout(PATIENCE)
         open_notebook(page, address, "bench.ipynb")
         run_cell(page)
-        for count, (length, _) in enumerate(shows, 1):
-            run_cell(page)
-            # Of two maps of each explorer, the second has no label until heads are compared.
-            end = page.evaluate(PAINTED.replace("COUNT", str(count)))
-            printed = page.locator(".jp-OutputArea-output", has_text="called at").last.inner_text()
+        for call, length in enumerate(calls):
+            page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
+            end = page.evaluate(PAINTED, call)
+            printed = page.locator(".jp-OutputArea-output", has_text=f"call {call} at").inner_text()
             paints[length].append(end - float(re.search(r"at ([\d.]+)", printed)[1]))
             first[length].append(page.evaluate(CHOOSE, [3, 1]))  # its layer has to be fetched
             again[length] += [page.evaluate(CHOOSE, [layer, 2]) for layer in (0, 3)]

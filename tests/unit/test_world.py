@@ -55,7 +55,7 @@ def changed(text: str, start: int, end: int, word: str) -> str:
     [
         ("stories", lambda: [s.text for s in stories("train", 300)], "6a629d2077c43a47"),
         ("heldout", lambda: [s.text for s in stories("heldout", 100)], "dbba3cdf0951abf1"),
-        ("documents", lambda: documents("train", 200), "73b4956aebfe4dbc"),
+        ("documents", lambda: documents("train", 200), "0f668defee902c2f"),
         (
             "conversations",
             lambda: [m["content"] for c in conversations("train", 200) for m in c],
