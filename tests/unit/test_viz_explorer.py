@@ -413,7 +413,9 @@ def page_of(text):
 
 
 def test_the_page_holds_everything(model, bytewise, tmp_path, capsys):
-    shown = attention_explorer(model, bytewise, "</script><b>the cat", max_new_tokens=2)
+    added = {256: "<|endoftext|>", 257: "</script>"}
+    bytewise = Qwen2TokenizerFast(bytewise.vocab, [], added_tokens=added)
+    shown = attention_explorer(model, bytewise, "</script>the cat", max_new_tokens=2)
     path = shown.to_html(tmp_path / "page.html")
     text = path.read_text("utf-8")
     assert text == shown.to_html()
