@@ -54,7 +54,7 @@ MODEL = {*BOXES} - {"text", "tokenizer", "sampling", "answer"}
 LESSONS = [
     {*BOXES, "loop", *ADDITIONS},  # 00 tour
     {"tokenizer"},  # 01 byte-level BPE
-    {"embedding", "norm 1", "norm 2", "last norm"},  # 02 embeddings and RMSNorm
+    {"embedding", "norm 1", "norm 2", "last norm", "head"},  # 02 embeddings and RMSNorm
     {"rope"},  # 03 RoPE
     {"attention", "qkv"},  # 04 attention
     {"groups"},  # 05 grouped queries

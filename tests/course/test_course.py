@@ -253,6 +253,7 @@ def test_interrupting_still_works():
 def lesson_of_two(monkeypatch, settings_put_back):
     found = {exercise.name: exercise for exercise in (DOUBLE, COUNT)}
     monkeypatch.setattr(exercises, "exercises_of", lambda lesson: found if lesson == "03" else {})
+    monkeypatch.setattr(check, "_verdicts", {})
 
 
 def test_check_prints_one_line_and_progress(lesson_of_two, capsys):
@@ -268,7 +269,7 @@ def test_check_prints_one_line_and_progress(lesson_of_two, capsys):
         "ex03_2  not yet: give it one answer, as check.ex03_2(mine); not 2",
     ]
     check.progress()
-    check.ex03_1(...)
+    check.ex03_2(...)
     check.progress()
     out = capsys.readouterr().out.splitlines()
     assert out[:3] == [
@@ -276,7 +277,30 @@ def test_check_prints_one_line_and_progress(lesson_of_two, capsys):
         "  ex03_1  done           Double it",
         "  ex03_2  not yet        Count",
     ]
-    assert out[4:6] == ["03_rope: 0 of 2 done", "  ex03_1  not attempted  Double it"]
+    assert out[4:] == [
+        "03_rope: 1 of 2 done",
+        "  ex03_1  done           Double it",
+        "  ex03_2  not attempted  Count",
+    ]
+
+
+@pytest.mark.parametrize(
+    "later, says",
+    [
+        (lambda x: x * x, "ex03_1  not yet: That is the square of x."),
+        (..., "ex03_1  not attempted"),
+        (lambda x: 1 / 0, "ex03_1  not yet: ZeroDivisionError"),
+    ],
+)
+def test_solved_once_stays_solved(later, says, lesson_of_two, capsys):
+    setup("03_rope")
+    check.ex03_1(lambda x: 3 * x)
+    check.ex03_1(lambda x: 2 * x)
+    check.ex03_1(later)  # the verdict is about this try, the progress about the best one
+    check.progress()
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].startswith(says)
+    assert out[3:5] == ["03_rope: 1 of 2 done", "  ex03_1  done           Double it"]
 
 
 def test_progress_before_setup(settings_put_back, capsys):
