@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from .exercises import Exercise
 
@@ -67,6 +67,11 @@ def no_second_sum(x: Tensor, attention: Function, mlp: Function, first: Function
     return mlp(second(x + attention(first(x))))
 
 
+def old_stream(x: Tensor, attention: Function, mlp: Function, first: Function, second: Function):
+    """The MLP reads what attention added, and adds to the stream from before."""
+    return x + mlp(second(x + attention(first(x))))
+
+
 def post_norm(x: Tensor, attention: Function, mlp: Function, first: Function, second: Function):
     """Add first, then norm the sum."""
     x = first(x + attention(x))
@@ -113,9 +118,10 @@ EXERCISES = [
             "The sign in the exponent: the gate opens for large x, so e to the minus x.": (
                 lambda x: x / (1 + torch.exp(x))
             ),
-            "That is GELU or close to it. Qwen2 has the plain sigmoid, without 1.702.": (
+            "That is nearly GELU. Qwen2 has the plain sigmoid, without 1.702.": (
                 lambda x: x * torch.sigmoid(1.702 * x)
             ),
+            "That is GELU. SiLU multiplies x by its plain sigmoid.": gelu,
         },
     ),
     Exercise(
@@ -151,13 +157,16 @@ EXERCISES = [
         name="ex07_4",
         title="How wide",
         answer=width,
-        cases=[(3072,), (896,), (3584,), (5120,)],
+        cases=[(3072,), (896,), (3584,), (4096,)],
         wrong={
             "That is the width of a plain MLP. A third matrix has to be paid for.": (
                 lambda E: 4 * E
             ),
             "This rounds down, so it holds fewer numbers than the plain one. Round up.": (
                 lambda E: 8 * E // (3 * 128) * 128
+            ),
+            "This rounds to the nearest multiple, which may be too small. Round up.": (
+                lambda E: round(8 * E / 3 / 128) * 128
             ),
             "The size is right, and it is no multiple of 128 yet.": lambda E: 8 * E // 3,
             "Two thirds of E. It should be two thirds of 4E.": (
@@ -181,6 +190,9 @@ EXERCISES = [
                 side_by_side
             ),
             "The last addition is missing: the MLP replaces the stream.": no_second_sum,
+            "What attention added is lost: the MLP must add to the new stream, not the old one.": (
+                old_stream
+            ),
             "That is post-norm. Norm what each part reads, not the sum.": post_norm,
             "The two norms are swapped: input_norm comes before attention.": (
                 lambda x, attention, mlp, first, second: block(x, attention, mlp, second, first)

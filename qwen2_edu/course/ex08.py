@@ -60,7 +60,7 @@ def last_sound(rows: list[tuple[str, float]], tolerance: float) -> str | None:
 
 
 LOGITS = torch.arange(3 * 4 * 5).view(3, 4, 5).mul(7).remainder(11).float()
-LENGTHS = [4, 2, 1]
+LENGTHS = [3, 2, 1]
 EARLY = [("embeddings", 0.0), ("attention", 0.002), ("MLP", 0.3), ("logits", 0.1)]
 SPOILT = [("embeddings", 0.0), ("attention", 1e-7), ("MLP", float("nan")), ("logits", 0.5)]
 
@@ -95,7 +95,7 @@ EXERCISES = [
             ),
             "One too far: a row of n tokens ends at position n - 1.": (
                 lambda logits, lengths: torch.stack(
-                    [logits[b, min(n, 3)].argmax() for b, n in enumerate(lengths)]
+                    [logits[b, n].argmax() for b, n in enumerate(lengths)]
                 )
             ),
             "This is what follows the first token of each row, not the last.": (
@@ -108,13 +108,16 @@ EXERCISES = [
         name="ex08_3",
         title="The first difference",
         answer=first_difference,
-        cases=[(EARLY, 1e-5), (SPOILT, 1e-5), (EARLY, 1.0), (EARLY, 0.01)],
+        cases=[(EARLY, 1e-5), (SPOILT, 1e-5), (EARLY, 1.0), (EARLY, 0.01), (EARLY, 0.002)],
         wrong={
             "This is the largest difference. What begins small may grow: take the first.": (
                 largest_difference
             ),
             "NaN slips through, since every comparison with it is false. Turn the test round.": (
                 blind_to_nan
+            ),
+            "A difference as large as the tolerance is not beyond it. Only a larger one is.": (
+                lambda rows, tolerance: next((n for n, gap in rows if not gap < tolerance), None)
             ),
             "This is the last station that is still right, one too early.": last_sound,
         },
