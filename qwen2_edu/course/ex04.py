@@ -55,6 +55,12 @@ def changed_last(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return not torch.allclose(attend(changed)[:-1], attend(x)[:-1])
 
 
+def first_alone(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    changed = x.clone()
+    changed[1:] += 1
+    return not torch.allclose(attend(changed)[0], attend(x)[0])
+
+
 def compared_itself(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     changed = x.clone()
     changed[-1] += 1
@@ -90,7 +96,14 @@ def peeking(x: Tensor) -> Tensor:
 def peeking_once(x: Tensor) -> Tensor:
     """Only the first row does, at the second: no change of the last row shows it."""
     out = with_past(x)
-    out[0] = out[0] + x[1]
+    out[0] = out[0] + x[1:2].sum(dim=0)  # a text of one row is allowed, too
+    return out
+
+
+def peeking_late(x: Tensor) -> Tensor:
+    """Only the third row does: the first one is sound."""
+    out = with_past(x)
+    out[2:3] += x[3:4].sum(dim=0)
     return out
 
 
@@ -201,11 +214,13 @@ EXERCISES = [
             (alone, ROWS),
             (peeking, ROWS),
             (peeking_once, ROWS),
+            (peeking_late, ROWS),
         ],
         wrong={
             "One leak got away: it peeks early in the text, and you changed the last row alone.": (
                 changed_last
             ),
+            "A later row can leak too: you looked at the first row alone.": first_alone,
             "It calls sound attention leaky. A row may depend on itself: compare earlier rows.": (
                 compared_itself
             ),

@@ -97,6 +97,9 @@ EXERCISES = [
         wrong={
             "Nothing is moved in a ring: a new token overwrites one slot, the rest stay.": in_order,
             "Token 0 goes to slot 0: the slot is the position mod the window.": ring_from_one,
+            "One token too many: `read` tokens stand at positions 0 to read - 1.": (
+                lambda read, window: ring(read + 1, window)
+            ),
             "A slot that nothing was written to holds -1, and there are always `window` slots.": (
                 lambda read, window: [position for position in ring(read, window) if position >= 0]
             ),
