@@ -47,6 +47,12 @@ LESSON_OF = {
     "model.Qwen2Model": "08",
     "model.Qwen2ForCausalLM": "08",
     "model.next_token_loss": "08",
+    "behaviour.to_first_token": "14",
+    "behaviour.previous_token": "14",
+    "behaviour.entropy": "14",
+    "behaviour.reach": "14",
+    "behaviour.induction": "14",
+    "behaviour.repeated_tokens": "14",
 }
 COMPLETE = ("layers", "rope", "masks", "attention", "model")  # every public piece is in the table
 

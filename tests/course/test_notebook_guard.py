@@ -102,6 +102,8 @@ def faults_of_code(cell: dict) -> list[str]:
             found.append(f"a stored error, {output['ename']}")
         if "image/svg+xml" in output.get("data", {}):
             found.append("an SVG figure is stored: its text differs each time, so use PNG")
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+            found.append("a widget's id is stored, which is new each time: make notebooks drops it")
         html = "".join(output.get("data", {}).get("text/html", ""))
         found += [f"a picture from elsewhere: {url}" for url in pictures(html) if "//" in url]
     longest = LONGEST_EXPORT if any(tag.startswith("export:") for tag in tags) else LONGEST
@@ -233,6 +235,10 @@ FAULTS = {
     "a picture from the web in an output": (
         shown("text/html", "<img src='https://a.b/c'>"),
         "from elsewhere",
+    ),
+    "a widget's view": (
+        shown("application/vnd.jupyter.widget-view+json", {"model_id": "5f"}),
+        "a widget's id is stored",
     ),
     "an SVG figure": (shown("image/svg+xml", "<svg/>"), "SVG"),
     "a large file": (shown("text/plain", "x" * LARGEST), "bytes, at most"),
