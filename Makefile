@@ -20,7 +20,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint format notebooks bench verify-released test-cuda clean
+.PHONY: help lab test test-browser lint format notebooks bench verify-released test-cuda clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) \
@@ -32,6 +32,9 @@ lab: $(STAMP) ## open JupyterLab on the first lesson
 
 test: $(STAMP) ## all offline tests and every notebook
 	@$(OFFLINE) $(RUN) -m pytest $(if $(NOTEBOOKS),$(NBVAL)) tests $(NOTEBOOKS)
+
+test-browser: $(STAMP) ## the widgets in Chromium, by mouse and by keyboard; fails without one
+	@$(OFFLINE) $(RUN) -m pytest tests/browser -m browser
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

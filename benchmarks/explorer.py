@@ -188,6 +188,9 @@ def report(figures: dict) -> None:
     for maker, rows in figures["peers"].items():
         told = ", ".join(f"{n}: {ms:.0f} ms {mb:.2f} MB" for n, (ms, mb) in rows.items())
         print(f"  {maker}: {told}")
+    for peer in ("bertviz", "circuitsvis"):
+        if not importlib.util.find_spec(peer):
+            print(f"  {peer}: not measured, since it is not installed")
 
 
 if __name__ == "__main__":

@@ -297,6 +297,7 @@ function explore(el, source) {
       const limit = last + ((first - last) * keep.value) / 1000;
       const passing = all.filter(({ score }) => sign * (score - limit) <= 1e-9);
       kept.textContent = `${state.highFirst ? "≥" : "≤"} ${limit.toFixed(2)}: ${passing.length} of ${all.length}`;
+      keep.setAttribute("aria-valuetext", kept.textContent);
       return [h("div", { class: "qx-ranking", role: "presentation" },
         ...passing.map(({ layer, head, score }) =>
           thumbnail(layer, head, `${layer.index}·${head}  ${score.toFixed(2)}`)))];
@@ -453,7 +454,7 @@ function explore(el, source) {
       pen.textBaseline = "middle";
       const write = (token, bold) => {
         pen.save();
-        const place = GUTTER + (token - start + 0.5) * each;
+        const place = Math.min(GUTTER + (token - start + 0.5) * each, canvas.clientWidth - LABEL + 2);
         if (turned) pen.translate(place, GUTTER - 6), pen.rotate(-Math.PI / 2);
         else pen.translate(GUTTER - 6, place);
         pen.font = `${bold ? "600 " : ""}${height}px system-ui, sans-serif`;
@@ -468,8 +469,11 @@ function explore(el, source) {
         pen.fillText(shown, 0, 0.5, GUTTER - 10);
         pen.restore();
       };
-      for (let i = 0; i < view.span; i += every) write(start + i, false);
-      if (chosen >= start && chosen < start + view.span) write(chosen, true);
+      const seen = chosen >= start && chosen < start + view.span;
+      for (let i = 0; i < view.span; i += every) {
+        if (!seen || Math.abs(start + i - chosen) * each > LABEL + 2) write(start + i, false);
+      }
+      if (seen) write(chosen, true);
     }
 
     function draw() {
@@ -483,7 +487,13 @@ function explore(el, source) {
       paint();
       const told = sentence({ ...where, query: state.query, key: state.key });
       canvas.setAttribute("aria-label", `${title.textContent}. ${told}`);
-      const one = chosenToken(), asQuery = state.direction === "query";
+    }
+
+    /** The largest weights in the row of a cell; or in its column, of the queries that see the key. */
+    function list({ query, key }) {
+      const where = which();
+      if (!where || !layers.has(where.layer)) return;
+      const asQuery = state.direction === "query", one = asQuery ? query : key;
       const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
       const best = all.filter(([, [byte, why]]) => byte && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
       const head = state.pinned ? `, layer ${where.layer} head ${where.head}` : "";
@@ -491,7 +501,7 @@ function explore(el, source) {
       bars.replaceChildren(...best.map(([i, [byte]]) => bar(name(i), weightOf(byte), digits(weightOf(byte)))));
       if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding"));
     }
-    return { draw, paint, element, top };
+    return { draw, paint, list, element, top };
   }
 
   function zoom(factor) {
@@ -506,10 +516,12 @@ function explore(el, source) {
     return `Query ${name(at.query)}, key ${name(at.key)}: ${how}${aside}`;
   }
 
-  /** Tell about a cell; null = the chosen one. */
+  /** Tell about a cell and its row; null = the chosen one. */
   function say(at) {
     at ??= { layer: state.layer, head: state.head, query: state.query, key: state.key };
-    if (layers.has(at.layer)) readout.textContent = sentence(at);
+    if (!layers.has(at.layer)) return;
+    readout.textContent = sentence(at);
+    for (const map of maps) map.list(at);
   }
 
   function toolbar() {
@@ -529,7 +541,8 @@ function explore(el, source) {
 
   function drawLegend() {
     const ticks = [0, 0.05, 0.25, 0.5, 1];
-    const ink = getComputedStyle(root).color, slides = aboutLayer(state.layer).sliding;
+    const ink = getComputedStyle(root).color;
+    const slides = [state, state.pinned].some((shown) => shown && aboutLayer(shown.layer).sliding);
     const reasons = state.mask ? data.reasons.filter((reason) => reason !== 2 || slides) : [];
     legend.replaceChildren(
       h("div", { class: "qx-scale", role: "img", "aria-label": "Colours of the weights from 0 to 1" },
@@ -569,7 +582,9 @@ function explore(el, source) {
         span.title = `${i}, id ${id}${note && `, ${note}`}: ${how}`;
         span.setAttribute("aria-label", `Token ${i} ${text}, ${how}`);
       });
-      mark(list, (span) => Number(span.dataset.token) === one);
+      const { offsetTop: top, offsetHeight: height } = mark(list, (span) => Number(span.dataset.token) === one);
+      const hidden = top < list.scrollTop || top + height > list.scrollTop + list.clientHeight;
+      if (hidden) list.scrollTop = top - list.clientHeight / 2; // the box alone, not the page
     }
     return { draw, element };
   }
@@ -607,7 +622,7 @@ function explore(el, source) {
         bar(`“${text}”`, probability, chance(probability), id === step.id)));
     }
     return { draw, element: h("div", { class: "qx-steps" }, h("h3", {}, "Generation, token by token"),
-      h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, data.check)) };
+      h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
   }
 
   // -- the logit lens ---------------------------------------------------------------------------------
@@ -627,8 +642,8 @@ function explore(el, source) {
       const rows = await source.load(`lens ${token}`);
       if (shown !== token) return; // another was chosen meanwhile
       const next = data.tokens[token + 1]?.id;
-      told.textContent = `What would come after token ${name(token)} if the stream were read off here. `
-        + "The token that does come is underlined.";
+      told.textContent = `What would come after token ${name(token)} if the stream were read off here.`
+        + (next === undefined ? "" : " The token that does come is underlined.");
       body.replaceChildren(...rows.map((row, i) => h("tr", {}, h("th", { scope: "row" }, data.lens[i]),
         ...row.map(({ text, id, probability }) => h("td",
           { style: `--part: ${probability}`, title: `id ${id}`, class: id === next ? "qx-drawn" : "" },

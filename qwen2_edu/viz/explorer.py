@@ -74,9 +74,10 @@ def attention_explorer(
             f"max_tokens; each layer then takes {model.config.num_attention_heads} bytes times "
             "the square of the length"
         )
-    if (highest := int(ids.max())) >= model.config.vocab_size:
+    outside = ids[(ids < 0) | (ids >= model.config.vocab_size)].tolist()
+    if outside:
         raise ValueError(
-            f"the text has the token id {highest}, and the model's ids end at "
+            f"the text has the token id {outside[0]}, and the model's ids end at "
             f"{model.config.vocab_size - 1}: is this tokenizer the model's?"
         )
     ids, real = ids.to(model.device), real.to(model.device)

@@ -48,4 +48,4 @@ def image(figure: Figure, alt: str) -> str:
     png = io.BytesIO()
     figure.savefig(png, format="png", facecolor="white", bbox_inches="tight")
     data = base64.b64encode(png.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{alt}" style="max-width:100%">'
+    return f'<img class="q2-image" src="data:image/png;base64,{data}" alt="{alt}">'

@@ -31,6 +31,8 @@ _RANGES = {  # lowest, highest, step of a slider
     "top_p": (0.01, 1.0, 0.01),
     "min_p": (0.0, 1.0, 0.01),
 }
+# JupyterLab takes the arrow keys for its own, but where the focused element says no.
+_REGION = 'tabindex="0" role="region" aria-label="next tokens" data-lm-suppress-shortcuts="true"'
 _SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # the probability that fills a row
 
 
@@ -167,6 +169,7 @@ def page_of(rows: list[Bar], names: list[str], lines: list[str], drawn: dict[int
         heads[i] = f'<span style="{key}"></span>{heads[i]}'
     head = "".join(f'<th scope="col">{name}</th>' for name in (*heads, "draws", "removed by"))
     table = f'<table class="q2-bars"><thead><tr>{head}</tr></thead>{"".join(html)}</table>'
+    table = f'<div class="q2-scroll" {_REGION}>{table}</div>'
     below = "<br>".join(map(escape, lines))
     return Page(
         f'{CSS}{table}<div class="q2-say" role="status">{below}</div>', "\n".join(text + lines)

@@ -116,4 +116,5 @@ def _map(
     bar.set_ticks([w**0.5 for w in ticks], labels=[f"{w:g}" for w in ticks])
     bar.outline.set_visible(False)
     if names:
-        axes.legend(handles=names, loc="upper right", fontsize=8, frameon=False)
+        look = {"framealpha": 1, "edgecolor": "white"}  # hatching would run through the words
+        axes.legend(handles=names, loc="upper right", fontsize=8, **look)

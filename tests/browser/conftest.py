@@ -18,7 +18,7 @@ class NotRun:
     def pytest_terminal_summary(self, terminalreporter, config):
         if self.left_out and "not browser" in config.option.markexpr:
             terminalreporter.write_line(
-                f"{self.left_out} browser tests were not run: they need Chromium; pytest -m browser"
+                f"{self.left_out} browser tests were not run: they need Chromium; make test-browser"
             )
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import sync_playwright
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Every name but this machine's fails to resolve; there is no proxy to ask instead.
@@ -25,20 +27,25 @@ OFFLINE = [
 PATIENCE = 240_000  # milliseconds: for a machine with other work to do
 
 
-@contextmanager
-def running_chromium() -> Iterator[Any]:
-    """The browser, headless.
+def find_chromium(playwright: Any) -> str:
+    """The system's, or else the one that playwright has installed.
 
     Raises:
-        FileNotFoundError: it is not installed.
+        FileNotFoundError: neither is there.
     """
-    from playwright.sync_api import sync_playwright
+    for path in (*map(shutil.which, NAMES), playwright.chromium.executable_path):
+        if path and Path(path).exists():
+            return path
+    raise FileNotFoundError(
+        "Chromium is missing: apt-get install chromium, or python -m playwright install chromium"
+    )
 
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        raise FileNotFoundError("Chromium is missing (Debian: apt-get install chromium)")
-    options = {"executable_path": path, "timeout": PATIENCE}
+
+@contextmanager
+def running_chromium() -> Iterator[Any]:
+    """The browser, headless; FileNotFoundError if it is not installed."""
     with sync_playwright() as playwright:
+        options = {"executable_path": find_chromium(playwright), "timeout": PATIENCE}
         browser = playwright.chromium.launch(
             args=["--no-sandbox", "--disable-gpu", *OFFLINE], **options
         )
@@ -94,10 +101,12 @@ def running_jupyterlab(home: Path) -> Iterator[tuple[str, Path]]:
 
 def open_notebook(page: Any, address: str, name: str) -> None:
     """Show a notebook and wait until its kernel can be used."""
-    page.goto(f"{address}/lab/tree/{name}?token=browser-test")
+    page.goto(f"{address}/lab/tree/{name}?token=browser-test&reset")  # without earlier tabs
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
     page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+        """name => { const shown = window.jupyterapp?.shell.currentWidget;
+        return shown?.context?.path === name && shown.sessionContext?.session?.kernel }""",
+        arg=name,
     )
 
 
@@ -116,3 +125,8 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
         except OSError:
             time.sleep(0.5)
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+if __name__ == "__main__":  # .ci/run asks whether there is a Chromium
+    with sync_playwright() as playwright:
+        print(find_chromium(playwright))

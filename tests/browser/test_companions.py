@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+from io import BytesIO
 
 import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from matplotlib.image import imread
 
 from tests.browser.lab import open_notebook
 
@@ -162,6 +164,40 @@ def test_masks_sliders(page, python):
         shown = python["picture"](python["config"], 9, **given)
         here.get_by_alt_text(f"{shown.title}. {shown.caption}", exact=True).wait_for()
         assert here.locator("img").evaluate(alt) == f"{shown.title}. {shown.caption}"
+
+
+def test_a_table_too_wide_can_be_scrolled(page):
+    cell(page, 3).locator("input[type=text]").first.fill("hello")
+    try:
+        page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
+        page.set_viewport_size({"width": 600, "height": 2600})
+        region = cell(page, 3).get_by_role("region", name="next tokens")
+        last = region.get_by_role("columnheader", name="removed by")
+        edge = "e => e.getBoundingClientRect().right"
+        output = cell(page, 3).locator(".jp-OutputArea").evaluate(edge)
+        assert region.evaluate(edge) <= output < last.evaluate(edge)
+        region.focus()
+        for _ in range(20):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "([last, region]) => last.getBoundingClientRect().right"
+            " <= region.getBoundingClientRect().right + 1",
+            arg=[last.element_handle(), region.element_handle()],
+        )
+    finally:
+        page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
+        page.set_viewport_size({"width": 1400, "height": 2600})
+
+
+@pytest.mark.parametrize(("theme", "ground", "ink"), [("Dark", 17, 238), ("Light", 255, 0)])
+def test_the_picture_follows_the_theme(page, theme, ground, ink):
+    name = f"JupyterLab {theme}"
+    page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
+    page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+    png = cell(page, 4).locator("img").screenshot()
+    shades = imread(BytesIO(png))[..., :3].mean(-1) * 255  # (height, width)
+    assert abs(shades[0, 0] - ground) < 2
+    assert abs((shades.max() if theme == "Dark" else shades.min()) - ink) < 9
 
 
 def test_chat(page, python):

@@ -45,6 +45,12 @@ def chosen(_):
 explorer.observe(chosen, ["layer", "head", "query"])
 explorer
 """
+BUSY = """
+import time
+display(attention_explorer(model, tokenizer, "a cat"))
+while not Path("go on").exists():
+    time.sleep(0.1)
+"""
 PADS, T, GUTTER = 2, 25, 88
 
 
@@ -59,9 +65,9 @@ def python():
 
 @pytest.fixture(scope="module")
 def lab(jupyterlab, new_page):
-    """A notebook whose first cell shows the explorer and whose second sets it."""
+    """A notebook whose first cell shows the explorer, whose second sets it, and a third."""
     address, folder = jupyterlab
-    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5"]
+    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, folder / "test.ipynb")
@@ -190,6 +196,20 @@ def test_heads_by_mouse(page, python):
     assert "key head 1 · sliding 8: 2 ≥ max_window_layers = 1" in note
 
 
+def looks_at(page):
+    """The title of the largest weights of a row, and the first place in it."""
+    tops = page.locator(".qx-tops > div").first
+    return tops.locator("h3").inner_text(), *tops.locator("li span").all_inner_texts()
+
+
+def top_keys(python, query):
+    """The five keys that layer 1 head 2 looks at most, as the page names them."""
+    row, hidden = python.recording.maps[1, 2, query].tolist(), python.mask(1)[query]
+    seen = [k for k in range(T) if row[k] and not hidden[k]]
+    best = sorted(seen, key=lambda k: -row[k])[:5]
+    return [f"{k} “{python.data['tokens'][k]['text']}”" for k in best]
+
+
 def key_of(page):
     return int(re.search(r"key (\d+)", readout(page))[1])
 
@@ -242,7 +262,8 @@ def test_sorting_and_filtering(page, python, name):
     slider.fill("500")
     limit = (got[0] + got[-1]) / 2
     eventually(shown.count, sum(score >= limit - 1e-9 for score in got))
-    assert f"{shown.count()} of 18" in page.locator(".qx-filter output").inner_text()
+    told = page.locator(".qx-filter output").inner_text()
+    assert f"{shown.count()} of 18" in told and slider.get_attribute("aria-valuetext") == told
 
 
 # -- the map ---------------------------------------------------------------------------------------
@@ -252,11 +273,13 @@ def test_sorting_and_filtering(page, python, name):
 def test_a_cell_by_mouse(page, python, query, key):
     head(page, 1, 2).click()
     canvas, at = point(page, query, key)
-    before = readout(page)
+    before = readout(page), looks_at(page)
     canvas.hover(position=at)
     eventually(lambda: readout(page), said(python, 1, 2, query, key))
+    label = python.data["tokens"][query]["text"]
+    assert looks_at(page) == (f"Query {query} “{label}” looks most at", *top_keys(python, query))
     page.get_by_label("Mask", exact=True).hover()
-    eventually(lambda: readout(page), before)
+    eventually(lambda: (readout(page), looks_at(page)), before)
     canvas.click(position=at)
     page.get_by_label("Mask", exact=True).hover()
     eventually(lambda: readout(page), said(python, 1, 2, query, key))
@@ -335,6 +358,12 @@ def test_two_heads_side_by_side(page, python):
     head(page, 2, 0).click()
     figures = page.locator(".qx-maps figure:visible h3")
     eventually(figures.all_inner_texts, ["Layer 2, head 0", "Layer 1, head 5, kept"])
+    legend = page.locator(".qx-legend > span").all_inner_texts
+    head(page, 0, 3).click()  # it has no window, but the head that is kept has one
+    eventually(figures.all_inner_texts, ["Layer 0, head 3", "Layer 1, head 5, kept"])
+    assert legend() == ["in the future", "outside the window", "padding"]
+    head(page, 2, 0).click()
+    eventually(figures.all_inner_texts, ["Layer 2, head 0", "Layer 1, head 5, kept"])
     for which, (layer, number) in enumerate([(2, 0), (1, 5)]):
         canvas, at = point(page, 16, 11, which)
         eventually(lambda c=canvas: c.bounding_box()["width"] > 300, True)
@@ -393,6 +422,24 @@ def test_odd_tokens_are_shown_sensibly(page):
     assert "bytes of “é”" in token(page, 13).get_attribute("title")
 
 
+def test_the_chosen_token_is_in_sight(new_page, python, tmp_path):
+    """A text that is longer than its box shows the chosen token at first, and where a map leads."""
+    text = python.tokenizer(["a b\n" * 60]).input_ids
+    shown = viz.attention_explorer(python.model, python.tokenizer, {"input_ids": text}, layers=[1])
+    page = new_page(shown.to_html(tmp_path / "long.html").as_uri())
+    box = page.locator(".qx-text")
+    sight = """(box) => { const [one, all] = [box.querySelector("[aria-selected=true]"), box]
+        .map((e) => e.getBoundingClientRect());
+        return all.top <= one.top && one.bottom <= all.bottom }"""
+    page.wait_for_selector(".qx-text [aria-selected=true]")
+    assert box.evaluate("box => box.scrollHeight > 2 * box.clientHeight")
+    assert box.evaluate(sight) and box.evaluate("box => box.scrollTop > 0")
+    page.locator(".qx-maps canvas").first.focus()
+    for _ in range(40):
+        page.keyboard.press("PageUp")
+    eventually(lambda: box.evaluate(sight) and box.evaluate("box => box.scrollTop"), 0)
+
+
 # -- generation and lens ---------------------------------------------------------------------------
 
 
@@ -446,6 +493,10 @@ def test_the_logit_lens_follows_the_chosen_token(page, python):
         chances = [[digits(max(c["probability"], 1e-9)) for c in row] for row in expected]
         assert [r.locator("td small").all_text_contents() for r in rows.all()] == chances
     assert rows.locator("th").all_inner_texts() == ["embedding", "layer 0", "layer 1", "layer 2"]
+    told = page.locator(".qx-lens p").inner_text
+    assert "does come is underlined" in told()
+    token(page, T - 1).click()  # nothing comes after it
+    eventually(lambda: "underlined" in told(), False)
 
 
 # -- all of it -------------------------------------------------------------------------------------
@@ -511,6 +562,20 @@ def test_the_notebook_does_not_take_the_keys(lab):
             lab.keyboard.press(key)
     assert cells.count() == before
     assert lab.locator(".jp-Notebook.jp-mod-commandMode").count() == 1
+
+
+def test_a_kernel_that_does_not_answer_is_said(lab):
+    lab.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 2")
+    # It shows a second explorer, and is busy then: without "void" this would wait for its end.
+    lab.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
+    second = lab.locator(".qx").last
+    lab.wait_for_function("document.querySelectorAll('.qx').length === 2")
+    second.locator("[data-layer='2'][data-head='0']").click()
+    notice = second.locator(".qx-notice")
+    notice.get_by_text("Waiting for the kernel: it is busy").wait_for()
+    (lab.folder / "go on").touch()
+    second.get_by_role("heading", name="Layer 2, head 0").wait_for()
+    eventually(notice.inner_text, "")
 
 
 def test_nothing_went_wrong_and_nothing_left_the_machine(lab, disk):

@@ -27,7 +27,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 SUPPORTED = ["3.10.0", "3.10.13", "3.11.2", "3.11.7", "3.12.1", "3.13.0"]
-COMMANDS = ["lab", "test", "lint", "format", "notebooks", "bench", "verify-released", "test-cuda"]
+COMMANDS = ["lab", "test", "test-browser", "lint", "format", "notebooks", "bench"]
+COMMANDS += ["verify-released", "test-cuda"]
 
 
 def dependencies() -> list[str]:
@@ -274,11 +275,64 @@ def test_released_model_has_to_be_named(make):
     assert code == 0 and asked.splitlines()[-1] == "-m qwen2_edu.verify some/folder"
 
 
-def test_continuous_integration_runs_the_tests():
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    lines = script.read_text(encoding="utf-8").splitlines()
-    assert "set -euo pipefail" in lines and lines[-1] == "make test"
+def test_the_browser_lane_is_asked_for_by_name(make):
+    code, _, asked = make("test-browser")
+    assert code == 0 and asked.splitlines()[-1] == "-m pytest tests/browser -m browser"
+
+
+INSTALL = ["apt-get update -qq", "apt-get install -y -qq chromium"]
+DOWNLOAD = ["python -m playwright install chromium"]
+
+
+@pytest.mark.parametrize(
+    ("user", "browser", "install", "asked"),
+    [
+        (0, "there", "works", ["make test test-browser"]),
+        (0, "missing", "works", [*INSTALL, "make test test-browser"]),
+        (0, "missing", "fails", [*INSTALL[:1], "make test"]),
+        (0, "missing", "is of no use", [*INSTALL, "make test"]),
+        (7, "missing", "works", [*DOWNLOAD, "make test test-browser"]),
+        (7, "missing", "fails", [*DOWNLOAD, "make test"]),
+    ],
+)
+def test_continuous_integration_installs_chromium(tmp_path, user, browser, install, asked):
+    """.ci/run among stand-ins that write down what they are asked."""
+    script = tmp_path / ".ci" / "run"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    installer = {"works": "touch chromium", "fails": "exit 1", "is of no use": "true"}[install]
+    note = 'echo "$(basename "$0") $*" >> asked'
+    look = 'case "$*" in *tests.browser.lab) [ -e chromium ]; exit ;; esac'
+    stand_ins = {
+        ".venv/bin/python": f"{look}\n{note}\n{installer}",
+        "apt-get": f"{note}\n{installer}",
+        "make": note,
+        "id": f"echo {user}",
+    }
+    for name, does in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    if browser == "there":
+        (tmp_path / "chromium").touch()
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", script], env={"PATH": path}, text=True, capture_output=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "asked").read_text().splitlines() == ["make lint", *asked]
+    assert ("browser lane is not run" in result.stdout) is (asked[-1] == "make test")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_continuous_integration_fails_when_lint_fails(tmp_path):
+    script = tmp_path / ".ci" / "run"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    (tmp_path / "make").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "make").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert subprocess.run(["bash", script], env={"PATH": path}, timeout=60).returncode == 3
 
 
 # --- what the package imports

@@ -308,6 +308,8 @@ def test_bad_input_is_refused_with_the_way_out(model, bytewise, text, options, e
 def test_a_tokenizer_of_another_model_is_refused(model, fast):
     with pytest.raises(ValueError, match="model's ids end at 259: is this tokenizer the model's"):
         attention_explorer(model, fast, "生")
+    with pytest.raises(ValueError, match="the token id -100, and the model's ids end at 259"):
+        attention_explorer(model, fast, {"input_ids": [[5, -100]]})
 
 
 def test_a_compiled_model_is_refused(model, small_config, bytewise):
@@ -462,3 +464,4 @@ def test_the_figure_shows_the_chosen_head(model, bytewise, given):
     legend = named.get_legend()
     hatched = [text.get_text() for text in legend.get_texts()] if legend else []
     assert ("padding" in hatched) is (given == "padded")
+    assert not legend or legend.get_frame().get_alpha() == 1  # no hatching behind its words
