@@ -310,7 +310,8 @@ function explore(el, source) {
         list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
         filter.hidden = !behaviour || !list.querySelector("[role=option]");
         columns.hidden = Boolean(behaviour);
-        help.textContent = behaviour ? `${behaviour.help}. Under each head: layer·head, score.` : "";
+        const captions = filter.hidden ? "" : " Under each head: layer·head, score.";
+        help.textContent = behaviour ? `${behaviour.help}.${captions}` : "";
         drawn = now;
       }
       mark(list, (option) => headOf(option).layer === state.layer && headOf(option).head === state.head);

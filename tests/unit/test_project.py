@@ -329,8 +329,9 @@ def test_continuous_integration_fails_when_lint_fails(tmp_path):
     script = tmp_path / ".ci" / "run"
     script.parent.mkdir()
     script.write_bytes((ROOT / ".ci" / "run").read_bytes())
-    (tmp_path / "make").write_text("#!/bin/sh\nexit 3\n")
-    (tmp_path / "make").chmod(0o755)
+    for name, does in {"make": '[ "$1" != lint ] || exit 3', "apt-get": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     assert subprocess.run(["bash", script], env={"PATH": path}, timeout=60).returncode == 3
 
