@@ -127,6 +127,9 @@ EXERCISES = [
             "The other way round: the layer comes first, then the head.": (
                 lambda scores, k: [pair[::-1] for pair in best(scores, k)]
             ),
+            "These are the right heads, the lowest first. Turn them round.": (
+                lambda scores, k: best(scores, k)[::-1]
+            ),
             "These are the lowest. Sort with the highest first.": (
                 lambda scores, k: best(-scores, k)
             ),
@@ -180,10 +183,24 @@ EXERCISES = [
             ([False, True, False, True], 8, 3, 11),
             ([True, True, False], 8, 3, 10),
             ([False, True], 4, 9, 2),
+            ([True, False], 4, 5, 5),
         ],
         wrong={
             "The window counts the query itself, so window tokens back is just out of sight.": (
                 lambda slides, window, evidence, query: seeing(slides, window + 1, evidence, query)
+            ),
+            "A query sees itself too: evidence and query may be one place.": (
+                lambda slides, window, evidence, query: (
+                    [] if evidence == query else seeing(slides, window, evidence, query)
+                )
+            ),
+            "The window reaches window - 1 tokens back, and that last one is still in sight.": (
+                lambda slides, window, evidence, query: seeing(slides, window - 1, evidence, query)
+            ),
+            "slides[i] is True for the layers that have a window. The others see all.": (
+                lambda slides, window, evidence, query: seeing(
+                    [not s for s in slides], window, evidence, query
+                )
             ),
             "Full layers have no window. They see all of the past.": (
                 lambda slides, window, evidence, query: seeing(
@@ -221,6 +238,9 @@ EXERCISES = [
             ),
             "A number takes more than one byte here: `each` says how many.": (
                 lambda budget, L, H, each: math.isqrt(budget // (L * H))
+            ),
+            "Not the nearest number: the largest that still fits. Round down.": (
+                lambda budget, L, H, each: round(math.sqrt(budget / (L * H * each)))
             ),
             "Rounded up, the maps no longer fit. Round down.": (
                 lambda budget, L, H, each: math.ceil(math.sqrt(budget / (L * H * each)))

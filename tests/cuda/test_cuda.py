@@ -8,7 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen2_edu import DynamicCache, Qwen2ForCausalLM, StaticCache, capture
+from qwen2_edu import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    Qwen2ForCausalLM,
+    StaticCache,
+    capture,
+)
+from qwen2_edu.viz import attention_explorer
 
 pytestmark = pytest.mark.cuda
 W = 8
@@ -122,3 +130,12 @@ def test_capture_on_the_gpu(model_of):
     with torch.no_grad(), capture(model) as record:
         model(ids.cuda(), mask.cuda())
     assert {weights.device.type for weights in record.attentions} == {"cuda"}
+
+
+def test_explorer_of_a_model_on_the_gpu():
+    model = AutoModelForCausalLM.from_pretrained("tiny", device_map="cuda")
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    given = tokenizer("Finn had a pink bottle.", return_tensors="pt").to("cuda")
+    shown = attention_explorer(model, tokenizer, given, max_new_tokens=3, do_sample=False)
+    assert "3 generated tokens" in repr(shown)
+    assert "8 layers of 8 query heads" in shown.to_html()
