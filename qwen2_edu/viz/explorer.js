@@ -228,7 +228,7 @@ function explore(el, source) {
     h("div", { class: "qx-row qx-first" }, overview.element,
       h("div", {}, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top))),
     h("div", { class: "qx-row qx-second" },
-      h("div", {}, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend),
+      h("div", {}, toolbar(), readout, h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), legend),
       h("div", {}, steps.element, lens.element)));
   el.replaceChildren(root);
 
@@ -483,6 +483,9 @@ function explore(el, source) {
       if (!where || !layers.has(where.layer)) return;
       const layer = aboutLayer(where.layer);
       title.textContent = `Layer ${where.layer}, head ${where.head}${where === state.pinned ? ", kept" : ""}`;
+      if (where === state.pinned && where.layer === state.layer && where.head === state.head) {
+        title.textContent += ": now choose another";
+      }
       note.textContent = `key head ${keyHead(where.head)} · ${layer.badge}: ${layer.why}`;
       follow();
       paint();

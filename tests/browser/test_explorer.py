@@ -355,8 +355,10 @@ def test_two_heads_side_by_side(page, python):
     head(page, 1, 5).click()
     page.get_by_role("button", name="Compare").focus()
     page.keyboard.press("Enter")
-    head(page, 2, 0).click()
     figures = page.locator(".qx-maps figure:visible h3")
+    asks = "Layer 1, head 5, kept: now choose another"
+    eventually(figures.all_inner_texts, ["Layer 1, head 5", asks])
+    head(page, 2, 0).click()
     eventually(figures.all_inner_texts, ["Layer 2, head 0", "Layer 1, head 5, kept"])
     legend = page.locator(".qx-legend > span").all_inner_texts
     head(page, 0, 3).click()  # it has no window, but the head that is kept has one
