@@ -113,6 +113,25 @@ def reach(weights: Tensor) -> Tensor:
     return _mean((weights * distance).sum(-1))
 
 
+def all_scores(weights: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+    """Every measure of every head, by name: entropy, first_token, previous_token, induction, reach.
+
+    Args:
+        weights: (..., B, H, T, T).
+        input_ids: (B, T).
+
+    Returns:
+        name -> (..., H)
+    """
+    return {
+        "entropy": entropy(weights),
+        "first_token": to_first_token(weights),
+        "previous_token": previous_token(weights),
+        "induction": induction(weights, input_ids),
+        "reach": reach(weights),
+    }
+
+
 def _checked(weights: Tensor) -> Tensor:
     """Whole maps of whole texts, in fp32."""
     shape = tuple(weights.shape)
@@ -208,11 +227,5 @@ def find_heads(
     with capture(model) as record:
         model(input_ids, use_cache=False)
     weights = torch.stack(record.attentions)  # (L, B, H, T, T)
-    measures = {
-        "entropy": entropy,
-        "first_token": to_first_token,
-        "previous_token": previous_token,
-        "induction": lambda weights: induction(weights, input_ids),
-        "reach": reach,
-    }
-    return Heads({name: measure(weights).cpu() for name, measure in measures.items()}, input_ids)
+    scores = all_scores(weights, input_ids)
+    return Heads({name: score.cpu() for name, score in scores.items()}, input_ids)

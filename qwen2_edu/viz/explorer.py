@@ -18,6 +18,7 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
+from ..config import SLIDING
 from . import record
 from .labels import reads_right_to_left, token_labels
 from .static import explorer_figure
@@ -236,7 +237,7 @@ def layer_facts(config: Any, layers: Sequence[int]) -> list[dict[str, Any]]:
     """For each layer its badge, and why it slides or not; a heading where the kind changes."""
     facts, before = [], None
     for i in layers:
-        sliding = config.layer_types[i] == "sliding_attention"
+        sliding = config.layer_types[i] == SLIDING
         badge = f"sliding {config.sliding_window}" if sliding else "full"
         kind = f"Sliding window of {config.sliding_window} tokens" if sliding else "Full attention"
         why = record.why_this_kind(config, i)

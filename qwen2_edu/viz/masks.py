@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..cache import DynamicCache
 from ..config import SLIDING, Qwen2Config
-from ..masks import visible
 from .palette import BLUE, CSS, image, new_figure
-from .record import FUTURE, OUTSIDE, PADDING, SEEN, why_this_kind
+from .record import FUTURE, OUTSIDE, PADDING, SEEN, reasons, why_this_kind
 
 LONGEST = 128
 _LOOKS = {  # colour, hatch and name of each kind of cell
@@ -91,22 +90,17 @@ def picture(
         cache.place(positions[:, :cached])
         cache.advance(cached)
     queries = positions[:, cached:]  # (1, T)
-    keys = cache.place(queries)[kind]  # (1, S)
-
-    seen, causal = visible(queries, keys, window)[0, 0], visible(queries, keys)[0, 0]  # (T, S)
-    cells = torch.full(seen.shape, FUTURE)
-    cells[causal] = OUTSIDE
-    cells[seen] = SEEN
-    cells[queries[0] < 0] = PADDING
-    cells[:, keys[0] < 0] = PADDING
+    keys = cache.place(queries)[kind][0]  # (S,)
+    queries = queries[0]  # (T,)
+    cells = reasons(queries, keys, window)
     title = f"layer {layer}: {kind}" + (f", window {window}" if window else "")
     title += f"  ({why_this_kind(config, layer)})"
-    looks = keys[0][seen[-1]].sort().values.tolist()
+    looks = keys[cells[-1] == SEEN].sort().values.tolist()
     caption = f"The last query, position {length - 1}, sees {len(looks)} of {length} tokens: "
     caption += f"{looks[0]} to {looks[-1]}."
-    if length - keys.shape[1]:
-        caption += f" The ring has overwritten {length - keys.shape[1]} of them."
-    return Picture(cells, queries[0], keys[0], title, caption)
+    if length - len(keys):
+        caption += f" The ring has overwritten {length - len(keys)} of them."
+    return Picture(cells, queries, keys, title, caption)
 
 
 def figure_of(shown: Picture) -> Figure:

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from .. import behaviour
 from ..cache import DynamicCache
 from ..capture import capture
-from ..config import Qwen2Config
+from ..config import SLIDING, Qwen2Config
 from ..generation import decode, stream_ids
 from ..masks import visible
 from ..model import Qwen2ForCausalLM
@@ -200,14 +200,7 @@ def behaviour_scores(maps: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """
     if len(ids) < 2:  # one token has no choice where to look
         return {name: torch.full(maps.shape[:2], torch.nan) for name in BEHAVIOURS}
-    weights = maps[:, None]  # (layers, B = 1, H, T, T)
-    return {
-        "previous_token": behaviour.previous_token(weights),
-        "induction": behaviour.induction(weights, ids[None]),
-        "first_token": behaviour.to_first_token(weights),
-        "entropy": behaviour.entropy(weights),
-        "reach": behaviour.reach(weights),
-    }
+    return behaviour.all_scores(maps[:, None], ids[None])  # B = 1
 
 
 # -- what a picture needs --------------------------------------------------------------------------
@@ -249,24 +242,33 @@ def positions_of(real: Tensor) -> Tensor:
 
 
 def effective_mask(real: Tensor, window: int | None) -> Tensor:
-    """May each query look at each key, and if not, why? uint8 (T, T) of SEEN, FUTURE, …
+    """`reasons` of a whole text of its own: (T, T)."""
+    at = positions_of(real)
+    return reasons(at, at, window)
+
+
+def reasons(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """May each query look at each key, and if not, why? uint8 (T, S) of SEEN, FUTURE, …
 
     The visibility rule decides; this names its reason. A query or key that is padding comes first,
     then the future, then the window.
+
+    Args:
+        queries, keys: positions (T,) and (S,); -1 = padding.
     """
-    at = positions_of(real)[None]
-    causal, seen = visible(at, at)[0, 0], visible(at, at, window)[0, 0]
+    at = queries[None], keys[None]
+    causal, seen = visible(*at)[0, 0], visible(*at, window)[0, 0]
     why = torch.full(seen.shape, OUTSIDE, dtype=torch.uint8)
     why[~causal] = FUTURE
     why[seen] = SEEN
-    why[~real, :] = PADDING
-    why[:, ~real] = PADDING
+    why[queries < 0] = PADDING
+    why[:, keys < 0] = PADDING
     return why
 
 
 def why_this_kind(config: Qwen2Config, layer: int) -> str:
     """Why does this layer slide, or not? In words, with the numbers of the configuration."""
-    slides, first = config.layer_types[layer] == "sliding_attention", config.max_window_layers
+    slides, first = config.layer_types[layer] == SLIDING, config.max_window_layers
     if slides != (config.use_sliding_window and layer >= first):
         return "config.layer_types says so"
     if not config.use_sliding_window:
