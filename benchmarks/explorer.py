@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -106,18 +105,15 @@ def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
     """Milliseconds from the call to the paint, and from a click on a head to its map."""
     calls = [length for length in LENGTHS for _ in range(rounds)]
     cells = [LOAD.format(name=name, lengths=calls), SHOW]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     paints, first, again = ({length: [] for length in LENGTHS} for _ in range(3))
     with (
         tempfile.TemporaryDirectory() as home,
-        running_jupyterlab(Path(home)) as (address, folder),
+        running_jupyterlab(Path(home)) as running,
         running_chromium() as browser,
     ):
-        nbformat.write(notebook, folder / "bench.ipynb")
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(PATIENCE)
-        open_notebook(page, address, "bench.ipynb")
+        open_notebook(page, *running, "bench.ipynb", cells)
         run_cell(page)
         for call, length in enumerate(calls):
             page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")

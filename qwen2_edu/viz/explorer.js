@@ -482,10 +482,9 @@ function explore(el, source) {
       element.hidden = top.hidden = !where;
       if (!where || !layers.has(where.layer)) return;
       const layer = aboutLayer(where.layer);
-      title.textContent = `Layer ${where.layer}, head ${where.head}${where === state.pinned ? ", kept" : ""}`;
-      if (where === state.pinned && where.layer === state.layer && where.head === state.head) {
-        title.textContent += ": now choose another";
-      }
+      const same = where.layer === state.layer && where.head === state.head;
+      const kept = where !== state.pinned ? "" : same ? ", kept: now choose another" : ", kept";
+      title.textContent = `Layer ${where.layer}, head ${where.head}${kept}`;
       note.textContent = `key head ${keyHead(where.head)} · ${layer.badge}: ${layer.why}`;
       follow();
       paint();

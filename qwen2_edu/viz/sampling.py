@@ -112,7 +112,10 @@ def bars(logits: Tensor, seen: Tensor | None = None, show: int = 20, **options: 
     """
     if show < 1:
         raise ValueError(f"show must be at least 1, not {show}")
-    done = steps(logits, seen, **options)
+    return _bars(logits, steps(logits, seen, **options), show)
+
+
+def _bars(logits: Tensor, done: list[Step], show: int) -> list[Bar]:
     shapers = [step for step in done if step.name not in CUTS]
     cuts = done[len(shapers) :]
     shaped = shapers[-1].logits if shapers else logits.float()
@@ -224,7 +227,7 @@ class Sampling(widgets.VBox):
         lines = summary(done, len(self.logits))
         for token in token_labels(self.tokenizer, self.drawn[-1:]):
             lines.append(f"draw {len(self.drawn)}: {token['text']}, id {token['id']}")
-        rows = bars(self.logits, self.seen, self.show, **self.options)
+        rows = _bars(self.logits, done, self.show)
         names = [token["text"] for token in token_labels(self.tokenizer, [row.id for row in rows])]
         return page_of(rows, names, lines, Counter(self.drawn))
 

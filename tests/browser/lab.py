@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -99,8 +100,11 @@ def running_jupyterlab(home: Path) -> Iterator[tuple[str, Path]]:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def open_notebook(page: Any, address: str, name: str) -> None:
-    """Show a notebook and wait until its kernel can be used."""
+def open_notebook(page: Any, address: str, folder: Path, name: str, cells: list[str]) -> None:
+    """Write a notebook of code cells, show it and wait until its kernel can be used."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, folder / name)
     page.goto(f"{address}/lab/tree/{name}?token=browser-test&reset")  # without earlier tabs
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
     page.wait_for_function(

@@ -6,7 +6,6 @@ import html
 import re
 from io import BytesIO
 
-import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from matplotlib.image import imread
@@ -61,13 +60,9 @@ def python():
 
 @pytest.fixture(scope="module")
 def page(jupyterlab, new_page):
-    address, folder = jupyterlab
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, folder / "companions.ipynb")
     page = new_page()
     page.set_viewport_size({"width": 1400, "height": 2600})
-    open_notebook(page, address, "companions.ipynb")
+    open_notebook(page, *jupyterlab, "companions.ipynb", CELLS)
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.get_by_text("what the model sees").wait_for()
     return page

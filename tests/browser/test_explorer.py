@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import time
 
-import nbformat
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -66,16 +65,12 @@ def python():
 @pytest.fixture(scope="module")
 def lab(jupyterlab, new_page):
     """A notebook whose first cell shows the explorer, whose second sets it, and a third."""
-    address, folder = jupyterlab
     cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, folder / "test.ipynb")
     page = new_page()
-    open_notebook(page, address, "test.ipynb")
+    open_notebook(page, *jupyterlab, "test.ipynb", cells)
     run_cell(page)
     page.wait_for_selector(".qx-heads [role=option]")
-    page.folder = folder
+    page.folder = jupyterlab[1]
     return page
 
 
