@@ -280,6 +280,27 @@ def test_the_browser_lane_is_asked_for_by_name(make):
     assert code == 0 and asked.splitlines()[-1] == "-m pytest tests/browser -m browser"
 
 
+@pytest.fixture
+def run_ci(tmp_path):
+    """Runs .ci/run in a folder of its own among stand-ins, shell scripts by name."""
+
+    def run(stand_ins: dict[str, str]) -> subprocess.CompletedProcess:
+        script = tmp_path / ".ci" / "run"
+        script.parent.mkdir()
+        script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+        for name, does in stand_ins.items():
+            command = tmp_path / name
+            command.parent.mkdir(parents=True, exist_ok=True)
+            command.write_text(f"#!/bin/sh\n{does}\n")
+            command.chmod(0o755)
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", script], env={"PATH": path}, text=True, capture_output=True, timeout=60
+        )
+
+    return run
+
+
 INSTALL = ["apt-get update -qq", "apt-get install -y -qq chromium"]
 DOWNLOAD = ["python -m playwright install chromium"]
 
@@ -295,12 +316,8 @@ DOWNLOAD = ["python -m playwright install chromium"]
         (7, "missing", "fails", [*DOWNLOAD, "make test"]),
     ],
 )
-def test_continuous_integration_installs_chromium(tmp_path, user, browser, install, asked):
-    """.ci/run among stand-ins that write down what they are asked."""
-    script = tmp_path / ".ci" / "run"
-    script.parent.mkdir()
-    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+def test_continuous_integration_installs_chromium(run_ci, tmp_path, user, browser, install, asked):
+    """The stand-ins write down what they are asked."""
     installer = {"works": "touch chromium", "fails": "exit 1", "is of no use": "true"}[install]
     note = 'echo "$(basename "$0") $*" >> asked'
     look = 'case "$*" in *tests.browser.lab) [ -e chromium ]; exit ;; esac'
@@ -310,30 +327,18 @@ def test_continuous_integration_installs_chromium(tmp_path, user, browser, insta
         "make": note,
         "id": f"echo {user}",
     }
-    for name, does in stand_ins.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
     if browser == "there":
         (tmp_path / "chromium").touch()
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", script], env={"PATH": path}, text=True, capture_output=True, timeout=60
-    )
+    result = run_ci(stand_ins)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "asked").read_text().splitlines() == ["make lint", *asked]
     assert ("browser lane is not run" in result.stdout) is (asked[-1] == "make test")
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def test_continuous_integration_fails_when_lint_fails(tmp_path):
-    script = tmp_path / ".ci" / "run"
-    script.parent.mkdir()
-    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
-    for name, does in {"make": '[ "$1" != lint ] || exit 3', "apt-get": "exit 1"}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    assert subprocess.run(["bash", script], env={"PATH": path}, timeout=60).returncode == 3
+def test_continuous_integration_fails_when_lint_fails(run_ci):
+    result = run_ci({"make": '[ "$1" != lint ] || exit 3', "apt-get": "exit 1"})
+    assert result.returncode == 3
 
 
 # --- what the package imports
