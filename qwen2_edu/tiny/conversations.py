@@ -38,7 +38,7 @@ SMALL_TALK = [
 MOOD_WORDS = dict(zip(MOODS, ("calm", "happy", "sad", "exciting"), strict=True))
 
 
-def _turns(*texts: str) -> list[Message]:
+def turns(*texts: str) -> list[Message]:
     """Texts of user and assistant in turn -> messages."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -47,7 +47,7 @@ def _ask_turns(rng: random.Random, split: str) -> list[Message]:
     told = any_story(rng, split)
     first, *more = ask(told, rng, split, pick(rng, (1, 2, 2, 3, 4)))
     texts = [first_turn(told, first), first.answer]
-    return _turns(*texts, *(text for q in more for text in (q.text, q.answer)))
+    return turns(*texts, *(text for q in more for text in (q.text, q.answer)))
 
 
 def _tell_turns(rng: random.Random, split: str) -> list[Message]:
@@ -65,7 +65,7 @@ def _tell_turns(rng: random.Random, split: str) -> list[Message]:
         ),
     )
     more = ask(told, rng, split, pick(rng, (0, 1, 2)))
-    return _turns(request, told.text, *(text for q in more for text in (q.text, q.answer)))
+    return turns(request, told.text, *(text for q in more for text in (q.text, q.answer)))
 
 
 def _translate_turns(rng: random.Random, split: str) -> list[Message]:
@@ -75,22 +75,22 @@ def _translate_turns(rng: random.Random, split: str) -> list[Message]:
             break
     if rng.random() < 0.5:
         language, other = pick(rng, (("Chinese", triple[1]), ("Arabic", triple[2])))
-        return _turns(f"Say in {language}: {triple[0]}", other)
-    return _turns(f"Say in English: {pick(rng, triple[1:])}", triple[0])
+        return turns(f"Say in {language}: {triple[0]}", other)
+    return turns(f"Say in English: {pick(rng, triple[1:])}", triple[0])
 
 
 def _code_turns(rng: random.Random, split: str) -> list[Message]:
     while True:
         task, code = function(rng)
         if split_of(code) == split:
-            return _turns(f"Write a Python function: {task}", code)
+            return turns(f"Write a Python function: {task}", code)
 
 
 def _talk_turns(rng: random.Random, split: str) -> list[Message]:
     if rng.random() < 0.3:
         question = silent_question(pick(rng, sorted(THINGS)), pick(rng, range(3)))
-        return _turns(question.text, "I do not know. Tell me the story first.")
-    return _turns(*pick(rng, SMALL_TALK))  # the same on both sides: manners are learned by heart
+        return turns(question.text, "I do not know. Tell me the story first.")
+    return turns(*pick(rng, SMALL_TALK))  # the same on both sides: manners are learned by heart
 
 
 CONVERSATIONS = {

@@ -224,14 +224,16 @@ def main(
             check_writable(json_file)
         tokenizer = Qwen2TokenizerFast.from_pretrained(name_or_path)
         model = Qwen2ForCausalLM.from_pretrained(name_or_path, dtype="float32")
-        from .train import CONVERSATIONS, DOCUMENTS  # here, as its curves need matplotlib
+        from .train import STAGES  # here, as its curves need matplotlib
 
-        known = training_texts(DOCUMENTS, CONVERSATIONS)
+        read = sum(stage.documents for stage in STAGES.values())
+        chatted = sum(stage.conversations for stage in STAGES.values())
+        known = training_texts(read, chatted)
         with Progress(console=Console(stderr=True)) as bar:
             figures = evaluate(
                 model,
                 tokenizer,
-                bar.track(known, 2 * CONVERSATIONS + DOCUMENTS, description="training texts"),
+                bar.track(known, read + 2 * chatted, description="training texts"),
                 seed=seed,
                 track=lambda items, what: bar.track(items, description=what),
             )

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -30,6 +32,8 @@ from ..tokenizer_fast import Qwen2TokenizerFast
 from ..training import TrainingSettings, train
 from .conversations import conversations
 from .documents import documents
+from .drills import drills
+from .words import ANIMALS, COLOURS, NAMES, NUMBERS, PLACES, SIZES, THINGS, TREATS
 
 VOCAB_SIZE = 4000
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the last ids, as in a release
@@ -43,21 +47,46 @@ CONFIG = {
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "rope_theta": 10_000.0,
+    "rope_theta": 1_000_000.0,
     "tie_word_embeddings": True,
     "use_sliding_window": True,
     "max_window_layers": 4,
     "sliding_window": 64,  # a story has 71 to 155 tokens
 }
 
-EVERY = {"precision": "bf16", "log_every": 25, "evaluate_every": 500, "save_every": 250}
-COPYING = TrainingSettings(steps=600, learning_rate=2e-3, floor=1.0, warmup_steps=100, **EVERY)
-READING = TrainingSettings(steps=4_500, learning_rate=2e-3, floor=0.3, warmup_steps=100, **EVERY)
-CHATTING = TrainingSettings(steps=3_400, learning_rate=2e-3, floor=0.02, warmup_steps=100, **EVERY)
+
+class Stage(NamedTuple):
+    """How long a stage is, and how many texts of each kind it has: about as many as it needs once.
+
+    Every stage goes on with some of what came before it, or that is forgotten within some hundred
+    steps.
+    """
+
+    settings: TrainingSettings
+    tables: int
+    documents: int = 0
+    drills: int = 0
+    conversations: int = 0
+
+
+EVERY = {"warmup_steps": 100, "precision": "bf16", "log_every": 25, "evaluate_every": 500}
+EVERY |= {"save_every": 250}
+STAGES = {
+    "copying": Stage(TrainingSettings(500, 2e-3, floor=1.0, **EVERY), 21_000),
+    "reading": Stage(TrainingSettings(7_000, 2e-3, floor=0.4, **EVERY), 46_000, 75_000, 19_000),
+    "chatting": Stage(
+        TrainingSettings(6_000, 1e-3, floor=0.02, **EVERY), 23_000, 30_000, 10_500, 30_000
+    ),
+}
 BATCH = 8  # rows a step
-# About as many as are read in so many steps, so that hardly any comes twice. While it learns to
-# chat it reads on, a tenth as many documents as conversations, so that nothing is forgotten.
-ECHOES, DOCUMENTS, CONVERSATIONS, HELD_OUT = 12_000, 110_000, 42_000, 400
+HELD_OUT = 400  # texts
+# What stands between the words of a table, as in a story or a chat.
+GLUE = [",", ".", "!", "?", "\n", "The", "What", "Who", "<|im_end|>", "<|im_start|>"]
+GLUE += [f" {word}" for word in "The But a an the and or had has was in on to of".split()]
+GLUE += [f" {word}" for word in "for at with her his it that then now who".split()]
+# What the heads begin with, see lead_attention: in the first layer and those with a window, and in
+# the others, which compare.
+LOOKS = (1, 2, 3, None), (0, 0, 1, None)
 
 
 def learn_vocabulary() -> Qwen2TokenizerFast:
@@ -84,19 +113,60 @@ def read_rows(tokenizer: Qwen2TokenizerFast, texts: Iterable[str]) -> dict[str, 
     return pack([[*ids, end] for ids in tokenizer(list(texts))["input_ids"]], ROW)
 
 
-def echo_rows(n: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of 8 to 64 random tokens, said again and again; what is said first does not count.
+def words_of_the_world(tokenizer: Qwen2TokenizerFast) -> list[int]:
+    """The tokens that are a name, a thing, a colour … with the space before it."""
+    words = [*NAMES, *THINGS, *COLOURS, *SIZES, *NUMBERS, *PLACES, *ANIMALS, *TREATS]
+    encoded = tokenizer([f" {word}" for word in words])["input_ids"]
+    return sorted({ids[0] for ids in encoded if len(ids) == 1})
 
-    The only way to foresee such a row is to find where the last token stood before and to look at
-    what followed: an induction head. Stories need one too, but they teach it slowly.
+
+def table_rows(
+    tokenizer: Qwen2TokenizerFast, n: int, seed: int = 0, words_only: bool = False
+) -> dict[str, torch.Tensor]:
+    """Rows of n tables, something said again in another way; only what can be looked up counts.
+
+    Half of the tables have words of the world, with which looking up is learned soon, and half any
+    tokens but special ones, so that it is learned as such. What is said again comes in three ways:
+
+    - an echo, "a b c d a b c d": an induction head foresees it;
+    - turned, "a b c d d c b a", pairs turned round and in another order: who comes to "d" has to
+      see what stood before it;
+    - told, "a b the . c d and, d? The d is c": the same, one token later, with glue between.
+
+    Stories need all three, and teach them late. Where the glue is always the same, a model learns
+    to look for that, and stories teach it nothing.
     """
-    chance = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(VOCAB_SIZE - len(SPECIAL_TOKENS), (n, 64), generator=chance)
-    period = torch.randint(8, 65, (n, 1), generator=chance)
-    positions = torch.arange(ROW).expand(n, ROW)
-    ids = tokens.gather(1, positions % period)
-    labels = ids.masked_fill(positions < period, -100)
-    return {"input_ids": ids, "position_ids": positions.contiguous(), "labels": labels}
+    is_, *glue = (tokenizer.encode(text)[0] for text in (" is", *GLUE))
+    pools = words_of_the_world(tokenizer), range(VOCAB_SIZE - len(SPECIAL_TOKENS))
+    chance = random.Random(f"tables {seed}")
+
+    def some(least: int) -> list[int]:
+        return chance.choices(glue, k=chance.randint(least, 4))
+
+    tables, labels = [], []
+    for i in range(n):
+        pool = pools[0 if words_only else i // 4 % 2]
+        kind = ("echo", "turned", "told", "turned")[i % 4]
+        count = chance.randint(2, 24 if kind == "echo" else 12)
+        drawn = iter(chance.sample(pool, 2 * count))
+        pairs = list(zip(drawn, drawn, strict=True))
+        first, again, counts = list(chain(*pairs)), [], []
+        if kind == "echo":
+            again, counts = first, [False] + [True] * (2 * count - 1)
+        elif kind == "turned":
+            again = [token for a, b in chance.sample(pairs, count) for token in (b, a)]
+            counts = [False, True] * count
+        else:
+            first = some(0) + [token for pair in pairs for token in (*pair, *some(0))]
+            for a, b in chance.sample(pairs, count):
+                asked = [*some(1), b, *some(1)] if chance.random() < 0.5 else []
+                answer = [*asked, *some(0), b, is_, a]
+                again += answer
+                counts += [False] * (len(answer) - 1) + [True]
+        wanted = [token if counted else -100 for token, counted in zip(again, counts, strict=True)]
+        tables.append((first + again)[:ROW])
+        labels.append(([-100] * len(first) + wanted)[:ROW])
+    return pack(tables, ROW, labels)
 
 
 def talk_rows(
@@ -118,55 +188,77 @@ def joined(*several: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def lead_attention(model: Qwen2ForCausalLM) -> None:
-    """Begin with heads that compare, copy and look back: from noise alone they take long to start.
+    """Begin with heads that look back, compare and copy: from noise alone they take long to start.
 
-    Every other query head resembles the key head that it shares, so it finds tokens like its own.
-    The others look one or two tokens back, whatever stands there: biases of queries and keys are
-    one vector, turned against each other by so many steps of the four fastest rotations. What a
-    head adds resembles what it has read: its output is near the transpose of its values. And what
-    attention reads is larger than the usual 0.02, which is little for so narrow a model.
+    A rotary pair that turns fast tells near from far, one that hardly turns keeps what it is given.
+    So keys hold what stands at their place in the slow pairs, and in the fast ones a bias, the same
+    everywhere. Of the query heads that share a key head, LOOKS says what each begins with:
+
+    - to look back so many tokens, whatever stands there: its bias is the key's, turned by so much;
+    - 0, to compare: its slow pairs are the key's, so it finds tokens like its own, and its bias
+      points away from the key's, or it would find itself;
+    - None: chance.
+
+    After layer 0, what a head adds resembles what it has read: its output is near the transpose of
+    its values. It is small beside the embedding, or a later layer could no longer see which token
+    stands where.
+
+    The last key head of layers 0 and 1 begins as an induction head: its first query head in layer 0
+    looks one back and writes what it reads to a place of its own, and its keys in layer 1 read that
+    place, while the first query head there looks for its own token.
 
     Source: Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, arXiv:2305.09828,
-        for comparing and copying.
+        for comparing and copying; Olsson et al., In-context Learning and Induction Heads,
+        arXiv:2209.11895, for the two layers of an induction head.
     """
-    larger = 3.5  # times 0.02 is 0.07, about 1/√E
-    frequencies = rope_frequencies(model.config)[0][:4]
-    model.model.embed_tokens.weight.mul_(larger)
-    for layer in model.model.layers:
-        attention, D = layer.self_attn, model.config.head_dim
-        q, k, v = (getattr(attention, f"{name}_proj") for name in "qkv")
-        for projection in (q, k, v):
-            projection.weight.mul_(larger)
-        group = q.out_features // k.out_features
-        keys = k.weight.unflatten(0, (-1, D)).repeat_interleave(group, dim=0)  # (H, D, E)
-        values = v.weight.unflatten(0, (-1, D)).repeat_interleave(group, dim=0)  # (H, D, E)
-        queries = q.weight.unflatten(0, (-1, D))  # (H, D, E), a view: what follows is in place
-        queries[::2] = 0.3 * queries[::2] + 0.7 * keys[::2]
-        attention.o_proj.weight.add_(0.25 * values.flatten(0, 1).T)
+    E, D, G = (getattr(model.config, n) for n in ("hidden_size", "head_dim", "num_key_value_heads"))
+    n = D // 6  # fast pairs, a third of all
+    fast = [*range(n), *range(D // 2, D // 2 + n)]
+    slow = [j for j in range(D) if j not in fast]
+    frequencies = rope_frequencies(model.config)[0][:n]
 
-        phase = 2 * math.pi * torch.rand(len(frequencies))
-        query_biases = q.bias.unflatten(0, (-1, D))  # (H, D), a view
-        set_pairs(k.bias.unflatten(0, (-1, D)), phase)
-        for back in (1, 2):
-            set_pairs(query_biases[2 * back - 1 :: 4], phase - back * frequencies)
+    def towards(angles: torch.Tensor, length: float) -> torch.Tensor:
+        return length * torch.cat([angles.cos(), angles.sin()])
 
+    model.model.embed_tokens.weight.mul_(3)  # times 0.02 is 0.06, about 1/√E
+    for i, layer in enumerate(model.model.layers):
+        looks = LOOKS[i > 0 and model.config.layer_types[i] == "full_attention"]
+        attention = layer.self_attn
+        q, k, v, o = (getattr(attention, f"{name}_proj") for name in "qkvo")
+        k.weight.mul_(7.5 if 0 in looks else 1)  # alike, two tokens score some 14, others 0 ± 4
+        v.weight.mul_(3.5)
+        o.weight.mul_(0.15)
+        queries, query_biases = (x.unflatten(0, (G, -1, D)) for x in (q.weight, q.bias))  # views:
+        keys, key_biases, values = (x.unflatten(0, (G, D)) for x in (k.weight, k.bias, v.weight))
+        outputs = o.weight.unflatten(1, (G, -1, D))  # (E, G, H/G, D); all is changed in place
 
-def set_pairs(biases: torch.Tensor, phase: torch.Tensor) -> None:
-    """In the first rotary pairs of (…, D) biases, vectors of length 4 at these angles."""
-    n, half = len(phase), biases.shape[-1] // 2
-    biases[..., :n] = 4 * phase.cos()
-    biases[..., half : half + n] = 4 * phase.sin()
+        phase, length = 2 * math.pi * torch.rand(n), 4 if i else 5
+        keys[:, fast] = 0
+        key_biases[:, fast] = towards(phase, length)
+        for head, back in enumerate(looks):
+            if back == 0:
+                queries[:, head] = keys
+                query_biases[:, head, fast] = towards(phase + math.pi, 3)
+            elif back is not None:
+                queries[:, head] = 0
+                query_biases[:, head, fast] = towards(phase - back * frequencies, length)
+        if i > 0:
+            outputs += 0.04 * values.permute(2, 0, 1).unsqueeze(2)
+        else:
+            read = values[-1].clone()  # (D, E)
+            place = torch.linalg.qr(torch.cat([read.T, torch.randn(E, D)], dim=1)).Q[:, D:]
+            outputs[:, -1, 0] = 0.24 * place  # at right angles to all that `read` reads
+        if i == 1:
+            some = torch.randn(len(slow), D)
+            for weight, part in ((keys[-1], place.T), (queries[-1, 0], read)):
+                weight[slow] = 2.6 * torch.nn.functional.normalize(some @ part, dim=1)
+            outputs[:, -1, 0] = 0.4 * values[-1].T
 
 
 def make(
     folder: Path,
     *,
-    copying: TrainingSettings = COPYING,
-    reading: TrainingSettings = READING,
-    chatting: TrainingSettings = CHATTING,
-    n_echoes: int = ECHOES,
-    n_documents: int = DOCUMENTS,
-    n_conversations: int = CONVERSATIONS,
+    stages: dict[str, Stage] = STAGES,
     device: str = "cpu",
     compiled: bool = True,
     progress: bool = True,
@@ -179,8 +271,12 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = learn_vocabulary()
-    texts = list(documents("train", n_documents))
-    held_out = read_rows(tokenizer, documents("heldout", HELD_OUT))
+    texts = documents("train", sum(stage.documents for stage in stages.values()))
+    exams = {
+        "copying": table_rows(tokenizer, HELD_OUT, seed=len(stages), words_only=True),
+        "reading": read_rows(tokenizer, documents("heldout", HELD_OUT)),
+        "chatting": talk_rows(tokenizer, conversations("heldout", HELD_OUT)),
+    }
 
     torch.manual_seed(0)
     config = Qwen2Config(**CONFIG, attn_implementation="eager" if device == "cpu" else "sdpa")
@@ -189,23 +285,48 @@ def make(
     for layer in model.model.layers if compiled else ():
         layer.compile()  # one after the other: faster on a CPU by a quarter, and soon compiled
 
-    def stage(name: str, rows: dict, held_out: dict, settings: TrainingSettings) -> list[dict]:
-        print(f"{name}: {settings.steps:,} steps of {BATCH} rows of {ROW} tokens")
-        batches, exam = Shuffled(rows, BATCH, seed=1), in_order(held_out, 2 * BATCH)
-        log = train(
-            model, batches, settings, held_out=exam, folder=folder / name, progress=progress
+    log = []
+    for seed, (name, stage) in enumerate(stages.items()):
+        print(f"{name}: {stage.settings.steps:,} steps of {BATCH} rows of {ROW} tokens")
+        kinds = [table_rows(tokenizer, stage.tables, seed, words_only=name == "copying")]
+        if stage.documents:
+            kinds.append(read_rows(tokenizer, islice(texts, stage.documents)))
+        talks = (
+            drills("train", stage.drills, seed, easy=name != "chatting"),
+            conversations("train", stage.conversations),
         )
-        return [{"stage": name, **line} for line in log]
-
-    parrots = read_rows(tokenizer, documents("train", n_echoes, kinds=("parrot", "shopping")))
-    echoes = joined(parrots, echo_rows(len(parrots["labels"])))
-    log = stage("copying", echoes, echo_rows(32, seed=1), copying)
-    log += stage("reading", read_rows(tokenizer, texts), held_out, reading)
-    talks = talk_rows(tokenizer, conversations("train", n_conversations))
-    again = read_rows(tokenizer, texts[: n_conversations // 10])
-    held_out = talk_rows(tokenizer, conversations("heldout", HELD_OUT))
-    log += stage("chatting", joined(talks, again), held_out, chatting)
+        if talks := list(chain(*talks)):
+            kinds.append(talk_rows(tokenizer, talks))
+        rows = joined(*kinds)
+        exam = exams.get(name, exams["reading"])
+        with only_what_is_read(model, rows["input_ids"]):
+            lines = train(
+                model,
+                Shuffled(rows, BATCH, seed=1),
+                stage.settings,
+                held_out=in_order(exam, 2 * BATCH),
+                folder=folder / name,
+                progress=progress,
+            )
+        log += [{"stage": name, **line} for line in lines]
     return export(folder / "checkpoint", model, tokenizer, log)
+
+
+@contextmanager
+def only_what_is_read(model: Qwen2ForCausalLM, ids: torch.Tensor) -> Iterator[None]:
+    """Tokens that these ids lack keep their embeddings, or they would become all the same.
+
+    As outputs they are only ever pushed away, all in the same direction, and AdamW makes large
+    steps of small gradients: after some hundred steps what sets them apart is lost in that.
+    """
+    weight = model.get_input_embeddings().weight
+    read = torch.zeros(len(weight), 1, device=weight.device)
+    read[ids.unique()] = 1
+    hook = weight.register_hook(lambda gradient: gradient * read)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def export(

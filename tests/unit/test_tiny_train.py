@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,12 +25,17 @@ def tokenizer():
     return AutoTokenizer.from_pretrained("tiny")
 
 
+STAGES = {
+    "copying": train.Stage(SHORT, 40),
+    "reading": train.Stage(SHORT, 40, 40, 20),
+    "chatting": train.Stage(SHORT, 20, 10, 4, 30),
+}
+
+
 def small(folder, tokenizer, monkeypatch, **changes):
     monkeypatch.setattr(train, "learn_vocabulary", lambda: tokenizer)
     monkeypatch.setattr(train, "CONFIG", train.CONFIG | SIZES)
-    stages = dict.fromkeys(("copying", "reading", "chatting"), SHORT)
-    counts = {"n_echoes": 20, "n_documents": 40, "n_conversations": 30}
-    return train.make(folder, **stages | counts | changes, compiled=False, progress=False)
+    return train.make(folder, stages=STAGES | changes, compiled=False, progress=False)
 
 
 def test_vocabulary_is_the_shipped_one(tokenizer):
@@ -69,32 +76,94 @@ def test_only_the_assistant_counts_in_a_talk(tokenizer):
     assert "<|im_start|>" not in answers and 0.05 < counted.float().mean() < 0.6
 
 
-def test_echoes_count_from_the_second_time():
-    rows = train.echo_rows(50)
-    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
-        period = int((labels == -100).sum())
-        assert 8 <= period <= 64
-        assert torch.equal(ids[period:], ids[:-period])
-        assert torch.equal(labels[period:], ids[period:])
-    assert int(rows["input_ids"].max()) < 3997, "no special tokens"
+def documents_of(rows):
+    """Each document of packed rows as (ids, labels); what is left of a row is none."""
+    ids, positions, labels = (rows[n].flatten() for n in ("input_ids", "position_ids", "labels"))
+    starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+    for start, end in pairwise(starts):
+        if (labels[start:end] != -100).any():
+            yield ids[start:end].tolist(), labels[start:end].tolist()
 
 
-def test_led_attention_finds_its_own_kind():
+@pytest.mark.parametrize("words_only", [True, False])
+def test_tables_count_what_can_be_looked_up(tokenizer, words_only):
+    kinds = Counter()
+    glue = {tokenizer.encode(text)[0] for text in train.GLUE}
+    words = set(train.words_of_the_world(tokenizer)) | glue | {tokenizer.encode(" is")[0]}
+    cut = 0
+    for ids, labels in documents_of(train.table_rows(tokenizer, 240, words_only=words_only)):
+        counted = [i for i, label in enumerate(labels) if label != -100]
+        assert [labels[i] for i in counted] == [ids[i] for i in counted]
+        half = len(ids) // 2
+        if ids[:half] == ids[half:]:
+            kinds["echo"] += 1
+            assert counted == list(range(half + 1, 2 * half)) and 4 <= half <= 48
+        elif counted == list(range(half + 1, 2 * half, 2)):
+            kinds["turned"] += 1
+            said = set(zip(ids[1:half:2], ids[:half:2], strict=True))
+            assert {(ids[i - 1], ids[i]) for i in counted} == said and 4 <= half <= 24
+        else:
+            kinds["told"] += 1
+            cut += len(ids) == train.ROW
+            pairs = set(pairwise(ids))
+            for i in counted:
+                assert tokenizer.decode(ids[i - 1]) == " is"
+                assert (ids[i], ids[i - 2]) in pairs, "it stood just before what is asked for"
+        kinds["words"] += set(ids) <= words
+    assert kinds == {"echo": 60, "turned": 120, "told": 60, "words": 240 if words_only else 120}
+    assert cut < 6, "the longest end with the row"
+
+
+def test_glue_is_single_tokens(tokenizer):
+    assert [text for text in train.GLUE if len(tokenizer.encode(text)) > 1] == []
+
+
+def test_tokens_that_are_not_read_keep_their_embeddings():
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**train.CONFIG))
-    plain = Qwen2ForCausalLM(Qwen2Config(**train.CONFIG))
+    model = Qwen2ForCausalLM(Qwen2Config(**train.CONFIG | SIZES))
+    ids = torch.tensor([[5, 7, 7, 9]])
+    weight = model.get_input_embeddings().weight
+
+    def changed():
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return weight.grad.abs().sum(1).nonzero().flatten().tolist()
+
+    with train.only_what_is_read(model, ids):
+        assert changed() == [5, 7, 9]
+    assert len(changed()) == 4000, "without it, all are pushed"
+
+
+def test_words_of_the_world_are_single_tokens(tokenizer):
+    words = tokenizer.convert_ids_to_tokens(train.words_of_the_world(tokenizer))
+    assert len(words) == len(set(words)) > 100
+    assert {"Ġkite", "Ġred", "ĠMia", "Ġsmall"} <= set(words)
+
+
+@torch.no_grad()
+def test_led_attention_looks_back_compares_and_repeats():
+    """Untrained, its heads already do what they are led to: how much of their weight goes there?"""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**train.CONFIG, attn_implementation="eager"))
+    ids = torch.randperm(3997)[:60].repeat(2)[None]  # each token comes once, then once again
+    said_twice = torch.arange(60, 120)
+
+    def shares():  # (layer, head, back): of its weight, what goes so many tokens back
+        layers = model(input_ids=ids, output_attentions=True).attentions
+        return lambda i, h, back: float(layers[i][0, h][said_twice, said_twice - back].mean())
+
+    looks = [(layer, h, h % 4 + 1) for layer in (0, 4, 7) for h in (0, 1, 2, 4, 5, 6)]
+    looks += [(layer, 2, 1) for layer in (1, 2, 3)]
+    before, repeat = shares(), (1, 4, 59)
     train.lead_attention(model)
-
-    def alike(model):  # how much queries of head 0 resemble keys, and outputs resemble values
-        a = model.model.layers[3].self_attn
-        q, k, v = a.q_proj.weight[:24], a.k_proj.weight[:24], a.v_proj.weight[:24]
-        pairs = (q, k), (v, a.o_proj.weight[:, :24].T)
-        return [torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] for x, y in pairs]
-
-    assert min(alike(model)) > 0.5 and max(alike(plain)) < 0.1
-    q = model.model.layers[0].self_attn.q_proj
-    assert abs(q.weight[24:48].std() - 0.07) < 0.01, "every other head stays as it was drawn"
-    assert 0.7 < q.bias.std() < 1.3
+    after = shares()
+    for place in [*looks, repeat]:
+        assert before(*place) < 0.05 and after(*place) > 0.35, place
+    for layer, likes in ((1, 0.3), (2, 0.03), (3, 0.03)):
+        for head in (0, 1):
+            assert after(layer, head, 60) > likes, "its like"
+            assert after(layer, head, 0) < after(layer, head, 60) / 2, "and not itself"
+    assert after(0, 3, 1) < 0.1 and after(0, 3, 60) < 0.1, "left to chance"
 
 
 def test_small_run_makes_a_checkpoint_and_goes_on(tmp_path, tokenizer, monkeypatch):
@@ -125,7 +194,7 @@ def test_bad_runs_leave_the_checkpoint_alone(tmp_path, tokenizer, monkeypatch, f
     if fault == "truncated":
         state.write_bytes(state.read_bytes()[:-50])
     elif fault == "other config":
-        changes = {"reading": TrainingSettings(steps=3)}
+        changes = {"reading": STAGES["reading"]._replace(settings=TrainingSettings(steps=3))}
     else:
         (tmp_path / "file").touch()
         target = tmp_path / "file" / "below"

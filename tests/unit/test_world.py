@@ -18,6 +18,7 @@ from qwen2_edu.tiny.aligned import aligned
 from qwen2_edu.tiny.check import check_answer, check_story, find_question, read, silent_question
 from qwen2_edu.tiny.conversations import conversations
 from qwen2_edu.tiny.documents import DOCUMENTS, documents, exam, first_turn
+from qwen2_edu.tiny.drills import drill, drills
 from qwen2_edu.tiny.grammar import PLOTS
 from qwen2_edu.tiny.world import SPLITS, normalise, split_of, stories, story
 
@@ -524,3 +525,92 @@ def test_an_exam_has_two_questions_for_each_story():
     s, (one, _) = questions[0]
     assert first_turn(s, one) == f"{s.text}\n\n{one.text}"
     assert check_answer(s, one.text, one.answer)
+
+
+def test_drills_ask_for_what_their_sentences_say():
+    kinds = Counter()
+    for turns in list(drills("train", 600))[::2]:
+        assert [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
+        told, first = turns[0]["content"].split("\n\n")
+        assert split_of(told) == "train"
+        texts = [first, *(m["content"] for m in turns[1:])]
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            noun = question.rstrip("?").removesuffix(" now").removesuffix(" first").split()[-1]
+            said = [s for s in re.split(r"(?<=[.!?]) ", told) if re.search(rf"\b{noun}\b", s)]
+            if answer == "The story does not say.":
+                kinds["silence"] += 1
+                assert not said
+            elif match := re.fullmatch(rf"What (colour|size) is the {noun}\?", question):
+                named = words.COLOURS if match[1] == "colour" else words.SIZES
+                found = {w for w in re.findall(r"[a-z]+", said[0]) if w in named}
+                assert answer == f"The {noun} is {found.pop()}." and not found
+                kinds[match[1]] += 1
+            elif question.startswith("Who has"):
+                last = told[told.rindex(said[-1]) :]  # which may go on with "Pia had it"
+                assert answer.split()[0] in " ".join(re.split(r"(?<=[.!?]) ", last)[:2])
+                kinds["holder"] += 1
+    assert all(kinds[kind] >= 50 for kind in ("silence", "colour", "size", "holder")), kinds
+
+
+def test_roll_calls_answer_for_each_thing_named():
+    kinds = Counter()
+    for turns in list(drills("train", 200))[1::2]:
+        told, first = turns[0]["content"].split("\n\n")
+        assert split_of(told) == "train"
+        row = r"(\w+) had a (\w+) (\w+) (\w+)\."
+        rows = {noun: (who, size, colour) for who, size, colour, noun in re.findall(row, told)}
+        texts = [first, *(m["content"] for m in turns[1:])]
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            named = re.findall(r"the (\w+)", question)
+            if question.startswith("Who has "):
+                right = [f"{rows[noun][0]} has the {noun}." for noun in named]
+            else:
+                column = ("size", "colour").index(question.split()[1]) + 1
+                right = [f"The {noun} is {rows[noun][column]}." for noun in named]
+            assert answer == " ".join(right) and len(set(named)) == len(named)
+            assert len(named) == 1 or question.split()[1] != "has"
+            kinds[question.split()[1]] += 1
+    assert kinds == {"has": 100, "size": 100, "colour": 100}
+
+
+def test_hard_drills_ask_for_no_colour_and_no_size():
+    easy, hard = (list(drills("train", 200, easy=easy)) for easy in (True, False))
+
+    def asks(turns):  # for a size or a colour that the text tells
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        return any(
+            re.search(r"What (colour|size)", question["content"]) and " is " in answer["content"]
+            for question, answer in pairs
+        )
+
+    assert any(map(asks, easy)) and not any(map(asks, hard))
+    for turns in hard[1::2]:
+        told = turns[0]["content"].split("\n\n")[0]
+        owners = dict(reversed(row) for row in re.findall(r"(\w+) had a \w+ \w+ (\w+)\.", told))
+        answers = [m["content"] for m in turns[1::2]]
+        assert sorted(answers) == sorted(f"{who} has the {noun}." for noun, who in owners.items())
+        assert all(
+            a.split()[-1][:-1] in q["content"] for q, a in zip(turns[::2], answers, strict=True)
+        )
+
+
+def test_a_drill_knows_where_its_answers_stand():
+    asked = 0
+    for seed in range(100):
+        told = drill(random.Random(seed))
+        for question in told.questions:
+            start, end = question.evidence
+            assert told.text[start - 1 : start] in ("", " ") and told.text[end - 1] in '.!?"'
+            if question.kind in ("colour", "size"):
+                assert question.key in re.findall(r"\w+", told.text[start:end])
+                asked += 1
+    assert asked > 200
+
+
+def test_drills_are_many_questions_and_the_same_every_time():
+    made = list(drills("train", 200))
+    assert made == list(drills("train", 200)) and made[:50] != list(drills("train", 50, seed=1))
+    assert sum(len(turns) // 2 for turns in made[::2]) / 100 > 4.5
+    assert all(split_of(turns[0]["content"]) == "heldout" for turns in drills("heldout", 20))
+    with pytest.raises(ValueError, match="split"):
+        next(drills("test", 1))
