@@ -26,8 +26,7 @@ from .world import HELD_OUT_PAIRINGS, SPLITS, Story, one_of, pick, split_of, sto
 _PATTERNS = " ".join(
     constant
     for plot in PLOTS
-    for beats in [plot.beats, *(beats for _, beats in plot.endings)]
-    for beat in beats
+    for beat in plot.every_beat
     for pattern in beat.patterns
     for constant in pattern.constants
 )

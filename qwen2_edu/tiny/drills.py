@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from .conversations import Message, turns
 from .documents import ask, first_turn
-from .facts import Facts, Question
-from .grammar import PLOTS, Pattern
-from .words import COLOURS, KEY, NAMES, PLACES, SIZES, THINGS, WORDS
+from .facts import Facts, Question, about_look
+from .grammar import KNOWN, PLOTS, Pattern
+from .words import COLOURS, NAMES, PLACES, SIZES, THINGS
 from .world import SPLITS, one_of, pick, split_of
 
 FROM_HAND = "gives", "gives", "puts", "loses"  # what can happen to a thing that somebody has
@@ -34,7 +34,7 @@ def _tellings() -> dict[str, list[tuple[Pattern, list[str]]]]:
     """For each verb the patterns of all plots that tell it and nothing else, with its roles."""
     tellings = defaultdict(list)
     for plot in PLOTS:
-        for beat in [*plot.beats, *(beat for _, beats in plot.endings for beat in beats)]:
+        for beat in plot.every_beat:
             if len(beat.effects) == 1:
                 verb, *roles = beat.effects[0]
                 fitting = [p for p in beat.patterns if p.roles == set(roles)]
@@ -63,18 +63,14 @@ def drill(rng: random.Random) -> Drill:
         {"noun": noun, "colour": colour, "size": pick(rng, SIZES)}
         for noun, colour in zip(nouns, colours, strict=True)
     ]
-    word = {w[KEY[kind]]: w for kind in ("person", "place") for w in WORDS[kind]}
-    word |= {thing["noun"]: thing for thing in things}
+    word = KNOWN["person"] | KNOWN["place"] | {thing["noun"]: thing for thing in things}
 
     facts, sentences, at = Facts(), [], 0
 
     def tell(verb: str, *words: str) -> None:
         nonlocal at
         pattern, roles = pick(rng, TELLINGS[verb])
-        cast = {role: word[w] for role, w in zip(roles, words, strict=True)}
-        text = pattern.constants[0]
-        for (role, attribute), constant in zip(pattern.slots, pattern.constants[1:], strict=True):
-            text += cast[role][attribute] + constant
+        text, _ = pattern.write({role: word[w] for role, w in zip(roles, words, strict=True)})
         facts.happens(verb, list(words), (at, at + len(text)))
         sentences.append(text)
         at += len(text) + 1
@@ -85,9 +81,7 @@ def drill(rng: random.Random) -> Drill:
         tell("has", pick(rng, persons), noun)
         for attribute in ("colour", "size"):
             if thing[attribute] in sentences[-1]:
-                value = thing[attribute]
-                texts = f"What {attribute} is the {noun}?", f"The {noun} is {value}.", value
-                questions.append(Question(*texts, attribute, (start, at - 1)))
+                questions.append(about_look(noun, attribute, thing[attribute], (start, at - 1)))
     for _ in range(pick(rng, range(5))):
         noun = pick(rng, nouns)
         who = facts.holder.get(noun)
@@ -143,8 +137,7 @@ def _roll_call(rng: random.Random, split: str, easy: bool) -> list[Message]:
     if not easy:
         for noun in _different(rng, nouns, len(nouns)):
             texts += f"Who has the {noun} now?", f"{rows[noun][0]} has the {noun}."
-        return turns(f"{told}\n\n{texts[0]}", *texts[1:])
-    for what in _different(rng, ["size", "colour", "owner"], 3):
+    for what in _different(rng, ["size", "colour", "owner"], 3) if easy else ():
         most = 1 if what == "owner" else len(nouns)
         wanted = _different(rng, nouns, pick(rng, range(1, most + 1)))
         listed = " and ".join(f"the {noun}" for noun in wanted)

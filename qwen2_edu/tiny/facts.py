@@ -125,6 +125,12 @@ class Facts:
         return asked + [found[0] for found in told.values() if len(found) == 1]
 
 
+def about_look(noun: str, attribute: str, word: str, span: Span) -> Question:
+    """What can be asked about a thing's colour or size, told in this span?"""
+    ask = f"What {attribute} is the {noun}?", f"The {noun} is {word}.", word, attribute
+    return Question(*ask, span)
+
+
 def _at(place: str) -> str:
     return f"{PLACES[place][0]} the {place}"
 

@@ -61,6 +61,15 @@ class Pattern:
     def roles(self) -> set[str]:
         return {role for role, _ in self.slots}
 
+    def write(self, cast: dict[str, dict[str, str]]) -> tuple[str, list[tuple[int, int, str, str]]]:
+        """The sentence about this cast, and what each slot became: start, end, role, attribute."""
+        text, filled = self.constants[0], []
+        for (role, attribute), constant in zip(self.slots, self.constants[1:], strict=True):
+            word = cast[role][attribute]
+            filled.append((len(text), len(text) + len(word), role, attribute))
+            text += word + constant
+        return text, filled
+
 
 @dataclass(eq=False)
 class Beat:
@@ -81,9 +90,9 @@ class Plot:
     sums: list[tuple[str, str, str]]
 
     def __post_init__(self) -> None:
-        every = self.beats + [beat for _, beats in self.endings for beat in beats]
+        self.every_beat = self.beats + [beat for _, beats in self.endings for beat in beats]
         self.moods = {mood for mood, _ in self.endings}
-        self.roles = sorted({role for b in every for p in b.patterns for role in p.roles})
+        self.roles = sorted({r for beat in self.every_beat for p in beat.patterns for r in p.roles})
 
 
 def _lines(text: str) -> list[str]:

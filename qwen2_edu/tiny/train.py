@@ -58,24 +58,40 @@ CONFIG = {
 class Stage(NamedTuple):
     """How long a stage is, and how many texts of each kind it has: about as many as it needs once.
 
+    words_only: of its tables, see `table_rows`. easy: its drills, see `drills`.
+
     Every stage goes on with some of what came before it, or that is forgotten within some hundred
     steps.
     """
 
     settings: TrainingSettings
     tables: int
+    words_only: bool = False
     documents: int = 0
     drills: int = 0
+    easy: bool = True
     conversations: int = 0
 
 
 EVERY = {"warmup_steps": 100, "precision": "bf16", "log_every": 25, "evaluate_every": 500}
 EVERY |= {"save_every": 250}
 STAGES = {
-    "copying": Stage(TrainingSettings(500, 2e-3, floor=1.0, **EVERY), 21_000),
-    "reading": Stage(TrainingSettings(7_000, 2e-3, floor=0.4, **EVERY), 46_000, 75_000, 19_000),
+    "copying": Stage(
+        TrainingSettings(500, 2e-3, floor=1.0, **EVERY), tables=21_000, words_only=True
+    ),
+    "reading": Stage(
+        TrainingSettings(7_000, 2e-3, floor=0.4, **EVERY),
+        tables=46_000,
+        documents=75_000,
+        drills=19_000,
+    ),
     "chatting": Stage(
-        TrainingSettings(6_000, 1e-3, floor=0.02, **EVERY), 23_000, 30_000, 10_500, 30_000
+        TrainingSettings(6_000, 1e-3, floor=0.02, **EVERY),
+        tables=23_000,
+        documents=30_000,
+        drills=10_500,
+        easy=False,
+        conversations=30_000,
     ),
 }
 BATCH = 8  # rows a step
@@ -288,23 +304,20 @@ def make(
     log = []
     for seed, (name, stage) in enumerate(stages.items()):
         print(f"{name}: {stage.settings.steps:,} steps of {BATCH} rows of {ROW} tokens")
-        kinds = [table_rows(tokenizer, stage.tables, seed, words_only=name == "copying")]
+        kinds = [table_rows(tokenizer, stage.tables, seed, stage.words_only)]
         if stage.documents:
             kinds.append(read_rows(tokenizer, islice(texts, stage.documents)))
-        talks = (
-            drills("train", stage.drills, seed, easy=name != "chatting"),
-            conversations("train", stage.conversations),
-        )
-        if talks := list(chain(*talks)):
+        talks = [*drills("train", stage.drills, seed, stage.easy)]
+        talks += conversations("train", stage.conversations)
+        if talks:
             kinds.append(talk_rows(tokenizer, talks))
         rows = joined(*kinds)
-        exam = exams.get(name, exams["reading"])
         with only_what_is_read(model, rows["input_ids"]):
             lines = train(
                 model,
                 Shuffled(rows, BATCH, seed=1),
                 stage.settings,
-                held_out=in_order(exam, 2 * BATCH),
+                held_out=in_order(exams[name], 2 * BATCH),
                 folder=folder / name,
                 progress=progress,
             )

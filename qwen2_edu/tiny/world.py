@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import product
 from typing import NamedTuple, TypeVar
 
-from .facts import Facts, Question
+from .facts import Facts, Question, about_look
 from .grammar import MOODS, PLOTS, Plot
 from .words import KEY, KIND_OF_ROLE, NAMES, NUMBERS, TAG_OF_ATTRIBUTE, THINGS, TREATS, WORDS
 
@@ -130,8 +130,7 @@ class Story:
             if attribute in ("colour", "size") and (role, attribute) not in seen:
                 seen.add((role, attribute))
                 noun, word = self.cast[role]["noun"], self.cast[role][attribute]
-                ask = f"What {attribute} is the {noun}?", f"The {noun} is {word}.", word, attribute
-                asked.append(Question(*ask, (start, end)))
+                asked.append(about_look(noun, attribute, word, (start, end)))
         return asked
 
     def distance(self, question: Question) -> int | None:
@@ -202,25 +201,19 @@ def story(seed: int, split: str = "train") -> Story:
     while _side(cast) != split:
         cast = _cast(plot, rng)
 
-    pieces, at, told, mentions = [], 0, [], []
+    sentences, at, told, mentions = [], 0, [], []
     for beat in plot.beats + ending:
         if beat.optional and rng.random() >= ASIDE_SHARE:
             continue
         pattern = pick(rng, beat.patterns)
-        start = at
-        pieces.append(pattern.constants[0])
-        at += len(pattern.constants[0])
-        for (role, attribute), constant in zip(pattern.slots, pattern.constants[1:], strict=True):
-            word = cast[role][attribute]
-            mentions.append(Mention(at, at + len(word), role, attribute))
-            pieces += word, constant
-            at += len(word) + len(constant)
-        told.append(Told(beat.effects, start, at))
-        pieces.append(" ")
-        at += 1
+        text, filled = pattern.write(cast)
+        mentions += [Mention(at + start, at + end, *slot) for start, end, *slot in filled]
+        told.append(Told(beat.effects, at, at + len(text)))
+        sentences.append(text)
+        at += len(text) + 1
     used = {mention.role for mention in mentions}
     cast = {role: words for role, words in cast.items() if role in used}
-    return Story("".join(pieces[:-1]), plot.name, mood, cast, told, mentions)
+    return Story(" ".join(sentences), plot.name, mood, cast, told, mentions)
 
 
 def stories(split: str, n: int, seed: int = 0) -> Iterator[Story]:

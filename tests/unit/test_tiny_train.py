@@ -26,9 +26,9 @@ def tokenizer():
 
 
 STAGES = {
-    "copying": train.Stage(SHORT, 40),
-    "reading": train.Stage(SHORT, 40, 40, 20),
-    "chatting": train.Stage(SHORT, 20, 10, 4, 30),
+    "copying": train.Stage(SHORT, tables=40, words_only=True),
+    "reading": train.Stage(SHORT, tables=40, documents=40, drills=20),
+    "chatting": train.Stage(SHORT, tables=20, documents=10, drills=4, easy=False, conversations=30),
 }
 
 
