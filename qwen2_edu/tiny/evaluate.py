@@ -37,6 +37,7 @@ from .measure import (
     training_texts,
     without_window,
 )
+from .train import STAGES
 from .world import normalise
 
 
@@ -78,14 +79,23 @@ def question_figures(asked: Sequence[Asked]) -> list[Figure]:
     return [*figures, share(part, "second turn, after its own first", later, least=0.85)]
 
 
-def story_figures(stories: Sequence[Reply], copied: set[str]) -> list[Figure]:
-    """Validity, variety and originality of free stories."""
+def story_figures(
+    stories: Sequence[Reply], copied: set[str], chatted: Sequence[Reply]
+) -> list[Figure]:
+    """Validity, variety and originality of free stories.
+
+    Args:
+        copied: those that are training stories, as `copies` finds them.
+        chatted: stories drawn as the checkpoint's generation config says.
+    """
     part = "2 Free stories, temperature 0.7"
     plain = [normalise(reply.text) for reply in stories]
     seen = [text in copied for text in plain]
     distinct = Figure(part, "distinct", len(set(plain)) / len(plain), len(plain), least=0.95)
+    valid, careful = ([not check_story(r.text) for r in told] for told in (stories, chatted))
     return [
-        share(part, "valid", [not check_story(reply.text) for reply in stories], least=0.90),
+        share(part, "valid", valid, least=0.90),
+        share(part, "  as in a chat: top-k and top-p as released", careful),
         distinct,
         Figure(part, "copies of a training story", sum(seen), most=0),
     ]
@@ -160,7 +170,8 @@ def evaluate(
     asked = ask_questions(model, tokenizer, n_questions, seed, track=track)
     figures = question_figures(asked)
     stories = tell_stories(model, tokenizer, n_stories, seed, track=track)
-    figures += story_figures(stories, copies([reply.text for reply in stories], known))
+    chatted = tell_stories(model, tokenizer, n_stories, seed, as_released=True, track=track)
+    figures += story_figures(stories, copies([reply.text for reply in stories], known), chatted)
     losses = held_out_losses(
         model, tokenizer, n_documents, seed, n_training=n_training, track=track
     )
@@ -224,16 +235,13 @@ def main(
             check_writable(json_file)
         tokenizer = Qwen2TokenizerFast.from_pretrained(name_or_path)
         model = Qwen2ForCausalLM.from_pretrained(name_or_path, dtype="float32")
-        from .train import STAGES  # here, as its curves need matplotlib
-
-        read = sum(stage.documents for stage in STAGES.values())
-        chatted = sum(stage.conversations for stage in STAGES.values())
-        known = training_texts(read, chatted)
+        stages = list(STAGES.values())
+        texts = sum(s.documents + s.inferred + 2 * (s.conversations + s.told) for s in stages)
         with Progress(console=Console(stderr=True)) as bar:
             figures = evaluate(
                 model,
                 tokenizer,
-                bar.track(known, read + 2 * chatted, description="training texts"),
+                bar.track(training_texts(stages), texts, description="training texts"),
                 seed=seed,
                 track=lambda items, what: bar.track(items, description=what),
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from .conversations import conversations
 from .documents import documents, exam, first_turn
 from .facts import Question
 from .ngrams import NGrams
-from .world import normalise
+from .train import Stage
+from .world import normalise, stories
 
 LONGEST_ANSWER, LONGEST_STORY = 64, 300  # new tokens; twice what any right one needs
 ROW = 256  # T; a longer document is cut, for the model and for the n-grams alike
@@ -168,34 +170,39 @@ def tell_stories(
     n: int = 200,
     seed: int = 0,
     *,
-    temperature: float = 0.7,
+    as_released: bool = False,
     track: Track = quietly,
 ) -> list[Reply]:
-    """n answers to "Tell me a story.", drawn from the whole distribution: no top-k, no top-p."""
+    """n answers to "Tell me a story.", at temperature 0.7, drawn from the whole distribution: no
+    top-k, no top-p. as_released: drawn as the checkpoint's generation config says.
+    """
+    whole = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     return reply_to(
         model,
         tokenizer,
         [[{"role": "user", "content": "Tell me a story."}]] * n,
         track=track,
-        what="stories",
+        what="stories, drawn as in a chat" if as_released else "stories",
         do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
+        **{} if as_released else whole,
         max_new_tokens=LONGEST_STORY,
         generator=torch.Generator(model.device).manual_seed(seed),
     )
 
 
-def training_texts(n_documents: int, n_conversations: int) -> Iterator[str]:
-    """Every text of the training set that may be a story, made again: it depends on nothing else.
+def training_texts(stages: Sequence[Stage]) -> Iterator[str]:
+    """Every text of these stages that may be a story, made again: it depends on nothing else.
 
     A document with questions, and what a user says first, are the story up to an empty line.
     """
-    for text in documents("train", n_documents):
+    for text in documents("train", sum(stage.documents for stage in stages)):
         yield text.split("\n\n")[0]
-    for talk in conversations("train", n_conversations):
+    talks = [conversations("train", sum(stage.conversations for stage in stages))]
+    for seed, stage in enumerate(stages):
+        talks.append(conversations("train", stage.told, seed, kinds=("tell",)))
+        for story in stories("train", stage.inferred, seed):
+            yield story.text
+    for talk in chain(*talks):
         for message in talk[:2]:  # a story is given first, or told in the first answer
             yield message["content"].split("\n\n")[0]
 

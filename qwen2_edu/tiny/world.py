@@ -133,6 +133,22 @@ class Story:
                 asked.append(about_look(noun, attribute, word, (start, end)))
         return asked
 
+    @cached_property
+    def inferred(self) -> list[Mention]:
+        """The prepositions and numbers that follow from what stands before them: "under", where the
+        bridge was named already; a number told again; the last told of three that make a sum.
+        """
+        sums = next(plot.sums for plot in PLOTS if plot.name == self.plot)
+        found, seen = [], set()
+        for mention in self.mentions:
+            role, attribute = mention.role, mention.attribute
+            if attribute in ("prep", "number"):
+                rest = (set(one) - {role} for one in sums if role in one)
+                if role in seen or any(others <= seen for others in rest):
+                    found.append(mention)
+            seen.add(role)
+        return found
+
     def distance(self, question: Question) -> int | None:
         """Characters from the end of the evidence to the end of the story; None: no evidence."""
         return None if question.evidence is None else len(self.text) - question.evidence[1]

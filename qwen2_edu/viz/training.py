@@ -15,8 +15,11 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Figure:
         log: lines of `training.train`, each with a name under "stage".
     """
     stages = list(dict.fromkeys(line["stage"] for line in log))
-    figure = Figure(figsize=(4 * len(stages), 3), dpi=100, layout="constrained")
-    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+    columns = min(3, len(stages))
+    rows = -(-len(stages) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), dpi=100, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, stage in zip(panels, stages, strict=False):
         lines = [line for line in log if line["stage"] == stage]
         taken = [line for line in lines if "held_out_loss" in line]
         axes.plot(*_points(lines, "loss"), color="#9ab8d3", linewidth=0.7, label="training")
@@ -25,6 +28,8 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    for axes in panels[len(stages) :]:
+        axes.set_axis_off()
     return figure
 
 

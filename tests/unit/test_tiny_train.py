@@ -13,6 +13,7 @@ from qwen2_edu import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2For
 from qwen2_edu.hub import resolve
 from qwen2_edu.tiny import train
 from qwen2_edu.tiny.conversations import conversations
+from qwen2_edu.tiny.world import stories
 from qwen2_edu.training import TrainingSettings
 
 SHORT = TrainingSettings(steps=2, evaluate_every=1, save_every=1)
@@ -29,6 +30,8 @@ STAGES = {
     "copying": train.Stage(SHORT, tables=40, words_only=True),
     "reading": train.Stage(SHORT, tables=40, documents=40, drills=20),
     "chatting": train.Stage(SHORT, tables=20, documents=10, drills=4, easy=False, conversations=30),
+    "inferring": train.Stage(SHORT, inferred=80),
+    "telling": train.Stage(SHORT, documents=20, begun=True, conversations=20, told=10),
 }
 
 
@@ -114,6 +117,23 @@ def test_tables_count_what_can_be_looked_up(tokenizer, words_only):
     assert cut < 6, "the longest end with the row"
 
 
+def test_only_what_can_be_inferred_counts(tokenizer):
+    told = list(stories("train", 60))
+    rows = documents_of(train.inferred_rows(tokenizer, told))
+    counted = {tokenizer.decode(ids): [t for t in labels if t != -100] for ids, labels in rows}
+    words = {s.text: [s.text[m.start : m.end] for m in s.inferred] for s in told if s.inferred}
+    assert {text: tokenizer.decode(ids).split() for text, ids in counted.items()} == words
+    assert 10 < len(words) < len(told)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_documents_are_ended_and_begun_too_if_asked(tokenizer, begun):
+    texts = ["Mia had a kite.", "Tom had none."]
+    rows = [ids for ids, _ in documents_of(train.read_rows(tokenizer, texts, begun))]
+    mark = "<|endoftext|>"
+    assert [tokenizer.decode(ids) for ids in rows] == [begun * mark + t + mark for t in texts]
+
+
 def test_glue_is_single_tokens(tokenizer):
     assert [text for text in train.GLUE if len(tokenizer.encode(text)) > 1] == []
 
@@ -173,15 +193,13 @@ def test_small_run_makes_a_checkpoint_and_goes_on(tmp_path, tokenizer, monkeypat
     assert model.generation_config.eos_token_id == [3999, 3997]
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
     log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in log] == sorted(
-        ["copying", "reading", "chatting"] * 2, key=["copying", "reading", "chatting"].index
-    )
+    assert [line["stage"] for line in log] == [name for name in STAGES for _ in range(2)]
     assert all("held_out_loss" in line for line in log)
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     weights = (folder / "model.safetensors").read_bytes()
-    (tmp_path / "chatting" / "state.safetensors").unlink()
-    (tmp_path / "chatting" / "training.jsonl").unlink()  # as if killed before the last stage
+    (tmp_path / "telling" / "state.safetensors").unlink()
+    (tmp_path / "telling" / "training.jsonl").unlink()  # as if killed before the last stage
     small(tmp_path, tokenizer, monkeypatch)
     assert (folder / "model.safetensors").read_bytes() == weights, "the same to the bit"
 

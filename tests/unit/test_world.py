@@ -124,6 +124,29 @@ def test_tags_are_the_words_and_all_of_them(told):
 # --- questions -----------------------------------------------------------------------------------
 
 
+def test_what_is_inferred_follows_from_what_stands_before(told):
+    kinds = Counter()
+    for s in told:
+        starts = {m.start for m in s.inferred}
+        numbers = []  # the roles of those before
+        for m in s.mentions:
+            if m.attribute in (
+                "prep",
+                "Prep",
+            ):  # "Under the bridge": it begins, and follows from none
+                place = s.text[m.end :].split()[1].strip('.,;:!?"')
+                assert place == s.cast[m.role]["place"]
+                follows = place in s.text[: m.start]
+            elif m.attribute == "number":
+                follows = m.role in numbers or len(set(numbers)) == 2  # of three that make a sum
+                numbers.append(m.role)
+            else:
+                follows = False
+            assert (m.start in starts) == follows, s.text[: m.end]
+            kinds[m.attribute] += follows
+    assert kinds["prep"] > 100 and kinds["number"] > 200
+
+
 def test_questions_of_a_story_written_by_hand():
     told, faults = read(HAND)
     assert faults == [] and told.mood == "glad" and told.plot == "lost"
