@@ -237,9 +237,27 @@ def talk_rows(
     return pack([ids[i] for i in fitting], ROW, [labels[i] for i in fitting])
 
 
-def joined(*several: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rows of several kinds as one table."""
-    return {name: torch.cat([rows[name] for rows in several]) for name in several[0]}
+def stage_rows(
+    tokenizer: Qwen2TokenizerFast,
+    stage: Stage,
+    seed: int,
+    texts: Iterator[str],
+    spoken: Iterator[list[dict[str, str]]],
+) -> dict[str, torch.Tensor]:
+    """All rows of a stage. It takes its documents from `texts`, its conversations from `spoken`."""
+    kinds = []
+    if stage.tables:
+        kinds.append(table_rows(tokenizer, stage.tables, seed, stage.words_only))
+    if stage.documents:
+        kinds.append(read_rows(tokenizer, islice(texts, stage.documents), stage.begun))
+    talks = [*drills("train", stage.drills, seed, stage.easy)]
+    talks += islice(spoken, stage.conversations)
+    talks += conversations("train", stage.told, seed, kinds=("tell",))
+    if talks:
+        kinds.append(talk_rows(tokenizer, talks))
+    if stage.inferred:
+        kinds.append(inferred_rows(tokenizer, stories("train", stage.inferred, seed)))
+    return {name: torch.cat([rows[name] for rows in kinds]) for name in kinds[0]}
 
 
 @torch.no_grad()
@@ -347,19 +365,7 @@ def make(
     log = []
     for seed, (name, stage) in enumerate(stages.items()):
         print(f"{name}: {stage.settings.steps:,} steps of {BATCH} rows of {ROW} tokens")
-        kinds = []
-        if stage.tables:
-            kinds.append(table_rows(tokenizer, stage.tables, seed, stage.words_only))
-        if stage.documents:
-            kinds.append(read_rows(tokenizer, islice(texts, stage.documents), stage.begun))
-        talks = [*drills("train", stage.drills, seed, stage.easy)]
-        talks += islice(spoken, stage.conversations)
-        talks += conversations("train", stage.told, seed, kinds=("tell",))
-        if talks:
-            kinds.append(talk_rows(tokenizer, talks))
-        if stage.inferred:
-            kinds.append(inferred_rows(tokenizer, stories("train", stage.inferred, seed)))
-        rows = joined(*kinds)
+        rows = stage_rows(tokenizer, stage, seed, texts, spoken)
         with only_what_is_read(model, rows["input_ids"]):
             lines = train(
                 model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from qwen2_edu import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2For
 from qwen2_edu.hub import resolve
 from qwen2_edu.tiny import train
 from qwen2_edu.tiny.conversations import conversations
+from qwen2_edu.tiny.drills import drills
 from qwen2_edu.tiny.world import stories
 from qwen2_edu.training import TrainingSettings
 
@@ -38,6 +39,7 @@ STAGES = {
 def small(folder, tokenizer, monkeypatch, **changes):
     monkeypatch.setattr(train, "learn_vocabulary", lambda: tokenizer)
     monkeypatch.setattr(train, "CONFIG", train.CONFIG | SIZES)
+    monkeypatch.setattr(train, "HELD_OUT", 8)
     return train.make(folder, stages=STAGES | changes, compiled=False, progress=False)
 
 
@@ -132,6 +134,37 @@ def test_documents_are_ended_and_begun_too_if_asked(tokenizer, begun):
     rows = [ids for ids, _ in documents_of(train.read_rows(tokenizer, texts, begun))]
     mark = "<|endoftext|>"
     assert [tokenizer.decode(ids) for ids in rows] == [begun * mark + t + mark for t in texts]
+
+
+def test_a_stage_has_all_that_it_names_and_takes_each_text_once(tokenizer):
+    texts, spoken = ["One.", "Two.", "Three."], list(conversations("train", 3))
+    left = iter(texts), iter(spoken)
+
+    def same(stage, seed, *parts):
+        rows = train.stage_rows(tokenizer, stage, seed, *left)
+        return sorted(documents_of(rows)) == sorted(chain(*map(documents_of, parts)))
+
+    first = train.Stage(
+        SHORT, tables=4, documents=1, begun=True, drills=4, conversations=1, told=3, inferred=30
+    )
+    talks = [*drills("train", 4, 7), spoken[0]]
+    talks += conversations("train", 3, 7, kinds=("tell",))
+    assert same(
+        first,
+        7,
+        train.table_rows(tokenizer, 4, 7),
+        train.read_rows(tokenizer, texts[:1], begun=True),
+        train.talk_rows(tokenizer, talks),
+        train.inferred_rows(tokenizer, stories("train", 30, 7)),
+    )
+    second = train.Stage(SHORT, tables=4, words_only=True, documents=1, drills=4, easy=False)
+    assert same(
+        second,
+        8,
+        train.table_rows(tokenizer, 4, 8, words_only=True),
+        train.read_rows(tokenizer, texts[1:2]),
+        train.talk_rows(tokenizer, drills("train", 4, 8, easy=False)),
+    )
 
 
 def test_glue_is_single_tokens(tokenizer):
