@@ -22,11 +22,11 @@ from .conversations import conversations
 from .documents import documents, exam, first_turn
 from .facts import Question
 from .ngrams import NGrams
+from .rows import ROW
 from .train import Stage
 from .world import normalise, stories
 
 LONGEST_ANSWER, LONGEST_STORY = 64, 300  # new tokens; twice what any right one needs
-ROW = 256  # T; a longer document is cut, for the model and for the n-grams alike
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # goes through items, showing how far it is
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -26,19 +25,18 @@ from ..common import write_whole
 from ..config import Qwen2Config
 from ..generation_config import GenerationConfig
 from ..model import Qwen2ForCausalLM
-from ..packing import Shuffled, chat_documents, in_order, pack
+from ..packing import Shuffled, in_order
 from ..rope import rope_frequencies
 from ..tokenizer_fast import Qwen2TokenizerFast
 from ..training import TrainingSettings, train
 from .conversations import conversations
 from .documents import documents
 from .drills import drills
-from .words import ANIMALS, COLOURS, NAMES, NUMBERS, PLACES, SIZES, THINGS, TREATS
-from .world import Story, stories
+from .rows import ROW, inferred_rows, read_rows, table_rows, talk_rows
+from .world import stories
 
 VOCAB_SIZE = 4000
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the last ids, as in a release
-ROW = 256  # T, of a training row; the longest conversation has some 240 tokens
 
 CONFIG = {
     "vocab_size": VOCAB_SIZE,
@@ -113,10 +111,6 @@ STAGES = {
 }
 BATCH = 8  # rows a step
 HELD_OUT = 400  # texts
-# What stands between the words of a table, as in a story or a chat.
-GLUE = [",", ".", "!", "?", "\n", "The", "What", "Who", "<|im_end|>", "<|im_start|>"]
-GLUE += [f" {word}" for word in "The But a an the and or had has was in on to of".split()]
-GLUE += [f" {word}" for word in "for at with her his it that then now who".split()]
 # What the heads begin with, see lead_attention: in the first layer and those with a window, and in
 # the others, which compare.
 LOOKS = (1, 2, 3, None), (0, 0, 1, None)
@@ -138,103 +132,6 @@ def learn_vocabulary() -> Qwen2TokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
-
-
-def read_rows(
-    tokenizer: Qwen2TokenizerFast, texts: Iterable[str], begun: bool = False
-) -> dict[str, torch.Tensor]:
-    """Documents as rows for training, each ended by <|endoftext|>; begun: and begun with it."""
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    start = [end] if begun else []
-    return pack([[*start, *ids, end] for ids in tokenizer(list(texts))["input_ids"]], ROW)
-
-
-def inferred_rows(tokenizer: Qwen2TokenizerFast, told: Iterable[Story]) -> dict[str, torch.Tensor]:
-    """Stories as rows in which only `Story.inferred` counts, without those that have no such word.
-
-    They are one word in three hundred, and beside the others they teach too little: after some
-    seventy thousand stories they were still guessed. Alone they are learned in 300 steps.
-    """
-    ids, labels = [], []
-    for story in (story for story in told if story.inferred):
-        encoded = tokenizer(story.text, return_offsets_mapping=True)
-        counted = {mention.end for mention in story.inferred}
-        ids.append(encoded["input_ids"])
-        labels.append(
-            [
-                token if end in counted else -100
-                for token, (_, end) in zip(ids[-1], encoded["offset_mapping"], strict=True)
-            ]
-        )
-    return pack(ids, ROW, labels)
-
-
-def words_of_the_world(tokenizer: Qwen2TokenizerFast) -> list[int]:
-    """The tokens that are a name, a thing, a colour … with the space before it."""
-    words = [*NAMES, *THINGS, *COLOURS, *SIZES, *NUMBERS, *PLACES, *ANIMALS, *TREATS]
-    encoded = tokenizer([f" {word}" for word in words])["input_ids"]
-    return sorted({ids[0] for ids in encoded if len(ids) == 1})
-
-
-def table_rows(
-    tokenizer: Qwen2TokenizerFast, n: int, seed: int = 0, words_only: bool = False
-) -> dict[str, torch.Tensor]:
-    """Rows of n tables, something said again in another way; only what can be looked up counts.
-
-    Half of the tables have words of the world, with which looking up is learned soon, and half any
-    tokens but special ones, so that it is learned as such. What is said again comes in three ways:
-
-    - an echo, "a b c d a b c d": an induction head foresees it;
-    - turned, "a b c d d c b a", pairs turned round and in another order: who comes to "d" has to
-      see what stood before it;
-    - told, "a b the . c d and, d? The d is c": the same, one token later, with glue between.
-
-    Stories need all three, and teach them late. Where the glue is always the same, a model learns
-    to look for that, and stories teach it nothing.
-    """
-    is_, *glue = (tokenizer.encode(text)[0] for text in (" is", *GLUE))
-    pools = words_of_the_world(tokenizer), range(VOCAB_SIZE - len(SPECIAL_TOKENS))
-    chance = random.Random(f"tables {seed}")
-
-    def some(least: int) -> list[int]:
-        return chance.choices(glue, k=chance.randint(least, 4))
-
-    tables, labels = [], []
-    for i in range(n):
-        pool = pools[0 if words_only else i // 4 % 2]
-        kind = ("echo", "turned", "told", "turned")[i % 4]
-        count = chance.randint(2, 24 if kind == "echo" else 12)
-        drawn = iter(chance.sample(pool, 2 * count))
-        pairs = list(zip(drawn, drawn, strict=True))
-        first, again, counts = list(chain(*pairs)), [], []
-        if kind == "echo":
-            again, counts = first, [False] + [True] * (2 * count - 1)
-        elif kind == "turned":
-            again = [token for a, b in chance.sample(pairs, count) for token in (b, a)]
-            counts = [False, True] * count
-        else:
-            first = some(0) + [token for pair in pairs for token in (*pair, *some(0))]
-            for a, b in chance.sample(pairs, count):
-                asked = [*some(1), b, *some(1)] if chance.random() < 0.5 else []
-                answer = [*asked, *some(0), b, is_, a]
-                again += answer
-                counts += [False] * (len(answer) - 1) + [True]
-        wanted = [token if counted else -100 for token, counted in zip(again, counts, strict=True)]
-        tables.append((first + again)[:ROW])
-        labels.append(([-100] * len(first) + wanted)[:ROW])
-    return pack(tables, ROW, labels)
-
-
-def talk_rows(
-    tokenizer: Qwen2TokenizerFast, talks: Iterable[list[dict[str, str]]]
-) -> dict[str, torch.Tensor]:
-    """Conversations as rows in which only the assistant's words count; too long ones are left out.
-
-    A conversation cut in two would teach to answer about a story that is not there.
-    """
-    ids, labels = chat_documents(tokenizer, list(talks))
-    fitting = [i for i, conversation in enumerate(ids) if len(conversation) <= ROW]
-    return pack([ids[i] for i in fitting], ROW, [labels[i] for i in fitting])
 
 
 def stage_rows(

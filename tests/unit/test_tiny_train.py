@@ -14,6 +14,15 @@ from qwen2_edu.hub import resolve
 from qwen2_edu.tiny import train
 from qwen2_edu.tiny.conversations import conversations
 from qwen2_edu.tiny.drills import drills
+from qwen2_edu.tiny.rows import (
+    GLUE,
+    ROW,
+    inferred_rows,
+    read_rows,
+    table_rows,
+    talk_rows,
+    words_of_the_world,
+)
 from qwen2_edu.tiny.world import stories
 from qwen2_edu.training import TrainingSettings
 
@@ -71,7 +80,7 @@ def test_checkpoint_is_small_and_complete():
 
 def test_only_the_assistant_counts_in_a_talk(tokenizer):
     talks = list(conversations("train", 40))
-    rows = train.talk_rows(tokenizer, talks)
+    rows = talk_rows(tokenizer, talks)
     counted = rows["labels"] != -100
     answers = tokenizer.decode(rows["labels"][counted].tolist())
     for messages in talks:
@@ -93,10 +102,10 @@ def documents_of(rows):
 @pytest.mark.parametrize("words_only", [True, False])
 def test_tables_count_what_can_be_looked_up(tokenizer, words_only):
     kinds = Counter()
-    glue = {tokenizer.encode(text)[0] for text in train.GLUE}
-    words = set(train.words_of_the_world(tokenizer)) | glue | {tokenizer.encode(" is")[0]}
+    glue = {tokenizer.encode(text)[0] for text in GLUE}
+    words = set(words_of_the_world(tokenizer)) | glue | {tokenizer.encode(" is")[0]}
     cut = 0
-    for ids, labels in documents_of(train.table_rows(tokenizer, 240, words_only=words_only)):
+    for ids, labels in documents_of(table_rows(tokenizer, 240, words_only=words_only)):
         counted = [i for i, label in enumerate(labels) if label != -100]
         assert [labels[i] for i in counted] == [ids[i] for i in counted]
         half = len(ids) // 2
@@ -109,7 +118,7 @@ def test_tables_count_what_can_be_looked_up(tokenizer, words_only):
             assert {(ids[i - 1], ids[i]) for i in counted} == said and 4 <= half <= 24
         else:
             kinds["told"] += 1
-            cut += len(ids) == train.ROW
+            cut += len(ids) == ROW
             pairs = set(pairwise(ids))
             for i in counted:
                 assert tokenizer.decode(ids[i - 1]) == " is"
@@ -121,7 +130,7 @@ def test_tables_count_what_can_be_looked_up(tokenizer, words_only):
 
 def test_only_what_can_be_inferred_counts(tokenizer):
     told = list(stories("train", 60))
-    rows = documents_of(train.inferred_rows(tokenizer, told))
+    rows = documents_of(inferred_rows(tokenizer, told))
     counted = {tokenizer.decode(ids): [t for t in labels if t != -100] for ids, labels in rows}
     words = {s.text: [s.text[m.start : m.end] for m in s.inferred] for s in told if s.inferred}
     assert {text: tokenizer.decode(ids).split() for text, ids in counted.items()} == words
@@ -131,7 +140,7 @@ def test_only_what_can_be_inferred_counts(tokenizer):
 @pytest.mark.parametrize("begun", [False, True])
 def test_documents_are_ended_and_begun_too_if_asked(tokenizer, begun):
     texts = ["Mia had a kite.", "Tom had none."]
-    rows = [ids for ids, _ in documents_of(train.read_rows(tokenizer, texts, begun))]
+    rows = [ids for ids, _ in documents_of(read_rows(tokenizer, texts, begun))]
     mark = "<|endoftext|>"
     assert [tokenizer.decode(ids) for ids in rows] == [begun * mark + t + mark for t in texts]
 
@@ -152,23 +161,23 @@ def test_a_stage_has_all_that_it_names_and_takes_each_text_once(tokenizer):
     assert same(
         first,
         7,
-        train.table_rows(tokenizer, 4, 7),
-        train.read_rows(tokenizer, texts[:1], begun=True),
-        train.talk_rows(tokenizer, talks),
-        train.inferred_rows(tokenizer, stories("train", 30, 7)),
+        table_rows(tokenizer, 4, 7),
+        read_rows(tokenizer, texts[:1], begun=True),
+        talk_rows(tokenizer, talks),
+        inferred_rows(tokenizer, stories("train", 30, 7)),
     )
     second = train.Stage(SHORT, tables=4, words_only=True, documents=1, drills=4, easy=False)
     assert same(
         second,
         8,
-        train.table_rows(tokenizer, 4, 8, words_only=True),
-        train.read_rows(tokenizer, texts[1:2]),
-        train.talk_rows(tokenizer, drills("train", 4, 8, easy=False)),
+        table_rows(tokenizer, 4, 8, words_only=True),
+        read_rows(tokenizer, texts[1:2]),
+        talk_rows(tokenizer, drills("train", 4, 8, easy=False)),
     )
 
 
 def test_glue_is_single_tokens(tokenizer):
-    assert [text for text in train.GLUE if len(tokenizer.encode(text)) > 1] == []
+    assert [text for text in GLUE if len(tokenizer.encode(text)) > 1] == []
 
 
 def test_tokens_that_are_not_read_keep_their_embeddings():
@@ -188,7 +197,7 @@ def test_tokens_that_are_not_read_keep_their_embeddings():
 
 
 def test_words_of_the_world_are_single_tokens(tokenizer):
-    words = tokenizer.convert_ids_to_tokens(train.words_of_the_world(tokenizer))
+    words = tokenizer.convert_ids_to_tokens(words_of_the_world(tokenizer))
     assert len(words) == len(set(words)) > 100
     assert {"Ġkite", "Ġred", "ĠMia", "Ġsmall"} <= set(words)
 
