@@ -1,8 +1,8 @@
 """The recipe of the shipped checkpoint: `python -m qwen2_edu.tiny.train`.
 
-A vocabulary is learned from the small world, a model reads its stories, then learns to chat about
-them. Killed and called again, it goes on where it stood. Everything is written to one folder, in
-the layout of a release, with the log of every step.
+A vocabulary is learned from the small world, a model reads its stories, learns to chat about them,
+and to tell some itself. Killed and called again, it goes on where it stood. Everything is written
+to one folder, in the layout of a release, with the log of every step.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Stage(NamedTuple):
     that their first word counts. easy: its drills, see `drills`. told: conversations that ask for a
     story. inferred: stories of which only those words count that follow from others.
 
-    Every stage goes on with some of what came before it, or that is forgotten within some hundred
-    steps.
+    Every stage but the short "inferring" goes on with some of what came before it, or that is
+    forgotten within some hundred steps.
     """
 
     settings: TrainingSettings
