@@ -17,7 +17,7 @@ from ..tokenizer_fast import Qwen2TokenizerFast
 from .words import ANIMALS, COLOURS, NAMES, NUMBERS, PLACES, SIZES, THINGS, TREATS
 from .world import Story
 
-ROW = 256  # T, of a training row; the longest conversation has some 240 tokens
+ROW = 256  # T, of a training row; nearly every conversation fits
 # What stands between the words of a table, as in a story or a chat.
 GLUE = [",", ".", "!", "?", "\n", "The", "What", "Who", "<|im_end|>", "<|im_start|>"]
 GLUE += [f" {word}" for word in "The But a an the and or had has was in on to of".split()]
@@ -65,8 +65,9 @@ def table_rows(
 ) -> dict[str, torch.Tensor]:
     """Rows of n tables, something said again in another way; only what can be looked up counts.
 
-    Half of the tables have words of the world, with which looking up is learned soon, and half any
-    tokens but special ones, so that it is learned as such. What is said again comes in three ways:
+    Half of the tables have words of the world (words_only: all of them), with which looking up is
+    learned soon, and half any tokens but special ones, so that it is learned as such. What is said
+    again comes in three ways:
 
     - an echo, "a b c d a b c d": an induction head foresees it;
     - turned, "a b c d d c b a", pairs turned round and in another order: who comes to "d" has to

@@ -2,7 +2,7 @@
 
 A vocabulary is learned from the small world, a model reads its stories, learns to chat about them,
 and to tell some itself. Killed and called again, it goes on where it stood. Everything is written
-to one folder, in the layout of a release, with the log of every step.
+to one folder, in the layout of a release, with its log.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CONFIG = {
     "tie_word_embeddings": True,
     "use_sliding_window": True,
     "max_window_layers": 4,
-    "sliding_window": 64,  # a story has 71 to 155 tokens
+    "sliding_window": 64,  # a story has some 70 to 160 tokens
 }
 
 
@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 
     words_only: of its tables, see `table_rows`. begun: its documents begin with <|endoftext|>, so
     that their first word counts. easy: its drills, see `drills`. told: conversations that ask for a
-    story. inferred: stories of which only those words count that follow from others.
+    story. inferred: stories of which only what can be inferred counts, see `inferred_rows`.
 
     Every stage but the short "inferring" goes on with some of what came before it, or that is
     forgotten within some hundred steps.
@@ -254,8 +254,9 @@ def make(
 
     torch.manual_seed(0)
     config = Qwen2Config(**CONFIG, attn_implementation="eager" if device == "cpu" else "sdpa")
-    model = Qwen2ForCausalLM(config).to(device)
-    lead_attention(model)
+    model = Qwen2ForCausalLM(config)
+    lead_attention(model)  # on the CPU, so that every device begins with the same numbers
+    model.to(device)
     for layer in model.model.layers if compiled else ():
         layer.compile()  # one after the other: faster on a CPU by a quarter, and soon compiled
 
@@ -309,7 +310,7 @@ def export(
         temperature=0.7,
         top_k=20,
         top_p=0.8,
-        max_new_tokens=256,  # a story has at most 155, and with it the conversation fits
+        max_new_tokens=256,  # a story has at most some 160
         repetition_penalty=1.0,  # an answer repeats words of the story: no penalty for that
         bos_token_id=end,
         eos_token_id=[im_end, end],

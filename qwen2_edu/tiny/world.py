@@ -8,8 +8,8 @@ Everything is deterministic: the same seed gives the same story on every machine
 here, from `words.py` and `plots.py`; nothing is taken from anywhere else.
 
 Training and held-out stories differ in who meets what. A *pairing* of a name and a thing belongs to
-one side by its sha256: no training story holds a held-out pairing, and in every held-out story the
-first person and the first thing are one. So no held-out story can be a training story.
+one side by its sha256: no training story holds a held-out pairing, and in every held-out story its
+A and its T, the roles that every plot has, are one. So no held-out story can be a training story.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ Without a GPU these tests fail, they do not skip: who asks for this lane wants t
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -16,6 +18,8 @@ from qwen2_edu import (
     StaticCache,
     capture,
 )
+from qwen2_edu.tiny import train
+from qwen2_edu.training import TrainingSettings
 from qwen2_edu.viz import attention_explorer
 
 pytestmark = pytest.mark.cuda
@@ -139,3 +143,16 @@ def test_explorer_of_a_model_on_the_gpu():
     shown = attention_explorer(model, tokenizer, given, max_new_tokens=3, do_sample=False)
     assert "3 generated tokens" in repr(shown)
     assert "8 layers of 8 query heads" in shown.to_html()
+
+
+def test_the_recipe_of_the_shipped_checkpoint_runs(tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    monkeypatch.setattr(train, "learn_vocabulary", lambda: tokenizer)
+    monkeypatch.setattr(train, "HELD_OUT", 8)
+    stage = train.Stage(TrainingSettings(steps=2), tables=40, words_only=True)
+    folder = train.make(
+        tmp_path, stages={"copying": stage}, device="cuda", compiled=False, progress=False
+    )
+    log = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2] and log[-1]["held_out_loss"] < 12
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
