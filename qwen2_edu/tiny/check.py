@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from .facts import Question
-from .grammar import KNOWN, PLOTS, Beat, Plot
+from .grammar import KNOWN, PLOTS, SUMS, Beat, Plot
 from .words import KEY, KIND_OF_ROLE, NUMBERS, THINGS
 from .world import Mention, Story, Told, normalise
 
@@ -111,7 +111,7 @@ def read(text: str) -> tuple[Story, list[str]]:
         for role, words in best.cast.items()
         if "number" in words
     }
-    for total, part, rest in next(plot.sums for plot in PLOTS if plot.name == best.plot):
+    for total, part, rest in SUMS[best.plot]:
         if total in number and part in number:
             left = number[total] - number[part]
             if left != number.get(rest, left):

@@ -9,15 +9,16 @@ small function, or just say hello.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .aligned import aligned
 from .check import silent_question
 from .documents import any_story, ask, first_turn, mixed
+from .facts import Question
 from .functions import function
 from .grammar import MOODS
 from .words import THINGS
-from .world import pick, split_of
+from .world import Story, pick, split_of
 
 Message = dict[str, str]
 
@@ -43,11 +44,16 @@ def turns(*texts: str) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def _ask_turns(rng: random.Random, split: str) -> list[Message]:
-    told = any_story(rng, split)
-    first, *more = ask(told, rng, split, pick(rng, (1, 2, 2, 3, 4)))
+def asked_turns(told: Story, questions: Sequence[Question]) -> list[Message]:
+    """A text with its first question, the answer, and the other questions with theirs."""
+    first, *more = questions
     texts = [first_turn(told, first), first.answer]
     return turns(*texts, *(text for q in more for text in (q.text, q.answer)))
+
+
+def _ask_turns(rng: random.Random, split: str) -> list[Message]:
+    told = any_story(rng, split)
+    return asked_turns(told, ask(told, rng, split, pick(rng, (1, 2, 2, 3, 4))))
 
 
 def _tell_turns(rng: random.Random, split: str) -> list[Message]:

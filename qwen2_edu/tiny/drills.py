@@ -16,8 +16,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .conversations import Message, turns
-from .documents import ask, first_turn
+from .conversations import Message, asked_turns, turns
+from .documents import ask
 from .facts import Facts, Question, about_look
 from .grammar import KNOWN, PLOTS, Pattern
 from .words import COLOURS, NAMES, PLACES, SIZES, THINGS
@@ -117,8 +117,7 @@ def _asked(rng: random.Random, split: str, easy: bool) -> list[Message]:
         if asked and room < 0:
             break
         asked.append(question)
-    texts = [first_turn(told, asked[0]), asked[0].answer]
-    return turns(*texts, *(text for q in asked[1:] for text in (q.text, q.answer)))
+    return asked_turns(told, asked)
 
 
 def _roll_call(rng: random.Random, split: str, easy: bool) -> list[Message]:
@@ -134,19 +133,21 @@ def _roll_call(rng: random.Random, split: str, easy: bool) -> list[Message]:
     }
     told = " ".join(f"{who} had a {size} {c} {noun}." for noun, (who, size, c) in rows.items())
     texts = []
-    if not easy:
+    if easy:
+        for what in _different(rng, ["size", "colour", "owner"], 3):
+            most = 1 if what == "owner" else len(nouns)
+            wanted = _different(rng, nouns, pick(rng, range(1, most + 1)))
+            listed = " and ".join(f"the {noun}" for noun in wanted)
+            if what == "owner":
+                answers = [f"{rows[noun][0]} has the {noun}." for noun in wanted]
+            else:
+                column = 1 if what == "size" else 2
+                answers = [f"The {noun} is {rows[noun][column]}." for noun in wanted]
+            question = f"Who has {listed}?" if what == "owner" else f"What {what} is {listed}?"
+            texts += question, " ".join(answers)
+    else:
         for noun in _different(rng, nouns, len(nouns)):
             texts += f"Who has the {noun} now?", f"{rows[noun][0]} has the {noun}."
-    for what in _different(rng, ["size", "colour", "owner"], 3) if easy else ():
-        most = 1 if what == "owner" else len(nouns)
-        wanted = _different(rng, nouns, pick(rng, range(1, most + 1)))
-        listed = " and ".join(f"the {noun}" for noun in wanted)
-        if what == "owner":
-            answers = [f"{rows[noun][0]} has the {noun}." for noun in wanted]
-        else:
-            answers = [f"The {noun} is {rows[noun][1 + (what == 'colour')]}." for noun in wanted]
-        ask = f"Who has {listed}?" if what == "owner" else f"What {what} is {listed}?"
-        texts += ask, " ".join(answers)
     return turns(f"{told}\n\n{texts[0]}", *texts[1:])
 
 

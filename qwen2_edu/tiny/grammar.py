@@ -137,4 +137,5 @@ def _plot(text: str) -> Plot:
 
 
 PLOTS = [_plot(text) for text in plots.PLOTS.strip().split("\n\n")]
+SUMS = {plot.name: plot.sums for plot in PLOTS}
 MOODS = sorted({mood for plot in PLOTS for mood, _ in plot.endings})

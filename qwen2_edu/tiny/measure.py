@@ -197,11 +197,11 @@ def training_texts(stages: Sequence[Stage]) -> Iterator[str]:
     """
     for text in documents("train", sum(stage.documents for stage in stages)):
         yield text.split("\n\n")[0]
+    for seed, stage in enumerate(stages):
+        yield from (story.text for story in stories("train", stage.inferred, seed))
     talks = [conversations("train", sum(stage.conversations for stage in stages))]
     for seed, stage in enumerate(stages):
         talks.append(conversations("train", stage.told, seed, kinds=("tell",)))
-        for story in stories("train", stage.inferred, seed):
-            yield story.text
     for talk in chain(*talks):
         for message in talk[:2]:  # a story is given first, or told in the first answer
             yield message["content"].split("\n\n")[0]
@@ -240,6 +240,7 @@ def held_out_losses(
     def pieces(split: str, n: int, seed: int) -> list[list[int]]:
         end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         whole = [[*ids, end] for ids in tokenizer(list(documents(split, n, seed)))["input_ids"]]
+        # A longer document is cut, for the model and for the n-grams alike.
         return [ids[i : i + ROW] for ids in whole for i in range(0, len(ids), ROW)]
 
     held_out, counting = pieces("heldout", n, seed), pieces("train", n_training, 0)

@@ -39,18 +39,14 @@ def inferred_rows(tokenizer: Qwen2TokenizerFast, told: Iterable[Story]) -> dict[
     They are one word in three hundred, and beside the others they teach too little: after some
     seventy thousand stories they were still guessed. Alone they are learned in 300 steps.
     """
-    ids, labels = [], []
-    for story in (story for story in told if story.inferred):
-        encoded = tokenizer(story.text, return_offsets_mapping=True)
+    told = [story for story in told if story.inferred]
+    encoded = tokenizer([story.text for story in told], return_offsets_mapping=True)
+    documents, labels = encoded["input_ids"], []
+    for story, ids, offsets in zip(told, documents, encoded["offset_mapping"], strict=True):
         counted = {mention.end for mention in story.inferred}
-        ids.append(encoded["input_ids"])
-        labels.append(
-            [
-                token if end in counted else -100
-                for token, (_, end) in zip(ids[-1], encoded["offset_mapping"], strict=True)
-            ]
-        )
-    return pack(ids, ROW, labels)
+        pairs = zip(ids, offsets, strict=True)
+        labels.append([token if end in counted else -100 for token, (_, end) in pairs])
+    return pack(documents, ROW, labels)
 
 
 def words_of_the_world(tokenizer: Qwen2TokenizerFast) -> list[int]:

@@ -24,7 +24,7 @@ from itertools import product
 from typing import NamedTuple, TypeVar
 
 from .facts import Facts, Question, about_look
-from .grammar import MOODS, PLOTS, Plot
+from .grammar import MOODS, PLOTS, SUMS, Plot
 from .words import KEY, KIND_OF_ROLE, NAMES, NUMBERS, TAG_OF_ATTRIBUTE, THINGS, TREATS, WORDS
 
 SPLITS = ("train", "heldout")
@@ -138,12 +138,11 @@ class Story:
         """The prepositions and numbers that follow from what stands before them: "under", where the
         bridge was named already; a number told again; the last told of three that make a sum.
         """
-        sums = next(plot.sums for plot in PLOTS if plot.name == self.plot)
         found, seen = [], set()
         for mention in self.mentions:
             role, attribute = mention.role, mention.attribute
             if attribute in ("prep", "number"):
-                rest = (set(one) - {role} for one in sums if role in one)
+                rest = (set(one) - {role} for one in SUMS[self.plot] if role in one)
                 if role in seen or any(others <= seen for others in rest):
                     found.append(mention)
             seen.add(role)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Figure:
     """
     stages = list(dict.fromkeys(line["stage"] for line in log))
     columns = min(3, len(stages))
-    rows = -(-len(stages) // columns)
+    rows = math.ceil(len(stages) / columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), dpi=100, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, stage in zip(panels, stages, strict=False):

@@ -130,10 +130,7 @@ def test_what_is_inferred_follows_from_what_stands_before(told):
         starts = {m.start for m in s.inferred}
         numbers = []  # the roles of those before
         for m in s.mentions:
-            if m.attribute in (
-                "prep",
-                "Prep",
-            ):  # "Under the bridge": it begins, and follows from none
+            if m.attribute in ("prep", "Prep"):
                 place = s.text[m.end :].split()[1].strip('.,;:!?"')
                 assert place == s.cast[m.role]["place"]
                 follows = place in s.text[: m.start]
