@@ -9,10 +9,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from .chat import check_messages
-from .chat_templates import compile_template, render
+from .text.templates import compile_template, render
 
 if TYPE_CHECKING:
-    from .batching import BatchEncoding
+    from .text.batching import BatchEncoding
     from .tokenizer_base import TokenizerBase
 
 
@@ -76,7 +76,7 @@ def apply_chat_template(
         raise ValueError(
             "this chat template does not read `tools`: use one that does, as Qwen2.5's, with "
             'AutoTokenizer.from_pretrained("qwen2", chat_template='
-            "qwen2_edu.chat_templates.QWEN2_5_TEMPLATE)"
+            "qwen2_edu.text.templates.QWEN2_5_TEMPLATE)"
         )
     for name in variables:
         if name not in names:

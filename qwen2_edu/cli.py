@@ -45,7 +45,7 @@ Stop = option(list[str] | None, "Stop after this text; may be given several time
 def load(ctx: typer.Context) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer and settings of a call. A download shows its progress."""
     from . import AutoModelForCausalLM, AutoTokenizer
-    from .generation_config import OPTIONS
+    from .decoding.settings import OPTIONS
     from .hub import resolve
 
     given = ctx.params

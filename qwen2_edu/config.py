@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .common import did_you_mean, write_whole
+from .checks import did_you_mean, write_whole
 from .hub import resolve
 
 FULL, SLIDING = "full_attention", "sliding_attention"

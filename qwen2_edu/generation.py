@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from . import sampling
-from .beam import beam_search
 from .cache import Cache
-from .generation_config import GenerationConfig
-from .generation_request import Request, prepare
-from .generation_settings import effective_settings
-from .streaming import StopStrings, TextPieces
+from .decoding.beam import beam_search
+from .decoding.effective import effective_settings
+from .decoding.request import Request, prepare
+from .decoding.settings import GenerationConfig
+from .decoding.streaming import StopStrings, TextPieces
 
 __all__ = ["GenerationConfig", "effective_settings", "generate", "stream", "stream_ids"]
 

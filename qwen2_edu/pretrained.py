@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checksums import verify_files
-from .common import did_you_mean
+from .checks import did_you_mean
 from .config import FIELDS, OPTIONAL, Qwen2Config
-from .devices import choose_device
-from .generation_config import GenerationConfig
-from .hub import resolve
-from .layers import RMSNorm
-from .saving import replacing, write_weights
-from .weights import (
+from .decoding.settings import GenerationConfig
+from .files.checksums import verify_files
+from .files.devices import choose_device
+from .files.saving import replacing, write_weights
+from .files.weights import (
     FLOATS,
     INDEX,
     find_weights,
     load_weights,
 )
+from .hub import resolve
+from .layers import RMSNorm
 
 CONFIG_FIELDS = {*FIELDS, *OPTIONAL, "num_labels", "rope_parameters", "classifier_dropout"}
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, DynamicCache
+from .decoding.effective import effective_settings
+from .decoding.settings import GenerationConfig
+from .decoding.streaming import TextPieces
 from .generation import stream_ids
-from .generation_config import GenerationConfig
-from .generation_settings import effective_settings
-from .streaming import TextPieces
 
 
 class ChatSession:

@@ -17,12 +17,14 @@ import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import chat_encoding, tokenizer_files, tokenizer_saving
-from .added_tokens import AddedToken
-from .batching import NO_LIMIT, BatchEncoding, batch, one_of
-from .common import did_you_mean
-from .normalization import check_text, origins_of
-from .vocabulary import Vocabulary
+from . import chat_encoding
+from .checks import did_you_mean
+from .text import files as tokenizer_files
+from .text import saving as tokenizer_saving
+from .text.batching import NO_LIMIT, BatchEncoding, batch, one_of
+from .text.normalization import check_text, origins_of
+from .text.runs import AddedToken
+from .text.vocabulary import Vocabulary
 
 # What transformers knows as an option of from_pretrained, and what stands in its place here.
 _INSTEAD = {

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
-from .training_state import Run, identity
 
 PRECISIONS = ("auto", "fp32", "bf16")
 Batch = Mapping[str, Tensor]  # used as model(**batch)

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .checksums import file_hash
 from .config import Qwen2Config
+from .files.checksums import file_hash
+from .files.weights import find_weights
 from .hub import resolve
-from .weights import find_weights
 
 FACTS = Path(__file__).parent / "released.json"
 

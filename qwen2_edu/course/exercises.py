@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..common import did_you_mean
+from ..checks import did_you_mean
 from .lesson import current_lesson
 from .verdicts import difference, kind, short
 

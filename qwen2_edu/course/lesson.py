@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from ..common import did_you_mean
+from ..checks import did_you_mean
 
 LESSONS = (
     "00_tour",

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..behaviour import Heads, find_heads
-from ..common import write_whole
+from ..checks import write_whole
 from ..model import Qwen2ForCausalLM
 from ..terminal import say
 from ..tokenizer_base import TokenizerBase

@@ -20,13 +20,13 @@ import torch
 import typer
 
 from .. import bpe
-from ..chat_templates import QWEN2_TEMPLATE
-from ..common import write_whole
+from ..checks import write_whole
 from ..config import Qwen2Config
-from ..generation_config import GenerationConfig
+from ..decoding.settings import GenerationConfig
 from ..model import Qwen2ForCausalLM
 from ..packing import Shuffled, in_order
 from ..rope import rope_frequencies
+from ..text.templates import QWEN2_TEMPLATE
 from ..tokenizer_fast import Qwen2TokenizerFast
 from ..training import TrainingSettings, train
 from .conversations import conversations

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import sampling as functions
 from ..config import Qwen2Config
-from ..generation_settings import effective_settings
+from ..decoding.effective import effective_settings
 from ..tokenizer_base import TokenizerBase
 from .labels import token_labels
 from .palette import BLUE, CSS, GREEN, ORANGE, PURPLE, SKY, tint

@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2_edu.chat_templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
+from qwen2_edu.text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
 from qwen2_edu.tokenizer import Qwen2Tokenizer
 from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2_edu import chat
-from qwen2_edu.added_tokens import AddedToken
-from qwen2_edu.chat_templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE, render
+from qwen2_edu.text.runs import AddedToken
+from qwen2_edu.text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE, render
 from qwen2_edu.tokenizer import Qwen2Tokenizer
 
 common = settings(deadline=None, max_examples=150, derandomize=True)
@@ -478,7 +478,7 @@ def test_template_errors(fast, template, message):
             ValueError,
             "return_dict=True",
         ),
-        ({"tools": [TOOL]}, ValueError, "does not read `tools`.*chat_templates.QWEN2_5_TEMPLATE"),
+        ({"tools": [TOOL]}, ValueError, "does not read `tools`.*text.templates.QWEN2_5_TEMPLATE"),
         ({"padding_side": "top"}, ValueError, "padding_side must be one of"),
         (
             {"add_generation_promt": True},

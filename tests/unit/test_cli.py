@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from qwen2_edu import ChatSession, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast, costs
 from qwen2_edu.bpe import train
-from qwen2_edu.chat_templates import QWEN2_TEMPLATE
 from qwen2_edu.cli import app
 from qwen2_edu.generation import generate, stream
 from qwen2_edu.terminal import show_table, show_tokens, visible
+from qwen2_edu.text.templates import QWEN2_TEMPLATE
 from qwen2_edu.verify import Check
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen2_edu.common import did_you_mean, write_whole
+from qwen2_edu.checks import did_you_mean, write_whole
 
 
 def test_hints():

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from qwen2_edu import DynamicCache, GenerationConfig, Qwen2ForCausalLM, Qwen2Tokenizer, StaticCache
-from qwen2_edu.batching import BatchEncoding
+from qwen2_edu.decoding.streaming import StopStrings, TextPieces, TextStreamer
 from qwen2_edu.generation import effective_settings, generate, stream, stream_ids
 from qwen2_edu.model import CausalLMOutput
-from qwen2_edu.streaming import StopStrings, TextPieces, TextStreamer
+from qwen2_edu.text.batching import BatchEncoding
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -147,7 +147,7 @@ def test_neutral_values_of_what_is_not_offered_are_accepted(ascii_model, recwarn
 
 def test_every_option_of_transformers_is_known(ascii_model):
     """With the values a fresh GenerationConfig of transformers has, nothing is refused."""
-    from qwen2_edu.generation_settings import NEUTRAL
+    from qwen2_edu.decoding.effective import NEUTRAL
 
     theirs = transformers.GenerationConfig._get_default_generation_params()
     for name, value in theirs.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qwen2_edu import Qwen2ForCausalLM
-from qwen2_edu.checksums import file_hash
+from qwen2_edu.files.checksums import file_hash
 from qwen2_edu.hub import resolve
 
 COMMIT, OLD = "c0ffee" + "0" * 34, "ba5e" + "1" * 36

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2_edu import Qwen2ForCausalLM, Qwen2TokenizerFast
-from qwen2_edu.chat_templates import QWEN2_TEMPLATE
 from qwen2_edu.packing import Shuffled, chat_documents, in_order, pack
+from qwen2_edu.text.templates import QWEN2_TEMPLATE
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 CONVERSATIONS = [

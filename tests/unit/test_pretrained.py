@@ -19,10 +19,9 @@ from qwen2_edu import (
     Qwen2ForSequenceClassification,
     Qwen2ForTokenClassification,
     Qwen2Model,
-    devices,
-    saving,
 )
-from qwen2_edu.checksums import file_hash, write_sums
+from qwen2_edu.files import devices, saving
+from qwen2_edu.files.checksums import file_hash, write_sums
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CLASSES = [

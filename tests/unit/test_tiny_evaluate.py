@@ -21,7 +21,7 @@ from qwen2_edu import (
     bpe,
 )
 from qwen2_edu.behaviour import Heads
-from qwen2_edu.chat_templates import QWEN2_TEMPLATE
+from qwen2_edu.text.templates import QWEN2_TEMPLATE
 from qwen2_edu.tiny import evaluate as ev
 from qwen2_edu.tiny import heads, measure
 from qwen2_edu.tiny.check import check_story, find_question

@@ -16,9 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2_edu import bpe, tokenizer_files, tokenizer_saving
-from qwen2_edu.added_tokens import AddedToken
-from qwen2_edu.normalization import CLUSTER
+from qwen2_edu import bpe
+from qwen2_edu.text import files as tokenizer_files
+from qwen2_edu.text import saving as tokenizer_saving
+from qwen2_edu.text.normalization import CLUSTER
+from qwen2_edu.text.runs import AddedToken
 from qwen2_edu.tokenizer import Qwen2Tokenizer
 from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen2_edu import Qwen2ForCausalLM, Qwen2ForTokenClassification, training, training_state
+from qwen2_edu import Qwen2ForCausalLM, Qwen2ForTokenClassification, training
+from qwen2_edu.files import training_state
 from qwen2_edu.packing import Shuffled
 from qwen2_edu.training import TrainingSettings, train
 

@@ -18,8 +18,8 @@ from qwen2_edu import (
     Qwen2ForTokenClassification,
     Qwen2Model,
 )
-from qwen2_edu.saving import parse_size
-from qwen2_edu.weights import open_safetensors
+from qwen2_edu.files.saving import parse_size
+from qwen2_edu.files.weights import open_safetensors
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "hub_and_safetensors.json"
 CASES = json.loads(GOLDENS.read_text())["safetensors_malformed"]["cases"]

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .bpe import PATTERN, merges_of, text_to_token
-from .chat_templates import QWEN2_TEMPLATE
+from ..bpe import PATTERN, merges_of, text_to_token
+from .templates import QWEN2_TEMPLATE
 
 RELEASED_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 # What Qwen2's own tokenizer_config.json says, as of Qwen2-0.5B-Instruct.

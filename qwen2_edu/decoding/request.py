@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cache import Cache, DynamicCache, StaticCache
-from .generation_config import GenerationConfig
-from .generation_settings import check_type, effective_settings, warn_caller
+from ..cache import Cache, DynamicCache, StaticCache
+from .effective import check_type, effective_settings, warn_caller
+from .settings import GenerationConfig
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import sampling
+from .. import sampling
 
 
 def take(x: Tensor, choice: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .common import write_whole
+from ..checks import write_whole
 
 # What holds when neither the call nor the model says otherwise; the values of transformers 5.
 DEFAULTS: dict[str, Any] = {

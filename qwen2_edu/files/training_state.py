@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .pretrained import Qwen2PreTrainedModel
+from ..pretrained import Qwen2PreTrainedModel
 
 STATE, LOG = "state.safetensors", "training.jsonl"
 

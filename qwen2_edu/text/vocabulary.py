@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .added_tokens import AddedToken, Finder
+from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
 from .batching import one_of
-from .bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
+from .runs import AddedToken, Finder
 
 
 def _part(name: str) -> tuple[property, property]:

@@ -7,8 +7,8 @@ import warnings
 from numbers import Integral, Real
 from typing import Any
 
-from .common import did_you_mean
-from .generation_config import DEFAULTS, OPTIONS, GenerationConfig
+from ..checks import did_you_mean
+from .settings import DEFAULTS, OPTIONS, GenerationConfig
 
 # Options of transformers that are not offered here, with the value at which they do nothing.
 NEUTRAL: dict[str, Any] = {
@@ -99,8 +99,8 @@ def check_type(name: str, value: Any, kind: type, said: str) -> None:
 
 def warn_caller(text: str) -> None:
     """Warn at the line that called the package, however deep in it we are."""
-    level, frame = 1, sys._getframe()
-    while frame and frame.f_globals.get("__package__") == __package__:
+    ours, level, frame = __package__.split(".")[0], 1, sys._getframe()
+    while frame and (frame.f_globals.get("__package__") or "").split(".")[0] == ours:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
 

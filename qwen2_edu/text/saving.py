@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bpe import token_to_text
-from .tokenizer_files import FIXED, MODEL, NAMED, STEPS
+from ..bpe import token_to_text
+from .files import FIXED, MODEL, NAMED, STEPS
 
 if TYPE_CHECKING:
-    from .tokenizer_base import TokenizerBase
+    from ..tokenizer_base import TokenizerBase
 
 
 def write_vocabulary(

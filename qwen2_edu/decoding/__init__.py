@@ -1,0 +1,1 @@
+"""What generation stands on: settings, beam search, text as it comes."""

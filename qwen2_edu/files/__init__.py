@@ -1,0 +1,1 @@
+"""What loading and saving stand on: weights, hashes, devices, whole files."""

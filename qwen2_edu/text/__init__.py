@@ -1,0 +1,1 @@
+"""What a tokenizer stands on: cutting a text, the tokens there are, batches, files, templates."""
