@@ -1,10 +1,16 @@
-"""What several files need: a hint for a misspelt name, and a file that is written whole."""
+"""What callers pass, checked in one way: names, choices, numbers, ids; where a warning points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import sys
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
@@ -18,10 +24,92 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: f
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file under a temporary name and rename it: a reader finds the old one or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_bytes(data)
-    draft.replace(path)
-    return path
+def refuse_unknown(
+    what: str,
+    given: Iterable[str],
+    known: Collection[str],
+    instead: Mapping[str, str] | None = None,
+) -> None:
+    """Raise TypeError for the first option that `what` does not have, with the way out.
+
+    Args:
+        instead: {option that people know from elsewhere: what to do here}.
+    """
+    for name in given:
+        if name not in known:
+            listed = "the options are " + ", ".join(sorted(known))
+            hint = (instead or {}).get(name) or did_you_mean(name, known, listed)
+            raise TypeError(f"{what} has no option {name!r}: {hint}")
+
+
+def one_of(what: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """`value` if it is allowed, else a ValueError that lists what is."""
+    if not any(value is x or (isinstance(value, str) and value == x) for x in allowed):
+        raise ValueError(f"{what} must be one of {list(allowed)}, not {value!r}")
+    return value
+
+
+class Range(NamedTuple):
+    """Which numbers are allowed: from `low` to `high`, both included unless `above` is set, which
+    leaves `low` out.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+
+    def __str__(self) -> str:
+        low, high, whole, above = self
+        noun = "an integer" if whole else "a number"
+        if high < math.inf:
+            return f"{noun} in {'(' if above else '['}{low:g}, {high:g}]"
+        if low == -math.inf:
+            return noun
+        if above:
+            return f"{noun} above {low:g}"
+        return "a positive integer" if whole and low == 1 else f"{noun}, {low:g} or more"
+
+
+def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """Raise ValueError for the first value that is out of its range; None stands for "not said"."""
+    for name, allowed in ranges.items():
+        value = values[name]
+        if value is None:
+            continue
+        number = isinstance(value, Integral if allowed.whole else Real)
+        within = number and not isinstance(value, bool) and allowed.low <= value <= allowed.high
+        if not within or (allowed.above and value == allowed.low):
+            raise ValueError(f"{name} must be {allowed}, not {value!r}")
+
+
+def check_ids(input_ids: Any, vocab_size: int, values: bool = True) -> None:
+    """Refuse what is no integer tensor (B, T), or holds ids beyond the vocabulary.
+
+    Args:
+        values: look at the ids too; on a GPU that waits for it.
+    """
+    if not isinstance(input_ids, Tensor):
+        hint = 'a tokenizer makes one with return_tensors="pt"'
+        if isinstance(input_ids, Mapping):
+            hint = "pass **inputs, or inputs.input_ids"
+        kind = type(input_ids).__name__
+        raise TypeError(f"input_ids must be a tensor (B, T), not a {kind}: {hint}")
+    shape, whole = tuple(input_ids.shape), not input_ids.dtype.is_floating_point
+    if len(shape) != 2 or 0 in shape or not whole or input_ids.dtype.itemsize < 4:
+        raise ValueError(f"input_ids must be integers (B, T), not {input_ids.dtype} {shape}")
+    if values:
+        low, high = (int(end) for end in input_ids.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"input_ids hold {low if low < 0 else high}; this model's ids are 0 to "
+                f"{vocab_size - 1}: is this tokenizer the model's?"
+            )
+
+
+def warn_caller(text: str) -> None:
+    """Warn at the line that called the package, however deep in it we are."""
+    ours, level, frame = __package__.split(".")[0], 1, sys._getframe()
+    while frame and (frame.f_globals.get("__package__") or "").split(".")[0] == ours:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
