@@ -50,7 +50,7 @@ bench: $(STAMP) ## measure, beside transformers, tokenizers and tiktoken in the 
 
 verify-released: $(STAMP) ## MODEL=Qwen/Qwen2-0.5B: compare weights with recorded facts (or GOLDENS=file)
 	@[ -n "$(MODEL)" ] || { echo "Say which model: make verify-released MODEL=Qwen/Qwen2-0.5B"; exit 2; }
-	@$(RUN) -m qwen2_edu.verify "$(MODEL)" $(if $(GOLDENS),--goldens "$(GOLDENS)")
+	@$(RUN) -m qwen2_edu verify "$(MODEL)" $(if $(GOLDENS),--goldens "$(GOLDENS)")
 
 test-cuda: $(STAMP) ## parity and generation on a GPU; fails without one
 	@$(RUN) -c 'import torch, sys; torch.cuda.is_available() or sys.exit( \

@@ -27,8 +27,7 @@ import tiktoken
 import tokenizers
 
 from qwen2_edu import bpe
-from qwen2_edu.tokenizer import Qwen2Tokenizer
-from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
 PASSES = 5
 PHRASES = [

@@ -13,8 +13,7 @@ from .heads import (
 )
 from .model import Qwen2ForCausalLM, Qwen2Model
 from .session import ChatSession
-from .tokenizer import Qwen2Tokenizer
-from .tokenizer_fast import Qwen2TokenizerFast
+from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
 # One architecture, so "auto" has nothing to choose: the Hugging Face page's snippet runs with its
 # import line changed.

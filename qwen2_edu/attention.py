@@ -7,13 +7,16 @@ is grouped-query attention.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
 from .cache import Cache
-from .config import Qwen2Config
+from .config import ATTENTIONS, Qwen2Config
 from .rope import apply_rope
 
 
@@ -79,14 +82,18 @@ def sdpa_attention(
     )
 
 
-BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
+BACKENDS = dict(zip(ATTENTIONS, (sdpa_attention, eager_attention), strict=True))
+
+# The records of the `capture`s around a call. They belong to its context, not to the model, so
+# threads that share a model do not see each other's maps.
+RECORDS: ContextVar[tuple[Any, ...]] = ContextVar("records", default=())
 
 
 class Qwen2Attention(nn.Module):
     """Grouped-query attention with rotary positions; biases on q, k and v, none on the output.
 
-    `attend` is the backend, `(q, k, v, mask, scale, dropout) -> out`; `capture` swaps it to record
-    the weights.
+    `attend` is the backend, `(q, k, v, mask, scale, dropout) -> out`. While someone records, the
+    eager formula takes its place, and hands over its weights.
 
     Source: Qwen2 Technical Report, arXiv:2407.10671, section 2.2.1.
     """
@@ -122,7 +129,13 @@ class Qwen2Attention(nn.Module):
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)  # (B, G, S, D)
-        out = self.attend(
-            q, k, v, mask, self.head_dim**-0.5, self.dropout if self.training else 0.0
-        )
+        scale, dropout = self.head_dim**-0.5, self.dropout if self.training else 0.0
+        records = () if torch.compiler.is_compiling() else RECORDS.get()
+        if watching := [record for record in records if self in record.layers]:
+            weights = attention_weights(q, k, mask, scale)
+            for record in watching:
+                record.attentions.append(weights)
+            out = weighted_values(drop(weights, dropout) if dropout else weights, v)
+        else:
+            out = self.attend(q, k, v, mask, scale, dropout)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, H*D) -> (B, T, E)

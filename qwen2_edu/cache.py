@@ -64,6 +64,10 @@ class Growing:
         bigger[:, :, :used] = self.data[:, :, :used]
         self.data = bigger
 
+    def filled(self, length: int) -> Tensor:
+        """The columns that hold something, after `length` tokens."""
+        return self.data[:, :, :length]
+
     def crop(self, length: int) -> None:
         """Nothing to do: columns beyond the clock are never answered and will be overwritten."""
 
@@ -87,6 +91,10 @@ class Fixed:
         kept = min(T, self.columns)
         self.data.index_copy_(2, slots[T - kept :] % self.columns, new[:, :, T - kept :])
         return seen
+
+    def filled(self, length: int) -> Tensor:
+        """All slots: which of them are empty, their positions tell."""
+        return self.data
 
     def crop(self, length: int) -> None:
         """Empty the slots from `length` on."""
@@ -157,8 +165,7 @@ class Cache:
         """
         if kind not in self.positions or self.positions[kind].data is None:
             raise ValueError(f"this cache holds no keys of {kind!r}; it has {list(self.positions)}")
-        stored = self.positions[kind].data[:, 0, :, 0]
-        return stored if isinstance(self, StaticCache) else stored[:, : self.get_seq_length()]
+        return self.positions[kind].filled(self.get_seq_length())[:, 0, :, 0]
 
     def crop(self, length: int) -> None:
         """Forget the tokens from position `length` on.

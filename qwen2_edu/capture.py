@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 
-from .attention import Qwen2Attention, attention_weights, weighted_values
+from .attention import RECORDS, Qwen2Attention
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """What the captured passes left behind, in the order they ran.
 
@@ -28,21 +27,23 @@ class Record:
         query that sees no key spreads evenly over all.
     hidden_states: for each pass layers + 1 tensors (B, T, E), the residual stream before the first
         block and after each. (`output_hidden_states` shows the last one after the final norm.)
+    layers: the attention layers that are recorded.
     """
 
     attentions: list[Tensor] = field(default_factory=list)
     hidden_states: list[Tensor] = field(default_factory=list)
+    layers: frozenset[nn.Module] = field(default=frozenset(), repr=False)
 
 
 @contextmanager
 def capture(model: nn.Module) -> Iterator[Record]:
-    """Record what happens inside `model` while the `with` block runs.
+    """Record what happens inside `model` while the `with` block runs, in this thread alone.
 
-    The backend of each layer, whichever it is, is swapped for the eager formula, which keeps its
-    weights, and put back at the end, also after an error. Results change by rounding alone.
+    Each layer computes the eager formula, which keeps its weights, in place of its backend.
+    Results change by rounding alone. Captures may be nested: each records what it is around.
 
     Raises:
-        ValueError: the model is compiled (its graph would not see the swap) or has no attention
+        ValueError: the model is compiled (its graph would record nothing) or has no attention
             layers.
     """
     if type(model).__name__ == "OptimizedModule":
@@ -50,40 +51,23 @@ def capture(model: nn.Module) -> Iterator[Record]:
             "this model is under torch.compile, which has fixed its backend: "
             "capture the model it was made from"
         )
-    layers = [module for module in model.modules() if isinstance(module, Qwen2Attention)]
+    layers = frozenset(module for module in model.modules() if isinstance(module, Qwen2Attention))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Qwen2Attention layers to record")
-    record = Record()
+    record = Record(layers=layers)
 
-    def recording(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
-    ) -> Tensor:
-        weights = attention_weights(q, k, mask, scale)
-        record.attentions.append(weights)
-        return weighted_values(drop(weights, dropout) if dropout else weights, v)
+    def keep(x: Tensor) -> None:
+        if record in RECORDS.get():  # another thread's pass runs through the same blocks
+            record.hidden_states.append(x)
 
-    def before_first(block: nn.Module, inputs: tuple) -> None:
-        record.hidden_states.append(inputs[0])
-
-    def after_each(block: nn.Module, inputs: tuple, output: Tensor) -> None:
-        record.hidden_states.append(output)
-
-    blocks = [block for block in model.modules() if set(block.children()) & set(layers)]
-    # Checkpointing would run each block again in the backward pass, and record it again.
-    trunks = [part for part in model.modules() if vars(part).get("gradient_checkpointing")]
-    backends = [layer.attend for layer in layers]
-    hooks = [blocks[0].register_forward_pre_hook(before_first)] if blocks else []
-    hooks += [block.register_forward_hook(after_each) for block in blocks]
+    blocks = [block for block in model.modules() if layers.intersection(block.children())]
+    hooks = [block.register_forward_hook(lambda block, inputs, out: keep(out)) for block in blocks]
+    if blocks:
+        hooks += [blocks[0].register_forward_pre_hook(lambda block, inputs: keep(inputs[0]))]
+    token = RECORDS.set((*RECORDS.get(), record))
     try:
-        for layer in layers:
-            layer.attend = recording
-        for trunk in trunks:
-            trunk.gradient_checkpointing = False
         yield record
     finally:
-        for trunk in trunks:
-            trunk.gradient_checkpointing = True
-        for layer, backend in zip(layers, backends, strict=True):
-            layer.attend = backend
+        RECORDS.reset(token)
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""ChatML: a conversation as one text, in plain Python.
+"""ChatML: a conversation as one text, and as spans that what people typed cannot break out of.
 
     <|im_start|>system
     You are a helpful assistant.<|im_end|>
@@ -6,15 +6,21 @@
     Hi!<|im_end|>
     <|im_start|>assistant
 
-A checkpoint brings a template of its own, a small program that writes this text; it runs in
-`chat_templates.py`. `chat_encoding.py` makes ids of it that what people typed cannot break out of.
+`render_chatml` writes this text in plain Python. A checkpoint brings a template of its own, a small
+program that writes it; `spans` runs that, and tells the control tokens that the template wrote from
+the same letters in a message. A tokenizer makes ids of the spans.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from .text.runs import Finder
+from .text.templates import compile_template, render, to_json
 
 ROLES = ("system", "user", "assistant", "tool")
 DEFAULT_SYSTEM = {
@@ -110,14 +116,204 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     return checked
 
 
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter `tojson` of templates: Jinja's own would escape <, > and & for web pages."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+class Span(NamedTuple):
+    """A piece of a rendered conversation.
+
+    text: as it stands there.
+    control: the id of the control token that the template wrote here; None = plain text.
+    spoken: (start, end) of each part of `text` that the assistant says.
+    """
+
+    text: str
+    control: int | None
+    spoken: tuple[tuple[int, int], ...] = ()
+
+
+def choose_template(template: str | None, own: str | dict[str, str] | None, tools: Any) -> str:
+    """The template to use: Jinja source, the name of one of the tokenizer's `own`, or its default.
+
+    Raises:
+        ValueError: there is none, or none by default.
+    """
+    if isinstance(own, dict):
+        if template is None:
+            template = "tool_use" if tools and "tool_use" in own else "default"
+            if template not in own:
+                raise ValueError(
+                    f"chat_template must name one of {sorted(own)}: none is the default"
+                )
+        return own.get(template, template)
+    template = own if template is None else template
+    if template is None:
+        raise ValueError("this tokenizer has no chat template: give one as chat_template=…")
+    return template
+
+
+def spans(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    controls: Finder | None,
+    *,
+    special_tokens: Mapping[str, str] | None = None,
+    continue_final_message: bool = False,
+    find_spoken: bool = False,
+    **variables: Any,
+) -> list[Span]:
+    """Render a conversation, and cut it at the control tokens that the template wrote.
+
+    Args:
+        template: Jinja source.
+        messages: see `render_chatml`.
+        controls: finds the control tokens; None = do not cut, answer one span.
+        special_tokens: names that the template may read, such as `eos_token`.
+        continue_final_message: leave the last message open.
+        find_spoken: tell where the assistant speaks: what the template puts between
+            {% generation %} and {% endgeneration %}; if it has no such mark, what follows
+            "<|im_start|>assistant\\n" up to and with <|im_end|>.
+        **variables: further names that the template reads, `tools` among them.
+
+    Raises:
+        TypeError: not a list of dicts of plain data; a variable that the template does not read.
+        ValueError: see `check_messages` and `render`; a template that changes its course because
+            of control tokens in the content.
+    """
+    _, names = compile_template(template)
+    if variables.get("tools") and "tools" not in names:
+        raise ValueError(
+            "this chat template does not read `tools`: use one that does, as Qwen2.5's, with "
+            'AutoTokenizer.from_pretrained("qwen2", chat_template='
+            "qwen2_edu.text.templates.QWEN2_5_TEMPLATE)"
+        )
+    for name in variables.keys() - names - {"tools", "add_generation_prompt"}:
+        raise TypeError(f"{name!r} is neither an option nor a name that this chat template reads")
+    inputs = {"messages": check_messages(messages), **variables}
+    inputs = {name: _plain(value, name, {}) for name, value in inputs.items()}
+    for i, message in enumerate(inputs["messages"]):
+        if isinstance(message.get("content"), (list, dict)):
+            raise ValueError(
+                f"message {i}: content must be text, not a {type(message['content']).__name__} "
+                "of parts: multi-part content is not supported"
+            )
+    # Characters that the inputs do not hold: printable symbols first, then private ones.
+    used = set(template + json.dumps(inputs, ensure_ascii=False))
+    candidates = chain(range(0x2801, 0x2900), range(0xF0000, 0xFFFFE))
+    spare = (c for c in map(chr, candidates) if c not in used)
+    end_mark, *marks = islice(spare, 3)
+    if continue_final_message:
+        _mark_end(inputs["messages"][-1], end_mark)
+    fixed = {**(special_tokens or {}), "generation_marks": () if controls is None else marks}
+
+    text, typed = render(template, **{**fixed, **inputs}), {}
+    if controls is not None:
+        text, typed = _render_inert(template, fixed, inputs, controls, text, spare)
+    if continue_final_message:
+        text = _cut_at(end_mark, text)
+    if controls is None:
+        return [Span(text, None)]
+    said, text = _assistant_parts(text, marks, find_spoken)
+    return [
+        Span(
+            text[start:end].translate(typed),
+            control,
+            tuple((a - start, b - start) for a, b in said if a < end and start < b),
+        )
+        for start, end, control in controls.cuts(text)
+    ]
+
+
+def _render_inert(
+    template: str,
+    fixed: dict[str, Any],
+    inputs: dict[str, Any],
+    controls: Finder,
+    as_is: str,
+    spare: Iterator[str],
+) -> tuple[str, dict[int, str]]:
+    """Render with everything that people supplied made unable to spell a control token.
+
+    A control token begins with some character, "<", and ends with another, ">". In every string of
+    the inputs, keys of dicts included, each of these is replaced by a stand-in: a character that
+    occurs nowhere in the inputs or the template. One for one, so slicing, trimming, joining and
+    JSON treat it alike. Whatever the template then does with the pieces, a control token in the
+    result has its first and its last character from the template.
+
+    The text is then cut at its control tokens, and in what lies between, the stand-ins are turned
+    back. If a template looks into the content, and goes another way because it finds no "<" there,
+    the text is not the one that it writes for the inputs as they are. That is refused, not guessed
+    at.
+
+    Returns:
+        (text, typed): the text with stand-ins, and the table that turns them back.
+    """
+    edges = {c for content in controls.id_of for c in (content[0], content[-1])}
+    stand_in = dict(zip(sorted(edges), spare, strict=False))
+    table = str.maketrans(stand_in)
+    inert = {name: _plain(value, name, table) for name, value in inputs.items()}
+    if inert == inputs:
+        return as_is, {}
+    text = render(template, **{**fixed, **inert})
+    typed = {ord(s): c for c, s in stand_in.items()}
+    if text.translate(typed) != as_is:
+        raise ValueError(
+            "this chat template goes another way where the content holds "
+            f"{' or '.join(sorted(edges))}, so its own control tokens cannot be told "
+            "from typed ones: remove them from the content, or take tokenize=False and encode the "
+            "text yourself"
+        )
+    return text, typed
+
+
+def _assistant_parts(
+    text: str, marks: Sequence[str], wanted: bool
+) -> tuple[list[tuple[int, int]], str]:
+    """Where does the assistant speak? (start, end) of each time, in the text without the marks."""
+    parts = re.split(f"[{''.join(marks)}]", text)  # outside, inside, outside, …
+    places = [0]
+    for part in parts:
+        places.append(places[-1] + len(part))
+    text = "".join(parts)
+    if len(parts) > 1:
+        return list(zip(places[1::2], places[2::2], strict=False)), text
+    if wanted and "<|im_start|>" not in text:
+        raise ValueError(
+            "return_assistant_tokens_mask needs a template in ChatML or with {% generation %} marks"
+        )
+    turn = re.compile(r"(?s)<\|im_start\|>assistant\n(.*?(?:<\|im_end\|>|\Z))")
+    return [match.span(1) for match in turn.finditer(text)], text
+
+
+def _plain(value: Any, where: str, table: Mapping[int, str]) -> Any:
+    """A copy in plain data, so that a template finds no object with methods to call; characters
+    of every string replaced as the table says.
+    """
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value).translate(table)
+    if isinstance(value, Mapping):
+        pairs = value.items()
+        return {_plain(key, where, table): _plain(item, where, table) for key, item in pairs}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where, table) for item in value]
+    hint = "; describe a function by its JSON schema" if callable(value) else ""
+    raise TypeError(f"{where} must be plain data, not {type(value).__name__}{hint}")
+
+
+def _mark_end(message: dict[str, Any], mark: str) -> None:
+    """Mark the end of a message. The space after the mark shows whether the template trims."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise ValueError(
+            f"continue_final_message needs a text in the last message, not {content!r}"
+        )
+    message["content"] = content + mark + " "
+
+
+def _cut_at(mark: str, text: str) -> str:
+    if text.count(mark) != 1:
+        raise ValueError(
+            "continue_final_message: this chat template does not write the end of the last message "
+            f"once, but {text.count(mark)} times"
+        )
+    before, after = text.split(mark)
+    return before if after.startswith(" ") else before.rstrip()

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -29,16 +30,19 @@ def refuse_unknown(
     given: Iterable[str],
     known: Collection[str],
     instead: Mapping[str, str] | None = None,
+    also: Collection[str] = (),
 ) -> None:
     """Raise TypeError for the first option that `what` does not have, with the way out.
 
     Args:
         instead: {option that people know from elsewhere: what to do here}.
+        also: fields of the config, which are known too and too many to list.
     """
     for name in given:
-        if name not in known:
+        if name not in known and name not in also:
             listed = "the options are " + ", ".join(sorted(known))
-            hint = (instead or {}).get(name) or did_you_mean(name, known, listed)
+            listed += "; and fields of the config" if also else ""
+            hint = (instead or {}).get(name) or did_you_mean(name, {*known, *also}, listed)
             raise TypeError(f"{what} has no option {name!r}: {hint}")
 
 
@@ -49,18 +53,25 @@ def one_of(what: str, value: Any, allowed: Sequence[Any]) -> Any:
     return value
 
 
+def check_kind(name: str, value: Any, kind: type, said: str) -> None:
+    """Raise ValueError unless `value` is of a kind, or None, which stands for "not said"."""
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} must be {said}, not {value!r}")
+
+
 class Range(NamedTuple):
     """Which numbers are allowed: from `low` to `high`, both included unless `above` is set, which
-    leaves `low` out.
+    leaves `low` out. `hint`: the way out, for whoever is outside.
     """
 
     low: float = -math.inf
     high: float = math.inf
     whole: bool = False
     above: bool = False
+    hint: str = ""
 
     def __str__(self) -> str:
-        low, high, whole, above = self
+        low, high, whole, above, _ = self
         noun = "an integer" if whole else "a number"
         if high < math.inf:
             return f"{noun} in {'(' if above else '['}{low:g}, {high:g}]"
@@ -80,14 +91,15 @@ def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> Non
         number = isinstance(value, Integral if allowed.whole else Real)
         within = number and not isinstance(value, bool) and allowed.low <= value <= allowed.high
         if not within or (allowed.above and value == allowed.low):
-            raise ValueError(f"{name} must be {allowed}, not {value!r}")
+            hint = f": {allowed.hint}" if allowed.hint else ""
+            raise ValueError(f"{name} must be {allowed}, not {value!r}{hint}")
 
 
-def check_ids(input_ids: Any, vocab_size: int, values: bool = True) -> None:
+def check_ids(input_ids: Any, vocab_size: int, wait: bool = False) -> None:
     """Refuse what is no integer tensor (B, T), or holds ids beyond the vocabulary.
 
     Args:
-        values: look at the ids too; on a GPU that waits for it.
+        wait: look at the ids on a GPU too, which has to be waited for.
     """
     if not isinstance(input_ids, Tensor):
         hint = 'a tokenizer makes one with return_tensors="pt"'
@@ -95,10 +107,10 @@ def check_ids(input_ids: Any, vocab_size: int, values: bool = True) -> None:
             hint = "pass **inputs, or inputs.input_ids"
         kind = type(input_ids).__name__
         raise TypeError(f"input_ids must be a tensor (B, T), not a {kind}: {hint}")
-    shape, whole = tuple(input_ids.shape), not input_ids.dtype.is_floating_point
-    if len(shape) != 2 or 0 in shape or not whole or input_ids.dtype.itemsize < 4:
+    shape = tuple(input_ids.shape)
+    if len(shape) != 2 or 0 in shape or input_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be integers (B, T), not {input_ids.dtype} {shape}")
-    if values:
+    if (wait or input_ids.device.type == "cpu") and not torch.compiler.is_compiling():
         low, high = (int(end) for end in input_ids.aminmax())
         if low < 0 or high >= vocab_size:
             raise ValueError(

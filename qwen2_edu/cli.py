@@ -1,21 +1,45 @@
-"""The command line: `python -m qwen2_edu` generate, chat, tokenize, info, download, verify."""
+"""The command line: `python -m qwen2_edu` generate, chat, tokenize, info, download, verify.
+
+Answers go to stdout, all else to stderr; failures are one sentence.
+"""
 
 from __future__ import annotations
 
+import inspect
 import sys
+import warnings
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
-from .terminal import OneSentence, read_stdin, say, show, show_table, show_tokens
 
+class OneSentence(TyperGroup):
+    """Commands that fail with one sentence on stderr and an exit code. Other errors are our bugs
+    and show their traceback.
+    """
 
-def option(kind: Any, text: str, *names: str) -> Any:
-    return Annotated[kind, typer.Option(*names, help=text)]
+    def main(self, *args: Any, **extra: Any) -> None:
+        extra["standalone_mode"] = False  # errors come to us
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_, **__: say(f"Warning: {as_flags(text)}")
+            try:
+                code = super().main(*args, **extra) or 0
+            except typer.TyperException as error:  # the command line itself is wrong
+                code = error.exit_code
+                say(f"Error: {error.format_message().rstrip('.')}; --help shows what there is")
+            except (OSError, ValueError, MemoryError, RuntimeError) as error:
+                code = 1
+                say(f"Error: {as_flags(error) or type(error).__name__}")
+        if code == 130:  # Ctrl-C
+            say("Interrupted")
+        sys.exit(code)
 
 
 app = typer.Typer(
@@ -25,63 +49,75 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def option(kind: Any, text: str, *names: str) -> Any:
+    return Annotated[kind, typer.Option(*names, help=text)]
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
-Which = option(str, "A folder, or owner/name on the hub; tiny is built in.", "--model", "-m")
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="A text; - reads it from stdin.")]
-Dtype = option(str, "float32, bfloat16 or float16; auto = as stored.")
-Device = option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.")
-# Parameters are named as in GenerationConfig; None = what the model's generation_config.json says.
-NewTokens = option(int | None, "How many tokens at most.")
-Sample = option(bool | None, "Draw tokens, or take the most likely.", "--sample/--greedy")
-Temperature = option(float | None, "Below 1, likely tokens get more likely.")
-TopK = option(int | None, "Draw from the k likeliest tokens; 0 = from all.")
-TopP = option(float | None, "Draw from the likeliest tokens that add up to p.")
-MinP = option(float | None, "Draw from tokens at least p times as likely as the likeliest.")
-Penalty = option(float | None, "Above 1, tokens that were there before get less likely.")
-Seed = option(int | None, "The same seed draws the same tokens.")
-Stop = option(list[str] | None, "Stop after this text; may be given several times.", "--stop")
 
 
-def load(ctx: typer.Context) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and settings of a call. A download shows its progress."""
+# Named as in GenerationConfig; None = what the model's generation_config.json says.
+def options_of_generation(
+    model: option(
+        str, "A folder, or owner/name on the hub; tiny is built in.", "--model", "-m"
+    ) = "tiny",
+    max_new_tokens: option(int | None, "How many tokens at most.") = None,
+    do_sample: option(
+        bool | None, "Draw tokens, or take the most likely.", "--sample/--greedy"
+    ) = None,
+    temperature: option(float | None, "Below 1, likely tokens get more likely.") = None,
+    top_k: option(int | None, "Draw from the k likeliest tokens; 0 = from all.") = None,
+    top_p: option(float | None, "Draw from the likeliest tokens that add up to p.") = None,
+    min_p: option(float | None, "Draw from tokens at least p times as likely as the first.") = None,
+    repetition_penalty: option(float | None, "Above 1, tokens said before get rarer.") = None,
+    seed: option(int | None, "The same seed draws the same tokens.") = None,
+    stop_strings: option(
+        list[str] | None, "Stop after this text; may be given several times.", "--stop"
+    ) = None,
+    dtype: option(str, "float32, bfloat16 or float16; auto = as stored.") = "auto",
+    device: option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.") = "auto",
+) -> None: ...
+
+
+def generating(command: Callable) -> Callable:
+    """Give a command the options above, in place of its **options."""
+    own, shared = (
+        inspect.signature(function, eval_str=True).parameters.values()
+        for function in (command, options_of_generation)
+    )
+    own = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+    command.__signature__ = inspect.Signature([*own, *shared])
+    return command
+
+
+def load(name: str, dtype: str, device: str, **settings: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and those settings that were given. A download shows its progress."""
     from . import AutoModelForCausalLM, AutoTokenizer
-    from .decoding.settings import OPTIONS
     from .hub import resolve
 
-    given = ctx.params
-    resolve(given["model"], "model")
-    tokenizer = AutoTokenizer.from_pretrained(given["model"])
-    place = {"dtype": given["dtype"], "device_map": given["device"]}
-    with Console(stderr=True).status(f"Loading {given['model']}"):
-        model = AutoModelForCausalLM.from_pretrained(given["model"], **place)
-    settings = {name: v for name, v in given.items() if name in OPTIONS and v not in (None, [])}
-    return model, tokenizer, settings
+    folder = resolve(name, "model")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    with Console(stderr=True).status(f"Loading {name}"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    return model, tokenizer, {n: v for n, v in settings.items() if v not in (None, [])}
 
 
 @app.command()
+@generating
 def generate(
-    ctx: typer.Context,
     prompt: Prompt,
-    model: Which = "tiny",
-    max_new_tokens: NewTokens = None,
-    do_sample: Sample = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    seed: Seed = None,
     num_beams: option(int | None, "Search with so many beams.", "--beams") = None,
-    stop_strings: Stop = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     verbose: option(bool, "Print the settings on stderr.", "--verbose", "-v") = False,
+    **options: Any,
 ) -> None:
     """Continue a text."""
     from .generation import effective_settings, stream
 
-    lm, tokenizer, options = load(ctx)
-    settings = effective_settings(lm, **options)
+    lm, tokenizer, said = load(options.pop("model"), num_beams=num_beams, **options)
+    settings = effective_settings(lm, **said)
     if verbose:
         say(f"{settings}, {lm.dtype} on {lm.device}")
     text = read_stdin() if prompt == "-" else prompt
@@ -96,28 +132,17 @@ def generate(
 
 
 @app.command()
+@generating
 def chat(
-    ctx: typer.Context,
-    model: Which = "tiny",
     system: option(str | None, "The system message; none = the template's own.") = None,
-    max_new_tokens: NewTokens = None,
-    do_sample: Sample = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    seed: Seed = None,
-    stop_strings: Stop = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    **options: Any,
 ) -> None:
     """Talk to a model: /undo, /again, /reset, /exit; Ctrl-C stops an answer, Ctrl-D leaves."""
     from . import ChatSession
 
-    lm, tokenizer, options = load(ctx)
+    lm, tokenizer, said = load(options.pop("model"), **options)
     tokenizer.apply_chat_template([{"role": "user", "content": ""}])  # fails now or never
-    session = ChatSession(lm, tokenizer, system, **options)
+    session = ChatSession(lm, tokenizer, system, **said)
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and arrow keys
     while True:
@@ -210,10 +235,67 @@ def verify(
     """Compare a checkpoint with what was published; exit code 0 only if all agrees."""
     from .verify import checks
 
-    passed = True
+    results = []
     for check in checks(model, goldens=goldens, known_as=known_as, device=device):
         line = Text(f"{'PASS' if check.ok else 'FAIL'}  {check.name:<10}  {check.detail}")
         line.stylize("bold green" if check.ok else "bold red", end=4)
         Console(soft_wrap=True).print(line)
-        passed &= check.ok
-    raise typer.Exit(0 if passed else 1)
+        results.append(check.ok)
+    verdict = "verified" if all(results) else "FAILED"
+    say(f"{model}: {verdict}, {sum(results)} of {len(results)} checks")
+    raise typer.Exit(0 if all(results) else 1)
+
+
+# -- how it speaks ---------------------------------------------------------------------------------
+
+
+def as_flags(text: object) -> str:
+    """What the package says of an option, as it is spelled on the command line."""
+    return str(text).replace("do_sample=False", "--greedy").replace("do_sample=True", "--sample")
+
+
+def read_stdin() -> str:
+    """All of stdin; ValueError if it is not text."""
+    sys.stdin.reconfigure(errors="strict")  # some locales let any bytes pass
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise ValueError(f"stdin is not {sys.stdin.encoding.upper()}") from None
+
+
+def say(text: str) -> None:
+    """A line to the person, not to the next program of a pipe: on stderr."""
+    typer.echo(" ".join(text.split()), err=True)
+
+
+def show(text: str) -> None:
+    """A piece of an answer, at once."""
+    typer.echo(text, nl=False)
+
+
+def show_table(heads: list[str], rows: list[list[str]]) -> None:
+    """A first column of names, then numbers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for i, head in enumerate(heads):
+        table.add_column(Text(head), justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as it is, brackets too
+    Console().print(table, end="\n\n")
+
+
+def show_tokens(tokens: list[tuple[int, bytes, bool]]) -> None:
+    """Tokens as (id, bytes, is it a control token): in colour on a terminal, else one a line."""
+    if not sys.stdout.isatty():
+        return show("".join(f"{number}\t{visible(data)}\n" for number, data, _ in tokens))
+    text = Text()
+    for i, (number, data, control) in enumerate(tokens):
+        colour = "yellow" if control else ("cyan", "green", "magenta")[i % 3]
+        text.append(visible(data).replace(" ", "·"), f"black on bright_{colour}")
+        text.append(f"{number} ", "dim").append("\n" if data.endswith(b"\n") else "")
+    Console().print(text)
+
+
+def visible(data: bytes) -> str:
+    """Bytes as one line of text; what is no visible character is escaped as Python does."""
+    text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,49 +7,31 @@ written, which both versions open.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
-from .checks import did_you_mean, write_whole
-from .hub import resolve
+from .checks import Range, check_numbers, did_you_mean, one_of, warn_caller
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-
-# Fields that stand in every released config.json, with the defaults of transformers' Qwen2Config.
-FIELDS: dict[str, Any] = {
-    "architectures": None,
-    "attention_dropout": 0.0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "hidden_act": "silu",
-    "hidden_size": 4096,  # E
-    "initializer_range": 0.02,
-    "intermediate_size": 22016,  # F
-    "max_position_embeddings": 32768,
-    "max_window_layers": 28,
-    "num_attention_heads": 32,  # H
-    "num_hidden_layers": 32,
-    "num_key_value_heads": None,  # G; None = H, plain multi-head attention
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,  # counts the query itself
-    "tie_word_embeddings": False,
-    "torch_dtype": None,
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,  # V
-}
-# Fields written only when they say something the others do not.
-OPTIONAL = "head_dim id2label label2id layer_types pad_token_id problem_type rope_scaling".split()
-SIZES = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "num_key_value_heads max_position_embeddings"
-).split()
+ATTENTIONS = ("sdpa", "eager")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-BACKENDS = ("sdpa", "eager")
+
+SIZE, POSITIVE = Range(1, whole=True), Range(0, above=True)
+RANGES = {
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": SIZE,
+    "num_attention_heads": SIZE,
+    "num_key_value_heads": SIZE,
+    "max_position_embeddings": SIZE,
+    "rope_theta": POSITIVE,
+    "rms_norm_eps": POSITIVE,
+    "attention_dropout": Range(0, 0.99999),
+}
 
 
 class Qwen2Config:
@@ -74,8 +56,38 @@ class Qwen2Config:
 
     model_type = "qwen2"
 
+    # In every released config.json; the defaults are those of transformers' Qwen2Config.
+    architectures: list[str] | None = None
+    attention_dropout: float = 0.0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    hidden_act: str = "silu"
+    hidden_size: int = 4096  # E
+    initializer_range: float = 0.02
+    intermediate_size: int = 22016  # F
+    max_position_embeddings: int = 32768
+    max_window_layers: int = 28
+    num_attention_heads: int = 32  # H
+    num_hidden_layers: int = 32
+    num_key_value_heads: int | None = None  # G; None = H, plain multi-head attention
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    sliding_window: int | None = 4096  # counts the query itself
+    tie_word_embeddings: bool = False
+    torch_dtype: str | None = None
+    use_cache: bool = True
+    use_sliding_window: bool = False
+    vocab_size: int = 151936  # V
+    # Written only where they say something that the others do not.
+    head_dim: int | None = None  # D; None = E / H
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    layer_types: list[str] | None = None  # None = as use_sliding_window and max_window_layers say
+    pad_token_id: int | None = None
+    problem_type: str | None = None
+    rope_scaling: dict[str, Any] | None = None
+
     def __init__(self, **fields: Any):
-        fields = dict(fields)
         found = fields.pop("model_type", self.model_type)
         if found != self.model_type:
             raise ValueError(
@@ -85,16 +97,16 @@ class Qwen2Config:
         num_labels = fields.pop("num_labels", None)
         self.attn_implementation: str = fields.pop("attn_implementation", None) or "sdpa"
         _read_v5_spelling(fields)
-        for name, default in {**FIELDS, **dict.fromkeys(OPTIONAL)}.items():
-            setattr(self, name, fields.pop(name, default))
+        vars(self).update({name: fields.pop(name) for name in FIELDS if name in fields})
         self.extra: dict[str, Any] = fields
         if self.torch_dtype is not None:
             self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        self._check_sizes()
-        self.head_dim: int = self.head_dim or self._derived_head_dim()  # D
-        self.layer_types: list[str] = list(self.layer_types or self._derived_layer_types())
+        check_numbers(vars(type(self)) | vars(self), RANGES)
+        self._check_heads()
+        self.head_dim = self.head_dim or self._derived_head_dim()
+        self.layer_types = list(self.layer_types or self._derived_layer_types())
         self._set_labels(num_labels)
         self._check_kinds()
         self._warn_of_slips()
@@ -128,7 +140,7 @@ class Qwen2Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a release spells them, in alphabetical order."""
-        fields = {name: getattr(self, name) for name in (*FIELDS, *OPTIONAL)}
+        fields = {name: getattr(self, name) for name in FIELDS}
         derived = {"head_dim": self._derived_head_dim(), "layer_types": self._derived_layer_types()}
         for name in OPTIONAL:
             if fields[name] in (None, derived.get(name)):
@@ -143,7 +155,9 @@ class Qwen2Config:
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `config.json`, first under a temporary name. Returns its path."""
+        """Write `config.json`, whole or not at all. Returns its path."""
+        from .files.disk import write_whole
+
         return write_whole(Path(directory) / "config.json", self.to_json_string().encode())
 
     @classmethod
@@ -152,42 +166,29 @@ class Qwen2Config:
         return cls(**{**fields, **changes})
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        **changes: Any,
-    ) -> Qwen2Config:
-        """Read `config.json` of a built-in name, a folder or a hub id. `changes` replace fields.
+    def from_json_file(cls, path: str | os.PathLike[str], **changes: Any) -> Qwen2Config:
+        """Read a `config.json`.
 
         Raises:
-            FileNotFoundError: no such folder or no `config.json` in it.
+            FileNotFoundError: no such file.
             ValueError: the file is not a JSON object, or not of a Qwen2 model.
         """
-        folder = resolve(
-            name_or_path,
-            "config",
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: a model folder holds config.json beside its weights"
-            )
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # bad JSON, bad UTF-8
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object of fields")
-        return cls.from_dict(fields, **changes)
+        from .files.disk import read_json
+
+        return cls.from_dict(read_json(Path(path)), **changes)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Qwen2Config:
+        """Read `config.json` of a built-in name, a folder or a hub id.
+
+        Args:
+            **options: revision, token, cache_dir, local_files_only: as in `hub.resolve`; and
+                fields to change.
+        """
+        from .hub import resolve, take_options
+
+        folder = resolve(name_or_path, "config", **take_options(options))
+        return cls.from_json_file(folder / "config.json", **options)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Qwen2Config) and self.to_dict() == other.to_dict()
@@ -216,11 +217,7 @@ class Qwen2Config:
             self.id2label = {int(i): name for i, name in self.id2label.items()}
             self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
 
-    def _check_sizes(self) -> None:
-        for name in SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    def _check_heads(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -233,24 +230,12 @@ class Qwen2Config:
                 f"({self.num_attention_heads}), or head_dim must be given"
             )
 
-    def _warn_of_slips(self) -> None:
-        for name in self.extra:
-            if hint := did_you_mean(name, (*FIELDS, *OPTIONAL), cutoff=0.7):
-                warnings.warn(f"{name} is kept and has no effect; {hint}", stacklevel=3)
-        if self.use_sliding_window and SLIDING not in self.layer_types:
-            warnings.warn(
-                f"use_sliding_window is on and no layer slides: layers from max_window_layers="
-                f"{self.max_window_layers} on would, and there are {self.num_hidden_layers}",
-                stacklevel=3,
-            )
-
     def _check_kinds(self) -> None:
         for name in ("tie_word_embeddings", "use_sliding_window", "use_cache"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        for name in ("rope_theta", "rms_norm_eps"):
-            if not (isinstance(getattr(self, name), (int, float)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)!r}")
+        one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
         if self.head_dim % 2:
             raise ValueError(
                 f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs"
@@ -259,31 +244,30 @@ class Qwen2Config:
             raise ValueError(
                 f"hidden_act {self.hidden_act!r}: Qwen2's MLP is SwiGLU, whose activation is 'silu'"
             )
-        if len(self.layer_types) != self.num_hidden_layers or set(self.layer_types) - {
-            FULL,
-            SLIDING,
-        }:
+        kinds = self.layer_types
+        if len(kinds) != self.num_hidden_layers or set(kinds) - {FULL, SLIDING}:
             raise ValueError(
                 f"layer_types must hold {self.num_hidden_layers} entries (num_hidden_layers), each "
-                f"{FULL!r} or {SLIDING!r}, not {self.layer_types}"
+                f"{FULL!r} or {SLIDING!r}, not {kinds}"
             )
-        if SLIDING in self.layer_types and (
-            not isinstance(self.sliding_window, int) or self.sliding_window < 1
-        ):
-            raise ValueError(
-                "layers slide, so sliding_window must be a positive integer, "
-                f"not {self.sliding_window!r}"
+        if SLIDING in kinds:
+            if self.sliding_window is None:
+                raise ValueError("layers slide, so sliding_window must be a number, not None")
+            check_numbers(vars(type(self)) | vars(self), {"sliding_window": SIZE})
+
+    def _warn_of_slips(self) -> None:
+        for name in self.extra:
+            if hint := did_you_mean(name, FIELDS, cutoff=0.7):
+                warn_caller(f"{name} is kept and has no effect; {hint}")
+        if self.use_sliding_window and SLIDING not in self.layer_types:
+            warn_caller(
+                f"use_sliding_window is on and no layer slides: layers from max_window_layers="
+                f"{self.max_window_layers} on would, and there are {self.num_hidden_layers}"
             )
-        if not 0.0 <= self.attention_dropout < 1.0:
-            raise ValueError(f"attention_dropout must be in [0, 1), not {self.attention_dropout}")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(
-                f"problem_type must be one of {PROBLEM_TYPES}, not {self.problem_type!r}"
-            )
-        if self.attn_implementation not in BACKENDS:
-            raise ValueError(
-                f"attn_implementation must be one of {BACKENDS}, not {self.attn_implementation!r}"
-            )
+
+
+FIELDS = tuple(Qwen2Config.__annotations__)
+OPTIONAL = FIELDS[FIELDS.index("head_dim") :]
 
 
 def _read_v5_spelling(fields: dict[str, Any]) -> None:
@@ -307,40 +291,12 @@ def _read_v5_spelling(fields: dict[str, Any]) -> None:
 
 # -- the releases ----------------------------------------------------------------------------------
 
-_SIZES = {  # E, F, layers, H, G, V, tied head
-    "0.5B": (896, 4864, 24, 14, 2, 151936, True),
-    "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
-    "3B": (2048, 11008, 36, 16, 2, 151936, True),
-    "7B": (3584, 18944, 28, 28, 4, 152064, False),
-    "14B": (5120, 13824, 48, 40, 8, 152064, False),
-    "32B": (5120, 27648, 64, 40, 8, 152064, False),
-    "72B": (8192, 29568, 80, 64, 8, 152064, False),
+FACTS = Path(__file__).with_name("released.json")  # what is published about each release
+_PUBLISHED = {
+    name.removeprefix("Qwen/"): facts["config"]
+    for name, facts in json.loads(FACTS.read_text(encoding="utf-8"))["models"].items()
 }
-_RELEASES = {  # context, window, max_window_layers, epsilon, saved by transformers
-    "Qwen2-0.5B": (131072, 131072, 24, 1e-6, "4.40.1"),
-    "Qwen2-1.5B": (131072, 131072, 28, 1e-6, "4.40.1"),
-    "Qwen2-7B": (131072, 131072, 28, 1e-6, "4.37.2"),
-    "Qwen2-72B": (131072, 131072, 80, 1e-5, "4.40.1"),
-    "Qwen2-0.5B-Instruct": (32768, 32768, 24, 1e-6, "4.40.1"),
-    "Qwen2-1.5B-Instruct": (32768, 32768, 28, 1e-6, "4.40.1"),
-    "Qwen2-7B-Instruct": (32768, 131072, 28, 1e-6, "4.41.2"),
-    "Qwen2-72B-Instruct": (32768, 131072, 80, 1e-6, "4.40.1"),
-    "Qwen2.5-0.5B": (32768, 32768, 24, 1e-6, "4.40.1"),
-    "Qwen2.5-1.5B": (131072, 131072, 28, 1e-6, "4.40.1"),
-    "Qwen2.5-3B": (32768, 32768, 36, 1e-6, "4.40.1"),
-    "Qwen2.5-7B": (131072, 131072, 28, 1e-6, "4.40.1"),
-    "Qwen2.5-14B": (131072, 131072, 48, 1e-5, "4.43.1"),
-    "Qwen2.5-32B": (131072, 131072, 64, 1e-5, "4.43.1"),
-    "Qwen2.5-72B": (131072, 131072, 80, 1e-5, "4.43.1"),
-    "Qwen2.5-0.5B-Instruct": (32768, 32768, 21, 1e-6, "4.43.1"),
-    "Qwen2.5-1.5B-Instruct": (32768, 32768, 21, 1e-6, "4.43.1"),
-    "Qwen2.5-3B-Instruct": (32768, 32768, 70, 1e-6, "4.43.1"),
-    "Qwen2.5-7B-Instruct": (32768, 131072, 28, 1e-6, "4.43.1"),
-    "Qwen2.5-14B-Instruct": (32768, 131072, 70, 1e-6, "4.43.1"),
-    "Qwen2.5-32B-Instruct": (32768, 131072, 70, 1e-6, "4.43.1"),
-    "Qwen2.5-72B-Instruct": (32768, 131072, 70, 1e-6, "4.43.1"),
-}
-_WITH_MROPE_FIELD = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-3B", "Qwen2.5-7B")
+RELEASES = tuple(name for name in _PUBLISHED if name.startswith("Qwen2"))
 
 
 def released_config(name: str) -> Qwen2Config:
@@ -350,30 +306,6 @@ def released_config(name: str) -> Qwen2Config:
         ValueError: an unknown name; the message lists the known ones.
     """
     name = name.removeprefix("Qwen/")
-    if name not in _RELEASES:
-        raise ValueError(f"no release is called {name!r}; known: {', '.join(_RELEASES)}")
-    context, window, first_sliding, epsilon, version = _RELEASES[name]
-    width, mlp_width, layers, heads, key_heads, vocabulary, tied = _SIZES[name.split("-")[1]]
-    return Qwen2Config(
-        architectures=["Qwen2ForCausalLM"],
-        bos_token_id=151643,
-        eos_token_id=151645 if name.endswith("-Instruct") else 151643,
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        max_position_embeddings=context,
-        max_window_layers=first_sliding,
-        num_attention_heads=heads,
-        num_hidden_layers=layers,
-        num_key_value_heads=key_heads,
-        rms_norm_eps=epsilon,
-        rope_theta=1000000.0,
-        sliding_window=window,
-        tie_word_embeddings=tied,
-        torch_dtype="bfloat16",
-        transformers_version=version,
-        vocab_size=vocabulary,
-        **({"use_mrope": False} if name in _WITH_MROPE_FIELD else {}),
-    )
-
-
-RELEASES = tuple(_RELEASES)
+    if name not in RELEASES:
+        raise ValueError(f"no release is called {name!r}; known: {', '.join(RELEASES)}")
+    return Qwen2Config.from_dict(copy.deepcopy(_PUBLISHED[name]))

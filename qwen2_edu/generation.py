@@ -7,20 +7,19 @@ stream text, and to never choose an id beyond its last token, where a release pa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import sampling
-from .cache import Cache
+from .cache import Cache, DynamicCache, StaticCache
+from .checks import check_ids, check_kind, warn_caller
 from .decoding.beam import beam_search
-from .decoding.effective import effective_settings
-from .decoding.request import Request, prepare
-from .decoding.settings import GenerationConfig
+from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.streaming import StopStrings, TextPieces
-
-__all__ = ["GenerationConfig", "effective_settings", "generate", "stream", "stream_ids"]
 
 
 def prefill(model: Any, input_ids: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
@@ -123,7 +122,7 @@ def generate(
         input_ids: (B, T); None or T = 0 begins with the bos token.
         attention_mask: (B, T), 0 = padding, which must be on the left; None = nothing is padded.
         streamer: `.put(ids)` gets the prompt, then the ids of each step, on the CPU; `.end()`
-            closes. transformers' streamers fit, and `streaming.TextStreamer`.
+            closes. transformers' streamers fit.
         past_key_values: a cache to continue. `input_ids` are the whole sequence; what the cache
             holds is not read again.
         tokenizer: needed for `stop_strings`; ids beyond its last token are never chosen.
@@ -140,8 +139,7 @@ def generate(
         filled with the padding id. A stop string ends its row after the token that completes it.
 
     Raises:
-        TypeError: an unknown option; near matches are named.
-        ValueError: inputs or options that cannot be, with values and way out.
+        TypeError, ValueError: an unknown option; inputs or options that cannot be.
 
     Warns:
         UserWarning: an option has no effect, a padded row has no mask, or prompt and answer may
@@ -167,29 +165,18 @@ def generate(
     return torch.cat(columns, dim=1)
 
 
-def stream_ids(
-    model: Any,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    **options: Any,
-) -> Iterator[Tensor]:
+def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[Tensor]:
     """`generate` as an iterator: the new id of each row, (B * num_return_sequences,), per step.
 
-    Raises:
-        ValueError: with beams; else as `generate`, and at once, not at the first step.
+    What cannot be is refused at once, not at the first step.
     """
-    request = prepare(model, input_ids, attention_mask, **options)
+    request = prepare(model, *inputs, **options)
     _refuse_beams(request.settings, "an iterator")
     return next_tokens(model, request)
 
 
 def stream(
-    model: Any,
-    tokenizer: Any,
-    input_ids: Tensor,
-    *,
-    skip_special_tokens: bool = True,
-    **options: Any,
+    model: Any, tokenizer: Any, input_ids: Tensor, skip_special_tokens: bool = True, **options: Any
 ) -> Iterator[str]:
     """`generate` for one prompt, (1, T), as an iterator of text.
 
@@ -212,4 +199,139 @@ def _refuse_beams(s: GenerationConfig, what: str) -> None:
     if s.num_beams > 1:
         raise ValueError(
             f"{what} cannot follow num_beams={s.num_beams}: which beam wins is known at the end"
+        )
+
+
+# -- a call, checked and completed before anything is computed -------------------------------------
+
+
+@dataclass
+class Request:
+    """All that a run needs, checked."""
+
+    settings: GenerationConfig
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor | None  # bool (B, T), None = nothing padded
+    cache: Cache
+    steps: int  # new tokens at most
+    vocab_limit: int | None
+    generator: torch.Generator | None
+    tokenizer: Any
+    compiled: Any
+
+
+def prepare(
+    model: Any,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    *,
+    generation_config: GenerationConfig | dict[str, Any] | None = None,
+    tokenizer: Any = None,
+    vocab_limit: int | None = None,
+    generator: torch.Generator | None = None,
+    compiled: Any = None,
+    **options: Any,
+) -> Request:
+    """Check the arguments of `generate`, which see, and fill in what was not said."""
+    s = effective_settings(model, generation_config, **options)
+    check_kind("attention_mask", attention_mask, Tensor, "a tensor (B, T)")
+    check_kind("past_key_values", past_key_values, Cache, "a cache of qwen2_edu")
+    check_kind("vocab_limit", vocab_limit, Integral, "an integer")
+    check_kind("generator", generator, torch.Generator, "a torch.Generator")
+    input_ids = _checked_prompt(model, input_ids, s)
+    mask = _checked_mask(attention_mask, input_ids, s)
+    T, longest = input_ids.shape[1], model.config.max_position_embeddings
+    steps = s.max_length - T if s.max_new_tokens is None else s.max_new_tokens
+    if steps < 1:
+        raise ValueError(f"max_length={s.max_length} leaves no room after a prompt of {T} tokens")
+    if T + steps > longest:
+        warn_caller(
+            f"a prompt of {T} and {steps} new tokens go past max_position_embeddings={longest}: "
+            "beyond it the text is likely to get worse"
+        )
+    rows = len(input_ids) * s.num_return_sequences
+    if s.stop_strings and tokenizer is None:
+        raise ValueError(f"stop_strings={s.stop_strings} need tokenizer=…, to read the ids as text")
+    if s.stop_strings and s.pad_token_id is None and rows > 1:
+        raise ValueError(f"{rows} rows that stop at their own time need pad_token_id=… to fill up")
+    if tokenizer is not None:
+        vocab_limit = min(len(tokenizer), vocab_limit or len(tokenizer))
+    if s.seed is not None:
+        if generator is not None:
+            raise ValueError(f"seed={s.seed} and generator=… say the same thing: give one")
+        generator = torch.Generator(input_ids.device).manual_seed(s.seed)
+    cache = past_key_values
+    if cache is not None:
+        _check_cache(cache, T, steps, mask, s)
+    elif s.cache_implementation == "static":
+        cache = StaticCache(model.config, T + steps, input_ids.device)
+    else:
+        cache = DynamicCache(model.config)
+    if compiled is not None and not isinstance(cache, StaticCache):
+        raise ValueError("compiled=… needs a cache of fixed size: cache_implementation='static'")
+    return Request(s, input_ids, mask, cache, steps, vocab_limit, generator, tokenizer, compiled)
+
+
+def _checked_prompt(model: Any, input_ids: Tensor | None, s: GenerationConfig) -> Tensor:
+    if input_ids is None:
+        input_ids = torch.zeros(1, 0, dtype=torch.long, device=model.device)
+    if isinstance(input_ids, Tensor) and input_ids.ndim == 2 and input_ids.shape[1] == 0:
+        if s.bos_token_id is None:
+            raise ValueError("the prompt is empty and there is no bos_token_id to begin with")
+        input_ids = input_ids.new_full((len(input_ids), 1), s.bos_token_id)
+    check_ids(input_ids, model.config.vocab_size, wait=True)
+    if input_ids.device != model.device:
+        where = f"input_ids are on {input_ids.device} and the model on {model.device}"
+        raise ValueError(f"{where}: pass input_ids.to(model.device)")
+    return input_ids.long()
+
+
+def _checked_mask(mask: Tensor | None, input_ids: Tensor, s: GenerationConfig) -> Tensor | None:
+    """The mask as bool if it hides anything, else None: attention without one is faster."""
+    if mask is None:
+        pad = -1 if s.pad_token_id is None else s.pad_token_id
+        padded = (input_ids[:, [0, -1]] == pad).any(-1)
+        if padded.any() and not padded.all():
+            warn_caller(
+                f"a row begins or ends with the padding id {s.pad_token_id} and there is no "
+                "attention_mask: it is read as text; pass the tokenizer's attention_mask too"
+            )
+        return None
+    if mask.shape != input_ids.shape:
+        shapes = f"{tuple(mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}"
+        raise ValueError(f"attention_mask {shapes}, cached tokens included")
+    mask = mask.bool()
+    if not mask[:, -1].all():
+        row = int((~mask[:, -1]).nonzero()[0])
+        raise ValueError(
+            f"row {row} of attention_mask ends in padding, where its answer should begin: "
+            'tokenize with padding_side="left"'
+        )
+    return None if mask.all() else mask
+
+
+def _check_cache(
+    cache: Cache, T: int, steps: int, mask: Tensor | None, s: GenerationConfig
+) -> None:
+    if s.cache_implementation is not None:
+        made = f"cache_implementation={s.cache_implementation!r}"
+        raise ValueError(f"{made} makes a cache and past_key_values is one: give one")
+    held = cache.get_seq_length()
+    if held >= T:
+        raise ValueError(
+            f"the cache holds {held} tokens and input_ids {T}: pass the whole sequence with at "
+            f"least one token that the cache has not read, or first call cache.crop({T - 1})"
+        )
+    if isinstance(cache, StaticCache) and T + steps - 1 > cache.max_length:  # the last is not read
+        raise ValueError(
+            f"a prompt of {T} and {steps} new tokens do not fit a static cache of "
+            f"{cache.max_length}: make it larger, or max_new_tokens smaller"
+        )
+    hidden = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
+    remembered = torch.as_tensor(cache.pads).flatten().cpu()
+    if held and bool((hidden != remembered).any()):
+        raise ValueError(
+            f"the cache was filled with {remembered.tolist()} padding tokens a row, attention_mask "
+            f"shows {hidden.tolist()}: pass the mask of the whole sequence"
         )

@@ -9,23 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from .cache import Cache
 from .config import Qwen2Config
-from .model import Qwen2Model
+from .model import CausalLMOutput, Qwen2Model
 from .pretrained import Qwen2PreTrainedModel
 
 
-@dataclass
-class ClassifierOutput:
+class ClassifierOutput(CausalLMOutput):
     """logits: (B, labels) for a text, (B, T, labels) for tokens; loss: mean over what the labels
     name.
     """
-
-    logits: Tensor
-    loss: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -56,11 +48,11 @@ class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
         **options: Any,
     ) -> ClassifierOutput:
-        """Classify B texts.
+        """Classify B texts. Arguments as in `Qwen2Model.forward`, and:
 
         Args:
             attention_mask: (B, T), 0 = padding on either side. Without it, `config.pad_token_id`
@@ -68,13 +60,12 @@ class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
             labels: (B,) class ids; (B, labels) of 0 and 1 for several labels at once; floats for
                 regression. `config.problem_type` says which; unset, it follows from the number of
                 labels and their dtype.
-            **options: as in `Qwen2Model.forward`.
 
         Raises:
             ValueError: several texts with neither mask nor padding id, so that their ends cannot be
                 told.
         """
-        out = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **options)
+        out = self.model(input_ids, attention_mask, **options)
         logits = self.score(out.last_hidden_state)  # (B, T, labels)
         last = self._last_real_token(input_ids, attention_mask, *logits.shape[:2])
         logits = logits[torch.arange(logits.shape[0], device=logits.device), last]  # (B, labels)
@@ -113,21 +104,14 @@ class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
         self.init_weights(self.score)
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
+        self, *inputs: Any, labels: Tensor | None = None, **options: Any
     ) -> ClassifierOutput:
-        """labels: (B, T) class ids, -100 = not counted. `options` as in `Qwen2Model.forward`."""
-        out = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **options)
+        """As `Qwen2Model.forward`, and labels: (B, T) class ids, -100 = not counted."""
+        out = self.model(*inputs, **options)
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, labels)
-        loss = (
-            None
-            if labels is None
-            else cross_entropy(logits.float().flatten(0, 1), labels.flatten().long())
-        )
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten().long())
         return ClassifierOutput(
             logits, loss, out.past_key_values, out.hidden_states, out.attentions
         )
@@ -147,15 +131,15 @@ class Qwen2ForQuestionAnswering(Qwen2PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        *inputs: Any,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         **options: Any,
     ) -> SpanOutput:
-        """start_positions, end_positions: (B,); a position outside the text is not counted."""
-        out = self.transformer(input_ids, attention_mask, inputs_embeds=inputs_embeds, **options)
+        """As `Qwen2Model.forward`, and start_positions, end_positions: (B,); a position outside the
+        text is not counted.
+        """
+        out = self.transformer(*inputs, **options)
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:

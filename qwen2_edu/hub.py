@@ -6,8 +6,8 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 # What each kind of load reads. A repository may also hold pickles or ONNX files: never fetched.
 FILES = {
@@ -17,13 +17,19 @@ FILES = {
         "tokenizer_config.json",
         "vocab.json",
         "merges.txt",
-        "*.tiktoken",
         "special_tokens_map.json",
         "added_tokens.json",
         "chat_template.jinja",
         "chat_template.json",
     ],
     "model": ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"],
+}
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+# What transformers knows as an option of from_pretrained, and what stands in its place here.
+INSTEAD = {
+    "trust_remote_code": "it is never needed, as no remote code is run; leave it out",
+    "use_fast": "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch, and "
+    "both give the same ids; take the class you want",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -116,19 +122,15 @@ def resolve(
     return _download(name, kind, revision, token, cache_dir, local_files_only)
 
 
-def no_safetensors(where: str, files: Iterable[str]) -> str:
-    """Why a place without safetensors cannot be loaded; `files` is what it holds instead."""
-    pickles = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if not pickles:
-        return f"{where} has neither model.safetensors nor model.safetensors.index.json"
-    return (
-        f"{where} has no safetensors, only {pickles[0]}: that is a pickle, which can run any code "
-        "when it is opened, so it is refused; look for a copy of the model in safetensors"
-    )
+def take_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `resolve` among others, taken out of `options`."""
+    return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
 
 
 def _download(name, kind, revision, token, cache_dir, local_files_only) -> Path:
     import huggingface_hub  # here, so that nothing else waits for it
+
+    from .files.weights import no_safetensors
 
     try:
         folder = Path(
@@ -154,41 +156,32 @@ def _download(name, kind, revision, token, cache_dir, local_files_only) -> Path:
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> Exception:
-    """The one sentence that a failed download deserves."""
+    """What a failed download comes to: a sentence of ours, and the client's first line."""
     from huggingface_hub import constants, errors
 
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     hub, cause = constants.ENDPOINT, error.__cause__
-    if isinstance(error, errors.GatedRepoError):
-        return PermissionError(
-            f"{where} is gated: accept its terms at {hub}/{name}, then pass token=… or run "
-            "`hf auth login`"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return FileNotFoundError(
-            f"the hub has no model {name!r}, and there is no folder of that name: check the "
-            "spelling, or pass token=… if it is private"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return FileNotFoundError(f"the hub's {name!r} has no branch, tag or commit {revision!r}")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if cause is None or isinstance(cause, errors.OfflineModeIsEnabled):
-            return FileNotFoundError(
-                f"{where} is not wholly in the hub's cache, and downloads are off "
-                "(local_files_only=True or HF_HUB_OFFLINE=1): download it once, or give a folder"
-            )
-        return ConnectionError(
-            f"cannot reach the hub at {hub} ({_reason(cause)}), and {where} is not wholly in its "
-            "cache: check the network, or give a folder"
-        )
-    if isinstance(error, ValueError):  # a malformed id, or a listing that leaves the folder
-        return ValueError(f"{where} cannot be downloaded: {_reason(error)}")
-    if isinstance(error, OSError) and error.errno:  # this disk: full, read-only, …
-        return OSError(error.errno, f"cannot store {where} in the cache: {error.strerror}")
-    return ConnectionError(
-        f"the download of {where} from {hub} broke off ({_reason(error)}): try again"
+    off = cause is None or isinstance(cause, errors.OfflineModeIsEnabled)
+    gated = f"{where} is gated: accept its terms at {hub}/{name}, then pass token=…"
+    unknown = f"the hub has no model {name!r}: check the spelling, or pass token=… if it is private"
+    no_revision = f"the hub's {name!r} has no branch, tag or commit {revision!r}"
+    missing = f"{where} is not wholly in the hub's cache, and "
+    missing += (
+        "downloads are off (local_files_only=True or HF_HUB_OFFLINE=1): download it once, or give "
+        "a folder"
+        if off
+        else f"it cannot reach the hub at {hub}: check the network, or give a folder"
     )
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    kinds = (  # the client's types derive from one another: the first that fits
+        (errors.GatedRepoError, PermissionError, gated),
+        (errors.RepositoryNotFoundError, FileNotFoundError, unknown),
+        (errors.RevisionNotFoundError, FileNotFoundError, no_revision),
+        (errors.LocalEntryNotFoundError, FileNotFoundError if off else ConnectionError, missing),
+        (ValueError, ValueError, f"{where} cannot be downloaded"),
+        (Exception, ConnectionError, f"the download of {where} from {hub} broke off: try again"),
+    )
+    kind, ours, says = next(row for row in kinds if isinstance(error, row[0]))
+    if kind is Exception and isinstance(error, OSError) and error.errno:
+        return error  # this disk: full, read-only, …
+    reason = str(cause or error).strip().splitlines() or [type(error).__name__]
+    return ours(f"{says} ({reason[0]})")

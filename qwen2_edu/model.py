@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Qwen2Attention
+from .attention import RECORDS, Qwen2Attention
 from .cache import Cache, DynamicCache, StaticCache
 from .capture import capture
+from .checks import check_ids
 from .config import Qwen2Config
-from .generation import GenerationConfig, effective_settings, generate
 from .layers import RMSNorm, SwiGLU
 from .masks import additive, tokens_of_own_document, visible
 from .pretrained import Qwen2PreTrainedModel
 from .rope import RotaryEmbedding
+
+if TYPE_CHECKING:
+    from .decoding.settings import GenerationConfig
 
 
 @dataclass
@@ -90,6 +93,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -125,10 +129,11 @@ class Qwen2Model(Qwen2PreTrainedModel):
         rope_positions, masks = self._place(x, attention_mask, position_ids, cache, own)
         cos, sin = self.rotary_emb(rope_positions, x.dtype)
 
+        keep_little = self.gradient_checkpointing and self.training and cache is None
         states = [x] if output_hidden_states else None
         with capture(self) if output_attentions else nullcontext() as record:
             for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
-                if self.gradient_checkpointing and self.training and cache is None:
+                if keep_little and not RECORDS.get():
                     x = checkpoint(layer, x, cos, sin, masks[kind], use_reentrant=False)
                 else:
                     x = layer(x, cos, sin, masks[kind], cache)
@@ -145,20 +150,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
         )
 
     def _embed(self, input_ids: Tensor) -> Tensor:
-        if not isinstance(input_ids, Tensor):
-            kind = type(input_ids).__name__
-            raise TypeError(
-                f"input_ids must be a tensor (B, T), not a {kind}; pass a tokenizer's result as "
-                "model(**result)"
-            )
-        shape, V = tuple(input_ids.shape), self.config.vocab_size
-        if len(shape) != 2 or 0 in shape or input_ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"input_ids must be integers (B, T), not {input_ids.dtype} {shape}")
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = (int(end) for end in input_ids.aminmax())  # a GPU would have to wait
-            if low < 0 or high >= V:
-                wrong = low if low < 0 else high
-                raise ValueError(f"input_ids hold {wrong}; this model's ids are 0 to {V - 1}")
+        check_ids(input_ids, self.config.vocab_size)
         return self.embed_tokens(input_ids)
 
     def _choose_cache(
@@ -254,7 +246,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         super().__init__(config)
         self.model = Qwen2Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.generation_config: GenerationConfig | None = None
         self.init_weights(self.lm_head)
         self.tie_weights()
 
@@ -265,16 +256,10 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
+        *inputs: Tensor | Cache | None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
         logits_to_keep: int | Tensor = 0,
+        **options: Any,
     ) -> CausalLMOutput:
         """Logits for the token after each position. Arguments as in `Qwen2Model.forward`, and:
 
@@ -283,16 +268,7 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
                 1.
             logits_to_keep: only the last n positions (0 = all), or a tensor of positions.
         """
-        out = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+        out = self.model(*inputs, **options)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep])  # (B, T, V)
         loss = None
@@ -309,10 +285,14 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Continue `input_ids`, (B, T) -> (B, T + new); options as in `generation.generate`."""
+        from .generation import generate
+
         return generate(self, input_ids, attention_mask, **options)
 
     def generation_settings(self, **options: Any) -> GenerationConfig:
         """What `generate(..., **options)` will obey: options, the checkpoint's, defaults."""
+        from .decoding.settings import effective_settings
+
         return effective_settings(self, **options)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .tokenizer_base import TokenizerBase
+    from .tokenizer import TokenizerBase
 
 
 def chat_documents(

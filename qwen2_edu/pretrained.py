@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
-import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .checks import did_you_mean
-from .config import FIELDS, OPTIONAL, Qwen2Config
-from .decoding.settings import GenerationConfig
-from .files.checksums import verify_files
-from .files.devices import choose_device
-from .files.saving import replacing, write_weights
-from .files.weights import (
-    FLOATS,
-    INDEX,
-    find_weights,
-    load_weights,
-)
-from .hub import resolve
+from .checks import refuse_unknown, warn_caller
+from .config import FIELDS, Qwen2Config
 from .layers import RMSNorm
 
-CONFIG_FIELDS = {*FIELDS, *OPTIONAL, "num_labels", "rope_parameters", "classifier_dropout"}
+if TYPE_CHECKING:
+    from .decoding.settings import GenerationConfig
+
+CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
+OPTIONS = """config revision dtype device device_map attn_implementation token cache_dir
+local_files_only verify torch_dtype""".split()
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Qwen2PreTrainedModel(nn.Module):
@@ -75,7 +68,7 @@ class Qwen2PreTrainedModel(nn.Module):
             device: where the parameters go; None = the CPU.
             device_map: "auto" = the best single device with room for them; or a device.
             attn_implementation: "sdpa" or "eager".
-            verify: first compare each file with its recorded hash; see `checksums.verify_files`.
+            verify: first compare each file with its recorded hash; see `checksums.check_hashes`.
             torch_dtype: the older name of `dtype`.
             **config_overrides: fields of the config to change, such as `num_labels=3`.
 
@@ -85,36 +78,36 @@ class Qwen2PreTrainedModel(nn.Module):
                 tensor at fault and the way out. ConnectionError and PermissionError are OSErrors.
             MemoryError: `device_map="auto"` and no device has room.
         """
-        unknown = sorted(set(config_overrides) - CONFIG_FIELDS)
-        if unknown:
-            parameters = inspect.signature(cls.from_pretrained).parameters.values()
-            options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-            listed = "the options are " + ", ".join(options)
-            hint = did_you_mean(unknown[0], {*options, *CONFIG_FIELDS}, listed)
-            if unknown[0] == "trust_remote_code":
-                hint = "it is never needed, as no remote code is run; leave it out"
-            raise TypeError(
-                f"from_pretrained has no option {unknown[0]!r}, nor has the config such a field: "
-                + hint
-            )
+        from .decoding.settings import GenerationConfig
+        from .files.checksums import check_hashes
+        from .files.devices import choose_device
+        from .files.weights import INDEX, find_weights, load_weights
+        from .hub import resolve
+
+        instead = {
+            "trust_remote_code": "it is never needed, as no remote code is run; leave it out"
+        }
+        known = {*OPTIONS, *CONFIG_FIELDS}
+        refuse_unknown("from_pretrained", sorted(config_overrides), known, instead)
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
         number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
-        hub = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
+        folder = resolve(
+            name_or_path,
+            "model",
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         if verify:
-            folder = resolve(name_or_path, "model", **hub)
-            verify_files(folder, [INDEX, "config.json", "generation_config.json"], required=False)
-            verify_files(folder, [path.name for path in find_weights(folder)])
+            check_hashes(folder, [INDEX, "config.json", "generation_config.json"], required=False)
+            check_hashes(folder, [path.name for path in find_weights(folder)])
 
         if attn_implementation is not None:
             config_overrides["attn_implementation"] = attn_implementation
         if config is None:
-            config = Qwen2Config.from_pretrained(name_or_path, **hub, **config_overrides)
+            config = Qwen2Config.from_json_file(folder / "config.json", **config_overrides)
         else:
             config_overrides.setdefault("attn_implementation", config.attn_implementation)
             config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **config_overrides)
@@ -128,13 +121,11 @@ class Qwen2PreTrainedModel(nn.Module):
             model = cls(config)
         size = model.num_parameters() * (number_type or torch.float32).itemsize
         place = choose_device(device, device_map, size)
-        folder = resolve(name_or_path, "model", **hub)
         report = load_weights(model, folder, dtype=number_type, device=place)
         if report.fresh:
-            warnings.warn(
+            warn_caller(
                 f"{name_or_path} has no {', '.join(report.fresh)}: newly initialised, so train "
-                "the model before you use it",
-                stacklevel=2,
+                "the model before you use it"
             )
         config.torch_dtype = str(model.dtype).removeprefix("torch.")
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -153,10 +144,14 @@ class Qwen2PreTrainedModel(nn.Module):
         Raises:
             OSError: the folder cannot be written.
         """
+        from .files.disk import replacing
+        from .files.saving import is_weight_file, write_weights
+        from .files.weights import INDEX, SINGLE
+
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         config.torch_dtype = str(self.dtype).removeprefix("torch.")
-        with replacing(directory) as draft:
+        with replacing(directory, stale=is_weight_file, last=(SINGLE, INDEX)) as draft:
             config.save_pretrained(draft)
             if self.generation_config is not None:
                 self.generation_config.save_pretrained(draft)
@@ -277,7 +272,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The torch.dtype for "bfloat16" or torch.bfloat16; None for "auto" and None."""
     if dtype in (None, "auto"):
         return None
-    known = {str(d).removeprefix("torch."): d for d in FLOATS.values()}
+    known = {str(d).removeprefix("torch."): d for d in FLOATS}
     name = str(dtype).removeprefix("torch.")
     if name not in known:
         raise ValueError(f"dtype must be 'auto' or one of {', '.join(known)}, not {dtype!r}")

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, DynamicCache
-from .decoding.effective import effective_settings
-from .decoding.settings import GenerationConfig
+from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.streaming import TextPieces
 from .generation import stream_ids
 

@@ -1,11 +1,357 @@
-"""`Qwen2Tokenizer`: the released tokenizer from scratch, on the pure functions of `bpe.py`."""
+"""The two tokenizers: text to ids and back, offsets, streams, chats.
+
+`Qwen2Tokenizer` is built from scratch on the pure functions of `bpe.py`; `Qwen2TokenizerFast` gives
+the same answers from a compiled engine, `tiktoken`. Both inherit the surface and add one method,
+`_encode_text`, which turns plain text into ids. So they cannot differ in anything else.
+
+The way of a text: `text/runs.py` cuts it at added tokens and brings the rest to NFC; that is split
+into pieces, and each piece is merged.
+"""
 
 from __future__ import annotations
 
+import codecs
+import os
+import reprlib
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from .bpe import merge, split
-from .tokenizer_base import TokenizerBase
+from . import chat
+from .bpe import PATTERN, merge, split
+from .checks import one_of, refuse_unknown
+from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
+from .text import files
+from .text.batching import BATCH_OPTIONS, NO_LIMIT, SIDES, BatchEncoding, batch
+from .text.runs import origins_of, runs
+from .text.vocabulary import Vocabulary
+
+# tiktoken's regular expressions give up on a run of a million white space characters. A run of half
+# a million already fills one of the blocks of this size that a text is cut into.
+_BLOCK = 250_000
+
+
+class StreamDecoder:
+    """Decodes ids one at a time, keeping back the bytes of a character not yet whole.
+
+    All that `push` returns, and at the end `flush`, joined, is what `decode` gives for all the ids.
+    """
+
+    def __init__(self, tokenizer: TokenizerBase, skip_special_tokens: bool = False):
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes; "" if none is complete yet."""
+        return self._decoder.decode(self._tokenizer._bytes([token_id], self._skip))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character cut short. Then start anew."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class TokenizerBase(Vocabulary):
+    """The surface that both tokenizers share. Options are named, and behave, as in transformers.
+
+    Args:
+        vocab, merges: as in `Vocabulary`.
+        chat_template: Jinja source, or a dict of several by name.
+        model_max_length: what `truncation=True` cuts to without a `max_length`.
+        padding_side, truncation_side: "right" or "left".
+        split_special_tokens: read special tokens in a text as plain text.
+        config: further entries of tokenizer_config.json, kept for `save_pretrained`.
+        **tokens: `added_tokens`, `pad_token`, …: as in `Vocabulary`.
+    """
+
+    ARGUMENTS = ("vocab", "merges", "added_tokens", "chat_template", "config")
+    ARGUMENTS += ("additional_special_tokens", *files.SAID)
+
+    def __init__(
+        self,
+        vocab: Mapping[bytes, int],
+        merges: Iterable[tuple[bytes, bytes]] | None = None,
+        *,
+        chat_template: str | dict[str, str] | None = None,
+        model_max_length: int | None = None,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+        split_special_tokens: bool = False,
+        config: Mapping[str, Any] | None = None,
+        **tokens: Any,
+    ):
+        super().__init__(vocab, merges, **tokens)
+        self.chat_template = chat_template
+        self.model_max_length = NO_LIMIT if model_max_length is None else model_max_length
+        self.padding_side, self.truncation_side = padding_side, truncation_side
+        self.split_special_tokens = split_special_tokens
+        self.config = dict(config or {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("padding_side", "truncation_side"):
+            one_of(name, value, SIDES)
+        super().__setattr__(name, value)
+
+    def _encode_text(self, text: str) -> list[int]:
+        """The ids of plain text in NFC. Each tokenizer has its own way."""
+        raise NotImplementedError
+
+    # -- reading and writing
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> TokenizerBase:
+        """Load a tokenizer: built in ("qwen2"), from a folder, or from the hub.
+
+        Args:
+            **options: revision, token, cache_dir, local_files_only: as in `hub.resolve`; and
+                arguments of this class, in place of what the files say.
+
+        Raises:
+            TypeError: an unknown option.
+            FileNotFoundError, ValueError: see `hub.resolve` and `text.files.read_folder`.
+        """
+        what, known = f"{cls.__name__}.from_pretrained", {*cls.ARGUMENTS, *HUB_OPTIONS}
+        refuse_unknown(what, options, known, INSTEAD)
+        folder = resolve(name_or_path, "tokenizer", **take_options(options))
+        released = os.fspath(name_or_path) == "qwen2"
+        read = files.read_released if released else files.read_folder
+        return cls(**{**read(folder), **options})
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this tokenizer anew."""
+        said = {name: getattr(self, name) for name in self.ARGUMENTS if name != "added_tokens"}
+        return said | {"added_tokens": self.added_tokens_decoder}
+
+    def save_vocabulary(
+        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write vocab.json and merges.txt as released; returns their paths."""
+        return files.write_vocabulary(self.settings(), save_directory, filename_prefix)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write those two, tokenizer.json and tokenizer_config.json; returns their paths."""
+        return files.write_all(self.settings(), save_directory, filename_prefix)
+
+    # -- text to ids
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: None = None,
+        *,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: bool = False,
+        split_special_tokens: bool | None = None,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Turn a text, or a list of texts, into ids.
+
+        Args:
+            text: one text, or a batch.
+            text_pair: not offered; here to be refused by name.
+            add_special_tokens: has no effect, as Qwen2 puts no token before or after a text.
+            return_offsets_mapping: (start, end) of each token's characters in `text`. A token that
+                has a part of a character gets the whole, and where NFC rewrote several characters
+                together, all of them. Padding gets (0, 0).
+            split_special_tokens: read special tokens in the text as plain text.
+            **options: padding, truncation, max_length, return_tensors, …: see `batching.batch`.
+
+        Returns:
+            `input_ids`, `attention_mask` and `offset_mapping`, each a list per text; one text gives
+            plain lists, unless as tensors.
+
+        Raises:
+            TypeError: not text, a pair, or an unknown option.
+            ValueError: a lone surrogate; options that do not go together.
+        """
+        refuse_unknown(f"{type(self).__name__}()", options, BATCH_OPTIONS)
+        if text_pair is not None:
+            way_out = "join the two into one text yourself, or give a list for a batch"
+            raise TypeError(f"text_pair={text_pair!r}: Qwen2 has no pairs of texts; {way_out}")
+        single = isinstance(text, str)
+        if not single and not isinstance(text, (list, tuple)):
+            raise TypeError(f"text must be a string or a list of them, not {type(text).__name__}")
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
+        ignore = self._special_ids if split_special_tokens else ()
+        rows = []
+        for one in [text] if single else text:
+            if return_offsets_mapping:
+                ids, offsets = self._encode_with_offsets(one, ignore)
+                rows.append({"input_ids": ids, "offset_mapping": offsets})
+            else:
+                rows.append({"input_ids": self._encode(one, ignore)})
+        return self._batch(rows, single, options)
+
+    def encode(self, text: str, text_pair: None = None, **options: Any) -> list[int]:
+        """The ids of a text; options as in `__call__`."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def tokenize(self, text: str, split_special_tokens: bool | None = None) -> list[str]:
+        """The tokens of a text, spelled as in vocab.json: a space is "Ġ"."""
+        ids = self.encode(text, split_special_tokens=split_special_tokens)
+        return self.convert_ids_to_tokens(ids)
+
+    def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
+        return batch(
+            rows,
+            single=single,
+            truncation_side=self.truncation_side,
+            pad_token_id=self.pad_token_id,
+            model_max_length=self.model_max_length,
+            **{**options, "padding_side": options.get("padding_side") or self.padding_side},
+        )
+
+    def _encode(self, text: str, ignore: Container[int] = ()) -> list[int]:
+        ids = []
+        for run in runs(text, self._as_written, self._in_nfc, ignore):
+            ids += self._encode_text(run.text) if run.token_id is None else [run.token_id]
+        return ids
+
+    def _encode_with_offsets(
+        self, text: str, ignore: Container[int] = ()
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        ids, offsets = [], []
+        for run in runs(text, self._as_written, self._in_nfc, ignore):
+            if run.token_id is None:
+                new = self._encode_text(run.text)
+                lengths = [len(self._token_of[i]) for i in new]
+            else:
+                new, lengths = [run.token_id], [len(run.text.encode())]
+            ids += new
+            origins = origins_of(text[run.start : run.end])[run.skip :]
+            pairs = zip(origins, run.text, strict=False)  # what follows is another run's
+            by_byte = [place for place, char in pairs for _ in char.encode()]
+            byte = 0
+            for length in lengths:
+                first, last = by_byte[byte], by_byte[byte + length - 1]
+                offsets.append((run.start + first[0], run.start + last[1]))
+                byte += length
+        return ids, offsets
+
+    # -- ids to text
+
+    def _bytes(self, ids: Iterable[int], skip_special_tokens: bool) -> bytes:
+        skip = self._special_ids if skip_special_tokens else ()
+        parts = []
+        for token_id in ids:
+            if token_id < 0:
+                raise ValueError(f"no token has the id {token_id}: leave out labels of -100")
+            if token_id not in skip:
+                parts.append(self._token_of.get(token_id, b""))
+        return b"".join(parts)
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
+        """The text of ids, or the texts of rows of ids.
+
+        Args:
+            token_ids: an id; a list or tensor (T,) of them; or a batch, (B, T).
+            skip_special_tokens: leave special tokens out.
+
+        Returns:
+            The text. Bytes that are not UTF-8 become U+FFFD. Ids past the last token, for which
+            models have spare rows, become nothing.
+
+        Raises:
+            TypeError: not ids, such as tokens or floats.
+            ValueError: a negative id.
+        """
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        ids = [ids] if isinstance(ids, int) else ids
+        if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):
+            ids = [i.tolist() if hasattr(i, "tolist") else i for i in ids]
+            if ids and not isinstance(ids[0], int):
+                return [self.decode(row, skip_special_tokens) for row in ids]
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            found = f"not {reprlib.repr(token_ids)}: for tokens, use convert_tokens_to_ids first"
+            raise TypeError(f"decode takes ids (ints, lists or tensors of ints), {found}")
+        return self._bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+        """The texts of rows of ids: lists, or a tensor (B, T)."""
+        texts = self.decode(sequences, skip_special_tokens)
+        return [texts] if isinstance(texts, str) else texts
+
+    def stream_decoder(self, skip_special_tokens: bool = False) -> StreamDecoder:
+        """Decode ids as they come: `.push(id)`, and at the end `.flush()`."""
+        return StreamDecoder(self, skip_special_tokens)
+
+    # -- chats
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        **options: Any,
+    ) -> str | list[str] | list[int] | BatchEncoding:
+        """Render a conversation, or a batch of them, as text or as ids; `chat.py` says how.
+
+        Args:
+            conversation: a list of messages (see `chat.render_chatml`), or a list of such lists.
+            tools: JSON schemas of functions.
+            chat_template: Jinja source, or a name of one; None = the tokenizer's own.
+            add_generation_prompt: end with the head of an answer.
+            continue_final_message: leave the last message open, for the model to go on with.
+            tokenize: ids, in which no control token comes from a message; False = the text that
+                the template writes.
+            return_dict: `input_ids` and `attention_mask` by name; False = only the ids.
+            return_assistant_tokens_mask: add `assistant_masks`, 1 where the assistant speaks.
+            **options: padding, truncation, …: see `batching.batch`; and what the template reads.
+
+        Raises:
+            TypeError, ValueError: as `chat.spans`; options that exclude each other.
+        """
+        mask = return_assistant_tokens_mask
+        if continue_final_message and (add_generation_prompt or mask):
+            other = "add_generation_prompt" if add_generation_prompt else "the assistant's mask"
+            raise ValueError(f"continue_final_message does not go with {other}: use one of them")
+        if mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask needs tokenize=True, return_dict=True")
+        of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
+        variables = {"tools": tools, "add_generation_prompt": add_generation_prompt, **options}
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        rendered = [
+            chat.spans(
+                chat.choose_template(chat_template, self.chat_template, tools),
+                messages,
+                self._controls if tokenize else None,
+                special_tokens=self.special_tokens_map,
+                continue_final_message=continue_final_message,
+                find_spoken=mask,
+                **variables,
+            )
+            for messages in (conversation if batched else [conversation])
+        ]
+        if not tokenize:
+            texts = [row[0].text for row in rendered]
+            return texts if batched else texts[0]
+        rows = [self._encode_spans(row, mask) for row in rendered]
+        result = self._batch(rows, not batched, {"truncation": False, **of_batch})
+        return result if return_dict else result["input_ids"]
+
+    def _encode_spans(self, spans: Sequence[chat.Span], mask: bool) -> dict[str, list[int]]:
+        """Ids of a conversation: its control tokens, and plain text between them."""
+        ids: list[int] = []
+        speaks: list[int] = []
+        plain_only = frozenset(self._controls.id_of.values())
+        for text, control, spoken in spans:
+            if control is not None:
+                new, offsets = [control], [(0, len(text))]
+            elif mask:
+                new, offsets = self._encode_with_offsets(text, plain_only)
+            else:
+                new, offsets = self._encode(text, plain_only), []
+            ids += new
+            speaks += [any(a < last and first < b for first, last in spoken) for a, b in offsets]
+        return {"input_ids": ids} | ({"assistant_masks": list(map(int, speaks))} if mask else {})
 
 
 class Qwen2Tokenizer(TokenizerBase):
@@ -13,8 +359,6 @@ class Qwen2Tokenizer(TokenizerBase):
 
     Most pieces of natural text come again and again, so each is merged once and remembered: that
     makes up for the interpreter, and this class is as fast as compiled ones on such text.
-
-    The arguments are those of `TokenizerBase`.
     """
 
     CACHE_PIECES = 100_000  # then start anew: memory stays bounded, the frequent is soon back
@@ -44,3 +388,42 @@ class Qwen2Tokenizer(TokenizerBase):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": {}}
+
+
+class Qwen2TokenizerFast(TokenizerBase):
+    """Text to ids and back, with the splitting and merging done by compiled code, `tiktoken`.
+
+    It gives the same ids as `tokenizers` several times faster (`benchmarks/tokenizer.py`), and
+    reads ranks as they are, so the built-in vocabulary loads without working out its merges.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._start_engine()
+
+    def _start_engine(self) -> None:
+        import tiktoken  # here, so that `import qwen2_edu` does not wait for it
+
+        self._engine = tiktoken.Encoding(
+            "qwen2_edu", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={}
+        )
+        # The engine answers with ranks. In the released vocabulary, ranks are ids.
+        same = all(self.vocab[token] == rank for token, rank in self._ranks.items())
+        self._id_of_rank = None if same else {r: self.vocab[t] for t, r in self._ranks.items()}
+
+    def _encode_text(self, text: str) -> list[int]:
+        starts = range(0, len(text) - _BLOCK + 1, _BLOCK)
+        if any(text[i : i + _BLOCK].isspace() for i in starts):
+            pieces = (merge(piece.encode(), self._ranks) for piece in split(text))
+            return [self.vocab[token] for tokens in pieces for token in tokens]
+        ranks = self._engine.encode_ordinary(text)
+        if self._id_of_rank is None:
+            return ranks
+        return [self._id_of_rank[rank] for rank in ranks]
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_engine"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._start_engine()

@@ -9,7 +9,6 @@ failed: a fact that nobody recorded, a file that is not there, a closed network.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -19,12 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .config import Qwen2Config
+from .config import FACTS, Qwen2Config
 from .files.checksums import file_hash
 from .files.weights import find_weights
 from .hub import resolve
-
-FACTS = Path(__file__).parent / "released.json"
 
 
 class Check(NamedTuple):
@@ -39,11 +36,6 @@ class Failed(Exception):
     """A check that did not pass, with the reason."""
 
 
-def verify(name_or_path: str | os.PathLike[str], **options: Any) -> list[Check]:
-    """All checks of a checkpoint; it is the released one iff all are ok. See `checks`."""
-    return list(checks(name_or_path, **options))
-
-
 def checks(
     name_or_path: str | os.PathLike[str],
     *,
@@ -52,7 +44,8 @@ def checks(
     device: str = "cpu",
     **hub: Any,
 ) -> Iterator[Check]:
-    """Run the checks one by one, each answered as soon as it is known. Nothing raises.
+    """Run the checks one by one, each answered as soon as it is known. Nothing raises: the model is
+    the released one iff all are ok.
 
     Args:
         name_or_path: a hub id or a folder.
@@ -64,7 +57,7 @@ def checks(
     """
     try:
         resolve(name_or_path, "config", **hub)  # is there such a model? Gigabytes come later
-        facts = _facts(str(name_or_path), FACTS if goldens is None else Path(goldens), known_as)
+        facts = _facts(str(name_or_path), Path(goldens or FACTS), known_as)
         folder = resolve(name_or_path, "model", **hub)
     except Exception as error:  # whatever it is, the verdict is the same
         yield Check("found", False, _sentence(error))
@@ -78,7 +71,7 @@ def checks(
 
     @cache
     def tokenizer():
-        from .tokenizer_fast import Qwen2TokenizerFast
+        from .tokenizer import Qwen2TokenizerFast
 
         return Qwen2TokenizerFast.from_pretrained(resolve(name_or_path, "tokenizer", **hub))
 
@@ -118,10 +111,9 @@ def _facts(name: str, path: Path, known_as: str | None) -> dict[str, Any]:
 
 def _files(folder: Path, recorded: dict[str, dict[str, Any]]) -> str:
     for name, fact in recorded.items():
-        path = folder / name
-        if not path.is_file():
-            raise Failed(f"{path} is not there")
-        actual = file_hash(path)
+        if not (folder / name).is_file():
+            raise Failed(f"{folder / name} is not there")
+        actual = file_hash(folder / name)
         if actual != fact["sha256"]:
             raise Failed(f"{name}: sha256 is {actual}, published is {fact['sha256']}")
     used = {path.name for path in find_weights(folder)}
@@ -131,14 +123,15 @@ def _files(folder: Path, recorded: dict[str, dict[str, Any]]) -> str:
 
 
 def _config(folder: Path, recorded: dict[str, Any]) -> str:
-    ours, theirs = Qwen2Config.from_pretrained(folder), Qwen2Config.from_dict(recorded)
+    ours = Qwen2Config.from_json_file(folder / "config.json")
+    theirs = Qwen2Config.from_dict(recorded)
     a, b = ours.to_dict(), theirs.to_dict()
-    extra = {*ours.extra, *theirs.extra}  # fields that mean nothing to the model
-    differ = [key for key in sorted({*a, *b} - extra) if a.get(key) != b.get(key)]
+    names = {*a, *b} - {*ours.extra, *theirs.extra}  # those mean nothing to the model
+    differ = [name for name in sorted(names) if a.get(name) != b.get(name)]
     if differ:
-        said = (f"{key} is {a.get(key)!r}, published is {b.get(key)!r}" for key in differ)
+        said = (f"{name} is {a.get(name)!r}, published is {b.get(name)!r}" for name in differ)
         raise Failed("; ".join(said))
-    return f"all {len({*a, *b} - extra)} fields are as published"
+    return f"all {len(names)} fields are as published"
 
 
 def _parameters(model: Any, recorded: int) -> str:
@@ -187,24 +180,3 @@ def _continue(model: Any, ids: list[int], steps: int) -> list[int]:
     prompt = torch.tensor([ids], device=model.device)
     options = {"do_sample": False, "repetition_penalty": 1.0, "num_beams": 1}
     return model.generate(prompt, max_new_tokens=steps, **options)[0, len(ids) :].tolist()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line. Answers the exit code: 0 only if every check passed."""
-    parser = argparse.ArgumentParser(prog="python -m qwen2_edu verify", description=__doc__)
-    parser.add_argument("model", help="a hub id such as Qwen/Qwen2-0.5B, or a folder")
-    parser.add_argument("--goldens", help="a file of facts to use instead of the published ones")
-    parser.add_argument("--known-as", help="the name under which the facts are recorded")
-    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
-    options = vars(parser.parse_args(arguments))
-    name, results = options.pop("model"), []
-    for check in checks(name, **options):
-        print(f"{'PASS' if check.ok else 'FAIL'}  {check.name:<10}  {check.detail}", flush=True)
-        results.append(check.ok)
-    passed = all(results)
-    print(f"{name}: {'verified' if passed else 'FAILED'}, {sum(results)} of {len(results)} checks")
-    return 0 if passed else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -34,7 +34,7 @@ def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
 
     Args:
         model: the language model.
-        request: the call, checked; see `generation_request`.
+        request: the call, checked; see `generation.Request`.
         prefill, decode: how the model reads a prompt and a token; see `generation`.
 
     Returns:

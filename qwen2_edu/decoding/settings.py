@@ -1,4 +1,6 @@
-"""How a text is continued: the fields of a released `generation_config.json`."""
+"""How a text is continued: the fields of a released `generation_config.json`, and which of them a
+call of `generate` obeys: its own, the model's, or the defaults.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..checks import write_whole
+from ..checks import Range, check_kind, check_numbers, one_of, refuse_unknown, warn_caller
+from ..files.disk import read_json, read_text, write_whole
 
 # What holds when neither the call nor the model says otherwise; the values of transformers 5.
 DEFAULTS: dict[str, Any] = {
@@ -79,20 +82,6 @@ class GenerationConfig:
         return config
 
     @classmethod
-    def from_json(cls, text: str) -> GenerationConfig:
-        """From the text of a `generation_config.json`.
-
-        Raises:
-            ValueError: not a JSON object.
-        """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"expected a JSON object of settings, not a {type(values).__name__}")
-        config = cls.from_dict(values)
-        config._end = "\n" if text.endswith("\n") else ""
-        return config
-
-    @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> GenerationConfig | None:
         """What `generation_config.json` in `folder` says; None if there is none.
 
@@ -102,10 +91,9 @@ class GenerationConfig:
         path = Path(folder) / "generation_config.json"
         if not path.is_file():
             return None
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # bad JSON, bad UTF-8
-            raise ValueError(f"{path} is not a generation config: {error}") from error
+        config = cls.from_dict(read_json(path))
+        config._end = "\n" if read_text(path).endswith("\n") else ""
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """What was said, in the order of the file it came from; what was added later follows."""
@@ -120,7 +108,7 @@ class GenerationConfig:
         return json.dumps(self.to_dict(), indent=2) + self._end
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `generation_config.json`, by a temporary name and a rename. Returns its path."""
+        """Write `generation_config.json`, whole or not at all. Returns its path."""
         return write_whole(Path(folder) / "generation_config.json", self.to_json().encode())
 
     def __repr__(self) -> str:
@@ -129,3 +117,143 @@ class GenerationConfig:
 
 
 OPTIONS = tuple(f.name for f in fields(GenerationConfig) if f.name != "extra")
+
+# Options of transformers that are not offered here, with the value at which they do nothing.
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(
+        "assistant_model bad_words_ids begin_suppress_tokens constraints force_words_ids max_time "
+        "exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id penalty_alpha "
+        "logits_processor prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias top_h "
+        "stopping_criteria suppress_tokens watermarking_config".split()
+    ),
+    **dict.fromkeys(
+        "output_attentions output_hidden_states output_logits output_scores remove_invalid_values "
+        "renormalize_logits return_dict_in_generate token_healing".split(),
+        False,
+    ),
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "typical_p"), 1.0),
+    **dict.fromkeys(("diversity_penalty", "epsilon_cutoff", "eta_cutoff"), 0.0),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("min_length", "min_new_tokens"), 0),
+    "num_beam_groups": 1,
+    "use_cache": True,
+}
+# Arguments of `generate` that are no settings.
+ARGUMENTS = (
+    "input_ids attention_mask past_key_values generation_config tokenizer vocab_limit generator "
+    "compiled streamer"
+).split()
+
+
+INTEGER, COUNT = Range(whole=True), Range(1, whole=True)
+RANGES = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), COUNT),
+    **dict.fromkeys(("seed", "bos_token_id", "pad_token_id"), INTEGER),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty"), Range()),
+    "repetition_penalty": Range(0, above=True, hint="1.0 changes nothing"),
+}
+GREEDY = "for the most likely token at each step pass do_sample=False"
+RANGES_TO_SAMPLE = {
+    "temperature": Range(0, above=True, hint=GREEDY),
+    "top_k": Range(0, whole=True, hint="0 keeps every token"),
+    "top_p": Range(0, 1, above=True, hint="1.0 keeps every token"),
+    "min_p": Range(0, 1, hint="0 keeps every token"),
+}
+
+
+def effective_settings(
+    model: Any,
+    generation_config: GenerationConfig | dict[str, Any] | None = None,
+    **options: Any,
+) -> GenerationConfig:
+    """What a call `generate(..., **options)` will obey: options over the model's over `DEFAULTS`.
+
+    Args:
+        model: its `generation_config` counts, and its `config` for special ids named nowhere else.
+        generation_config: used instead of the model's.
+        **options: fields of `GenerationConfig`; None = not said.
+
+    Raises:
+        TypeError: an unknown option; near matches are named.
+        ValueError: an option or combination that cannot be, with values and way out.
+
+    Warns:
+        UserWarning: an option of the call has no effect.
+    """
+    given = [name for name in options if name not in NEUTRAL]
+    refuse_unknown("generate()", given, (*OPTIONS, *ARGUMENTS))
+    base = generation_config or model.generation_config or {}
+    said = dict(base if isinstance(base, dict) else base.to_dict())
+    call = {name: value for name, value in options.items() if value is not None}
+    if "max_length" in call and "max_new_tokens" not in call:
+        said["max_new_tokens"] = None  # the call's limit wins over the file's in either spelling
+    said |= call
+    for name, neutral in NEUTRAL.items():
+        if said.get(name) is not None and said[name] != neutral:
+            raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: leave it out")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if said.get(name) is None:
+            said[name] = getattr(model.config, name)
+    settings = GenerationConfig(**{name: said.get(name) for name in OPTIONS})
+    for name, default in DEFAULTS.items():
+        limited = name == "max_new_tokens" and settings.max_length is not None
+        if getattr(settings, name) is None and not limited:
+            setattr(settings, name, default)
+    settings.eos_token_id = _listed(settings.eos_token_id)
+    settings.stop_strings = _listed(settings.stop_strings)
+    if settings.pad_token_id is None and settings.eos_token_id:
+        settings.pad_token_id = settings.eos_token_id[0]  # as transformers does
+    _check_values(settings)
+    _check_combinations(settings)
+    _warn_of_no_effect(settings, call)
+    return settings
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_values(s: GenerationConfig) -> None:
+    check_numbers(vars(s), RANGES | (RANGES_TO_SAMPLE if s.do_sample is True else {}))
+    for number in s.eos_token_id:
+        check_numbers({"eos_token_id": number}, {"eos_token_id": INTEGER})
+    check_kind("do_sample", s.do_sample, bool, "True or False")
+    one_of("early_stopping", s.early_stopping, (True, False, "never"))
+    one_of("cache_implementation", s.cache_implementation, (None, "dynamic", "static"))
+    for text in s.stop_strings:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"stop_strings must be texts, not empty, not {text!r}")
+
+
+def _check_combinations(s: GenerationConfig) -> None:
+    K, R = s.num_beams, s.num_return_sequences
+    if K > 1 and s.do_sample:
+        raise ValueError(
+            f"num_beams={K} looks for the most probable text, do_sample=True draws one: pass "
+            "do_sample=False or num_beams=1"
+        )
+    if K > 1 and s.stop_strings:
+        raise ValueError(f"stop_strings={s.stop_strings} cannot be watched with num_beams={K}")
+    if K > 1 and R > K:
+        raise ValueError(f"num_return_sequences={R} is more than num_beams={K}: raise num_beams")
+    if K == 1 and R > 1 and not s.do_sample:
+        raise ValueError(
+            f"num_return_sequences={R} greedy answers would all be the same: pass do_sample=True "
+            f"or num_beams={R}"
+        )
+
+
+def _warn_of_no_effect(s: GenerationConfig, call: dict[str, Any]) -> None:
+    idle = []
+    if not s.do_sample:  # temperature=0 asks for what greedy does
+        idle += [n for n in ("temperature", "top_k", "top_p", "min_p", "seed") if call.get(n)]
+    if s.num_beams == 1:
+        idle += [n for n in ("length_penalty", "early_stopping") if n in call]
+    if "max_new_tokens" in call:
+        idle += [n for n in ("max_length",) if n in call]
+    idle = [n for n in idle if call[n] != DEFAULTS.get(n)]
+    if idle:
+        need = {"max_length": "only one of max_new_tokens and max_length"}
+        need |= dict.fromkeys(("length_penalty", "early_stopping"), "num_beams above 1")
+        why = [f"{n}={call[n]!r} needs {need.get(n, 'do_sample=True')}" for n in idle]
+        warn_caller(f"no effect: {'; '.join(why)}")

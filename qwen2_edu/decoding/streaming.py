@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -74,34 +74,3 @@ class TextPieces:
                 yield piece
         if piece := self.flush():
             yield piece
-
-
-class TextStreamer:
-    """A `streamer` for `generate`: calls `write(piece)` with each piece of one answer.
-
-    Args:
-        tokenizer: turns ids into text.
-        write: what to do with a piece.
-        stop_strings: those of the call, if any, so that none is written in part.
-    """
-
-    def __init__(
-        self, tokenizer: Any, write: Callable[[str], Any], stop_strings: Iterable[str] = ()
-    ):
-        self.tokenizer, self.write, self.stop_strings = tokenizer, write, tuple(stop_strings)
-        self.pieces: TextPieces | None = None
-
-    def put(self, ids: Tensor) -> None:
-        """First the prompt, (1, T), which is not written; then one new id, (1,), at a time."""
-        if ids.shape[0] != 1:
-            raise ValueError(f"a TextStreamer writes one text and {ids.shape[0]} rows came")
-        if self.pieces is None:
-            self.pieces = TextPieces(self.tokenizer, self.stop_strings)
-        elif piece := self.pieces.push(int(ids)):
-            self.write(piece)
-
-    def end(self) -> None:
-        """The answer is complete; the next `put` begins another."""
-        if self.pieces is not None and (piece := self.pieces.flush()):
-            self.write(piece)
-        self.pieces = None

@@ -25,7 +25,7 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def verify_files(
+def check_hashes(
     folder: str | os.PathLike[str], names: Iterable[str], required: bool = True
 ) -> list[str]:
     """Compare the files of a checkpoint with their recorded hashes, byte for byte.

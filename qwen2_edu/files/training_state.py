@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..pretrained import Qwen2PreTrainedModel
+from ..config import Qwen2Config
+from .disk import replacing, write_whole
 
 STATE, LOG = "state.safetensors", "training.jsonl"
 
@@ -46,9 +45,10 @@ def identity(model: nn.Module, batches: Any, settings: Any) -> dict[str, dict[st
     for name in sorted(first):
         digest.update(f"{name} {list(first[name].shape)}".encode())
         digest.update(first[name].cpu().numpy().tobytes())
+    config = getattr(model, "config", None)
     parts = {
         "model": {"class": type(model).__name__},
-        "config": model.config.to_dict() if isinstance(model, Qwen2PreTrainedModel) else {},
+        "config": config.to_dict() if isinstance(config, Qwen2Config) else {},
         "parameters": {
             name: f"{list(p.shape)}{'' if p.requires_grad else ' frozen'}"
             for name, p in model.named_parameters()
@@ -81,7 +81,8 @@ class Run:
         self.log: list[dict[str, Any]] = []
         if self.folder is None:
             return
-        _check_writable(self.folder)
+        with replacing(self.folder):
+            pass  # can it be written? Better known now than after the first hour
         if (self.folder / STATE).exists():
             self._restore()
         elif (self.folder / LOG).exists():
@@ -116,7 +117,8 @@ class Run:
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         at = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         header = {"about": json.dumps(self.about), "at": json.dumps(at)}
-        _replace(self.folder / STATE, lambda draft: save_file(tensors, draft, header))
+        with replacing(self.folder) as draft:
+            save_file(tensors, draft / STATE, header)
         self.saved = self.step
 
     def whereabouts(self) -> str:
@@ -158,26 +160,7 @@ class Run:
             if entry["step"] > self.step:
                 break
             self.log.append(entry)
-        text = "".join(json.dumps(entry) + "\n" for entry in self.log)
-        _replace(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        reason = f"cannot write into {folder} ({error.strerror}): choose a folder you may use"
-        raise OSError(error.errno, reason) from error
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, wait until it is on the disk, and only then rename it."""
-    draft = path.with_name(path.name + ".tmp")
-    write(draft)
-    with open(draft, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.log).encode())
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,10 +7,9 @@ it is used; and nothing in it can run. A pickle (`pytorch_model.bin`) can run an
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..hub import no_safetensors
+from .disk import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -66,7 +65,10 @@ def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]
         present = [path.name for path in folder.iterdir()]
         raise FileNotFoundError(no_safetensors(str(folder), present))
     shards: dict[Path, list[str]] = {}
-    for tensor, shard in _read_index(folder / INDEX).items():
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / INDEX} is not an index: it needs weight_map, {{tensor: file}}")
+    for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", shard):
             raise ValueError(
                 f"{folder / INDEX} puts tensor {tensor} into {shard!r}: a shard must be a plain "
@@ -82,14 +84,15 @@ def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]
     return shards
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not an index with a weight_map: {error!r}") from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path} is not an index: its weight_map must be {{tensor: file}}")
-    return weight_map
+def no_safetensors(where: str, files: Iterable[str]) -> str:
+    """Why a place without safetensors cannot be loaded; `files` is what it holds instead."""
+    pickles = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if not pickles:
+        return f"{where} has neither model.safetensors nor model.safetensors.index.json"
+    return (
+        f"{where} has no safetensors, only {pickles[0]}: that is a pickle, which can run any code "
+        "when it is opened, so it is refused; look for a copy of the model in safetensors"
+    )
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -239,12 +242,7 @@ def _read_tensors(
     path: Path, here: dict[str, _Stored], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     with open_safetensors(path, str(device)) as file:
-        if all(FLOATS[stored.kind] == dtype for stored in here.values()):
-            return {name: file.get_tensor(stored.name) for name, stored in here.items()}
-        with ThreadPoolExecutor(4) as pool:  # converting takes long enough to be shared out
-            stored_names = [stored.name for stored in here.values()]
-            values = pool.map(lambda name: file.get_tensor(name).to(dtype), stored_names)
-            return dict(zip(here, values, strict=True))
+        return {name: file.get_tensor(stored.name).to(dtype) for name, stored in here.items()}
 
 
 def _initialise(model: nn.Module, names: list[str], dtype: torch.dtype, device) -> None:

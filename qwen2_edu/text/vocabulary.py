@@ -7,31 +7,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
-from .batching import one_of
+from ..checks import one_of
 from .runs import AddedToken, Finder
 
 
-def _part(name: str) -> tuple[property, property]:
-    """The two attributes of a token that plays a part: `eos_token` and `eos_token_id`."""
+class Part:
+    """An attribute that names the token of a part, `eos_token`; or its id, `eos_token_id`."""
 
-    def set_token(self, token: str | None) -> None:
-        if token is not None and self._id_of(token) is None:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.part, self.by_id = name.removesuffix("_id"), name.endswith("_id")
+
+    def __get__(self, vocabulary: Vocabulary, owner: type) -> str | int | None:
+        token = vocabulary._parts[self.part]
+        return vocabulary._id_of(token) if self.by_id and token is not None else token
+
+    def __set__(self, vocabulary: Vocabulary, value: str | int | None) -> None:
+        token = (
+            vocabulary.convert_ids_to_tokens(value) if self.by_id and value is not None else value
+        )
+        if value is not None and (token is None or vocabulary._id_of(token) is None):
+            if self.by_id:
+                raise ValueError(f"no token has the id {value}, so it cannot be the {self.part}")
             raise ValueError(
-                f"{token!r} is not in the vocabulary, so it cannot be the {name}: "
-                f"use add_special_tokens({{{name!r}: {token!r}}})"
+                f"{token!r} is not in the vocabulary, so it cannot be the {self.part}: "
+                f"use add_special_tokens({{{self.part!r}: {token!r}}})"
             )
-        self._parts[name] = token
-
-    def set_id(self, token_id: int | None) -> None:
-        token = None if token_id is None else self.convert_ids_to_tokens(token_id)
-        if token_id is not None and token is None:
-            raise ValueError(f"no token has the id {token_id}, so it cannot be the {name}")
-        self._parts[name] = token
-
-    def get_id(self) -> int | None:
-        return None if self._parts[name] is None else self._id_of(self._parts[name])
-
-    return property(lambda self: self._parts[name], set_token), property(get_id, set_id)
+        vocabulary._parts[self.part] = token
 
 
 class Vocabulary:
@@ -50,10 +51,10 @@ class Vocabulary:
         ValueError: a byte or the result of a merge is missing, or two tokens share an id.
     """
 
-    bos_token, bos_token_id = _part("bos_token")
-    eos_token, eos_token_id = _part("eos_token")
-    unk_token, unk_token_id = _part("unk_token")
-    pad_token, pad_token_id = _part("pad_token")
+    bos_token, bos_token_id = Part(), Part()
+    eos_token, eos_token_id = Part(), Part()
+    unk_token, unk_token_id = Part(), Part()
+    pad_token, pad_token_id = Part(), Part()
 
     def __init__(
         self,

@@ -19,11 +19,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..behaviour import Heads, find_heads
-from ..checks import write_whole
+from ..cli import say
+from ..files.disk import write_whole
 from ..model import Qwen2ForCausalLM
-from ..terminal import say
-from ..tokenizer_base import TokenizerBase
-from ..tokenizer_fast import Qwen2TokenizerFast
+from ..tokenizer import Qwen2TokenizerFast, TokenizerBase
 from .check import check_story
 from .measure import (
     Asked,

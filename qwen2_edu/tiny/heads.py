@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..packing import Shuffled, in_order
-from ..tokenizer_base import TokenizerBase
+from ..tokenizer import TokenizerBase
 from ..training import TrainingSettings, train
 from .grammar import MOODS
 from .world import Story

@@ -16,7 +16,7 @@ from .. import training
 from ..config import Qwen2Config
 from ..model import Qwen2ForCausalLM
 from ..packing import in_order, pack
-from ..tokenizer_base import TokenizerBase
+from ..tokenizer import TokenizerBase
 from .check import check_answer
 from .conversations import conversations
 from .documents import documents, exam, first_turn

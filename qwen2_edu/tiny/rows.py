@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 
 from ..packing import chat_documents, pack
-from ..tokenizer_fast import Qwen2TokenizerFast
+from ..tokenizer import Qwen2TokenizerFast
 from .words import ANIMALS, COLOURS, NAMES, NUMBERS, PLACES, SIZES, THINGS, TREATS
 from .world import Story
 

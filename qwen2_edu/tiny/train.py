@@ -20,14 +20,14 @@ import torch
 import typer
 
 from .. import bpe
-from ..checks import write_whole
 from ..config import Qwen2Config
 from ..decoding.settings import GenerationConfig
+from ..files.disk import write_whole
 from ..model import Qwen2ForCausalLM
 from ..packing import Shuffled, in_order
 from ..rope import rope_frequencies
 from ..text.templates import QWEN2_TEMPLATE
-from ..tokenizer_fast import Qwen2TokenizerFast
+from ..tokenizer import Qwen2TokenizerFast
 from ..training import TrainingSettings, train
 from .conversations import conversations
 from .documents import documents

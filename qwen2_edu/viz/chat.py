@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from ..session import ChatSession
-from ..tokenizer_base import TokenizerBase
+from ..tokenizer import TokenizerBase
 from .palette import CSS
 from .record import check_model
 from .tokens import Page, check_tokenizer, tokens

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import sampling as functions
 from ..config import Qwen2Config
-from ..decoding.effective import effective_settings
-from ..tokenizer_base import TokenizerBase
+from ..decoding.settings import effective_settings
+from ..tokenizer import TokenizerBase
 from .labels import token_labels
 from .palette import BLUE, CSS, GREEN, ORANGE, PURPLE, SKY, tint
 from .record import check_model

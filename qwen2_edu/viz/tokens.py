@@ -12,7 +12,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ..tokenizer_base import TokenizerBase
+from ..tokenizer import TokenizerBase
 from .labels import token_bytes, token_labels
 from .palette import BLUE, CSS, GREEN, GREY, ORANGE, PURPLE, tint
 

@@ -21,7 +21,7 @@ SETUP = """
 import torch
 from pathlib import Path
 from qwen2_edu import Qwen2Config, Qwen2ForCausalLM
-from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer
 
 torch.set_num_threads(1)

@@ -91,6 +91,11 @@ class Bare(ast.NodeTransformer):
     visit_AsyncFunctionDef = visit_FunctionDef
     visit_ClassDef = without_docstring
 
+    def visit_ImportFrom(self, node):  # a lesson stands outside the package
+        if node.level:
+            node.module, node.level = f"qwen2_edu.{node.module}", 0
+        return node
+
     def visit_arg(self, node):
         node.annotation = None
         return node
@@ -289,6 +294,12 @@ def test_a_field_stays_a_field_and_a_variable_a_variable():
     assert bare(fields, "A") != bare(fields.replace("x: Tensor", "pass"), "A")
     nested = "def f():\n    a: int\n    if a:\n        b: int = 1"
     assert bare(nested, "f") == bare("def f():\n    if a:\n        b = 1", "f")
+
+
+def test_an_import_may_be_relative_in_the_package_alone():
+    inside = "def f():\n    from .generation import generate\n    return generate"
+    assert bare(inside, "f") == bare(inside.replace(".gen", "qwen2_edu.gen"), "f")
+    assert bare(inside, "f") != bare(inside.replace(".gen", "qwen2_edu.other.gen"), "f")
 
 
 def test_a_method_may_be_exported_alone():

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2_edu.text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
-from qwen2_edu.tokenizer import Qwen2Tokenizer
-from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
 common = settings(deadline=None, max_examples=150, derandomize=True)
 # Characters whose class and combining behaviour no engine's Unicode version disputes.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen2_edu.tokenizer import Qwen2Tokenizer
-from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
 # Tests must not change these; `fresh` is for those that do.
 SLOW = Qwen2Tokenizer.from_pretrained("qwen2")

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 
 from qwen2_edu import ChatSession, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast, costs
 from qwen2_edu.bpe import train
-from qwen2_edu.cli import app
+from qwen2_edu.cli import app, show_table, show_tokens, visible
 from qwen2_edu.generation import generate, stream
-from qwen2_edu.terminal import show_table, show_tokens, visible
 from qwen2_edu.text.templates import QWEN2_TEMPLATE
 from qwen2_edu.verify import Check
 
@@ -352,7 +351,7 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("generate -m FOLDER", 2, "Missing argument 'PROMPT'"),
         ("generate -m FOLDER x --tempo 3", 2, "--tempo"),
         ("generate -m FOLDER x --top-k many", 2, "--top-k"),
-        ("generate -m FOLDER x --sample --top-p 7", 1, "top_p must be in (0, 1], not 7.0"),
+        ("generate -m FOLDER x --sample --top-p 7", 1, "top_p must be a number in (0, 1], not 7.0"),
         ("generate -m FOLDER x --sample --temperature 0", 1, "at each step pass --greedy"),
         ("generate -m FOLDER x --max-new-tokens 0", 1, "max_new_tokens must be a positive integer"),
         ("generate -m FOLDER x --beams 2 --sample", 1, "num_beams=2"),
@@ -362,7 +361,7 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("generate -m qwen2 x", 1, "tokenizer only"),
         ("generate -m ./nowhere x", 1, "there is no folder './nowhere'"),
         ("chat -m nobody/nothing", 1, "downloads are off"),
-        ("chat -m FOLDER --sample --temperature -1", 1, "temperature must be above 0"),
+        ("chat -m FOLDER --sample --temperature -1", 1, "temperature must be a number above 0"),
         ("tokenize x --model ./nowhere", 1, "there is no folder './nowhere'"),
         ("info ./nowhere", 1, "there is no folder './nowhere'"),
         ("info Qwen2-8B", 1, "'Qwen2-8B' is neither"),

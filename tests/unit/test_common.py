@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import pytest
 
-from qwen2_edu.checks import did_you_mean, write_whole
+from qwen2_edu.checks import did_you_mean
+from qwen2_edu.files.disk import write_whole
 
 
 def test_hints():
@@ -21,7 +22,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new folder" / "file"
     assert write_whole(path, b"one") == path
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("gone")))
         with pytest.raises(OSError, match="gone"):
             write_whole(path, b"two")
     assert path.read_bytes() == b"one"

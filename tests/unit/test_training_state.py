@@ -323,7 +323,7 @@ def test_unwritable_folder(tmp_path, sub):
     (tmp_path / "file").write_text("mine")
     model = make()
     values = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(OSError, match=r"cannot write into .*file.*choose a folder"):
+    with pytest.raises(OSError, match=r"cannot save into .*file.*choose a folder"):
         run(Path(f"{tmp_path}/file{sub}"), model)
     assert (tmp_path / "file").read_text() == "mine"
     assert all(map(torch.equal, model.parameters(), values)), "it began to work"

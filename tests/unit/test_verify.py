@@ -17,8 +17,11 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from typer.testing import CliRunner
 
-from qwen2_edu.verify import FACTS, checks, main, verify
+from qwen2_edu.cli import app
+from qwen2_edu.config import FACTS
+from qwen2_edu.verify import checks
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -135,21 +138,26 @@ def stand_in(release, tmp_path):
     shutil.copytree(release[0], folder)
     facts = copy.deepcopy(release[1])
 
-    def run(capsys, *options):
+    def run(*options):
         goldens = tmp_path / "goldens.json"
         goldens.write_text(json.dumps({"models": {f"org/{folder.name}": facts}}))
-        code = main([str(folder), "--goldens", str(goldens), *options])
-        return code, capsys.readouterr().out
+        return verify(folder, goldens, *options)
 
     return folder, facts, run
+
+
+def verify(folder, goldens, *options):
+    """The exit code of the command, and what it said."""
+    result = CliRunner().invoke(app, ["verify", str(folder), "--goldens", str(goldens), *options])
+    return result.exit_code, result.output
 
 
 def failed(output):
     return [line.split()[1] for line in output.splitlines() if line.startswith("FAIL ")]
 
 
-def test_the_right_checkpoint_passes(stand_in, capsys):
-    code, output = stand_in[2](capsys)
+def test_the_right_checkpoint_passes(stand_in):
+    code, output = stand_in[2]()
     assert code == 0, output
     passed = [line.split()[1] for line in output.splitlines() if line.startswith("PASS ")]
     assert passed == ["files", "config", "parameters", "logits", "greedy"]
@@ -167,20 +175,20 @@ def flip(folder, bit):
     return sha256(data)
 
 
-def test_one_flipped_weight(stand_in, capsys):
+def test_one_flipped_weight(stand_in):
     folder, facts, run = stand_in
     flip(folder, bit=0)  # the last of its mantissa: no other check could see it
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and failed(output) == ["files"]
     assert f"published is {facts['files'][WEIGHTS]['sha256']}" in output
     assert output.endswith("FAILED, 4 of 5 checks\n")
 
 
-def test_one_flipped_weight_with_a_matching_hash(stand_in, capsys):
+def test_one_flipped_weight_with_a_matching_hash(stand_in):
     """Were the file published so, the numbers would still tell."""
     folder, facts, run = stand_in
     facts["files"][WEIGHTS]["sha256"] = flip(folder, bit=13)  # an exponent
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and "logits" in failed(output) and "files" not in failed(output)
     assert "first position: off by " in output or "mean over the vocabulary: off by " in output
 
@@ -193,7 +201,7 @@ def test_one_flipped_weight_with_a_matching_hash(stand_in, capsys):
         ("eos_token_id", 7, {"config"}),
     ],
 )
-def test_wrong_config(stand_in, capsys, field, value, failures):
+def test_wrong_config(stand_in, field, value, failures):
     folder, _, run = stand_in
     config = json.loads((folder / "config.json").read_text())
     if field == "rope_theta":
@@ -202,7 +210,7 @@ def test_wrong_config(stand_in, capsys, field, value, failures):
     else:
         config[field] = value
     (folder / "config.json").write_text(json.dumps(config))
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and set(failed(output)) == failures
     assert f"{field} is {value!r}, published is " in output
 
@@ -211,32 +219,32 @@ def test_wrong_config(stand_in, capsys, field, value, failures):
     ("file", "checks", "message"),
     [
         (WEIGHTS, ["files", "parameters", "logits", "greedy"], f"{WEIGHTS} is not there"),
-        ("config.json", ["config", "parameters", "logits", "greedy"], "config.json does not exist"),
+        ("config.json", ["config", "parameters", "logits", "greedy"], "has no config.json"),
         ("tokenizer.json", ["greedy"], "tokenizer.json"),
     ],
 )
-def test_absent_file(stand_in, capsys, file, checks, message):
+def test_absent_file(stand_in, file, checks, message):
     folder, _, run = stand_in
     (folder / file).unlink()
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and failed(output) == checks
     assert message in output
 
 
-def test_weights_from_other_files_than_the_published(stand_in, capsys):
+def test_weights_from_other_files_than_the_published(stand_in):
     """An index beside the right file, which a reader might prefer."""
     folder, facts, run = stand_in
     facts["files"]["model-00001-of-00001.safetensors"] = facts["files"].pop(WEIGHTS)
     shutil.copy(folder / WEIGHTS, folder / "model-00001-of-00001.safetensors")
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and "weights are read from ['model.safetensors']" in output
 
 
 @pytest.mark.parametrize("key", ["config", "num_parameters", "files", "logits", "greedy"])
-def test_a_fact_nobody_recorded_is_a_failure(stand_in, capsys, key):
+def test_a_fact_nobody_recorded_is_a_failure(stand_in, key):
     folder, facts, run = stand_in
     del facts[key]
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and failed(output) == ["parameters" if key == "num_parameters" else key]
     assert "nobody recorded this" in output
 
@@ -251,29 +259,29 @@ def test_a_fact_nobody_recorded_is_a_failure(stand_in, capsys, key):
         ("logits", lambda facts: [{**facts[0], "expected": [float("nan")] * 8}], "off by nan"),
     ],
 )
-def test_every_fact_counts(stand_in, capsys, key, change, message):
+def test_every_fact_counts(stand_in, key, change, message):
     _, facts, run = stand_in
     facts[key] = change(facts[key])
-    code, output = run(capsys)
+    code, output = run()
     assert code == 1 and len(failed(output)) == 1 and message in output
 
 
-def test_names(stand_in, capsys, tmp_path):
+def test_names(stand_in, tmp_path):
     folder, _, run = stand_in
-    assert run(capsys, "--known-as", f"org/{folder.name}")[0] == 0
-    assert run(capsys, "--known-as", folder.name)[0] == 0
-    assert run(capsys, "--known-as", f"other/{folder.name}")[0] == 1
-    code, output = run(capsys, "--known-as", "org/other")
+    assert run("--known-as", f"org/{folder.name}")[0] == 0
+    assert run("--known-as", folder.name)[0] == 0
+    assert run("--known-as", f"other/{folder.name}")[0] == 1
+    code, output = run("--known-as", "org/other")
     assert code == 1 and "no facts are recorded for 'org/other'" in output
     other = folder.rename(tmp_path / "other")
-    code = main([str(other), "--goldens", str(tmp_path / "goldens.json")])
-    assert code == 1 and "no facts are recorded for" in capsys.readouterr().out
+    code, output = verify(other, tmp_path / "goldens.json")
+    assert code == 1 and "no facts are recorded for" in output
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2-0.5B", "Qwen/Qwen2-72B", "no-such-name", "/no/such"])
 def test_not_possible_means_failed(name):
     """Offline, as all tests are, and not in the cache."""
-    (check,) = verify(name, cache_dir="/nonexistent")
+    (check,) = checks(name, cache_dir="/nonexistent")
     assert not check.ok and check.name == "found"
     says = {"no-such-name": "nor a folder", "/no/such": "there is no folder '/no/such'"}
     assert says.get(name, "HF_HUB_OFFLINE") in check.detail
@@ -305,7 +313,7 @@ def test_make_verify_released(stand_in, tmp_path):
     for passes in (True, False):
         done = make_verify(folder, f"GOLDENS={goldens}")
         assert (done.returncode == 0) == passes, done.stdout + done.stderr
-        assert ("verified, 5 of 5" if passes else "FAILED, 4 of 5") in done.stdout
+        assert ("verified, 5 of 5" if passes else "FAILED, 4 of 5") in done.stderr
         assert "Traceback" not in done.stderr
         flip(folder, bit=0)
 
@@ -315,7 +323,7 @@ def test_make_verify_released_without_facts(stand_in):
     done = make_verify(folder)
     assert done.returncode != 0  # the published facts know no stand-in
     assert f"no facts are recorded for '{folder}'" in done.stdout
-    assert done.stdout.endswith("FAILED, 0 of 1 checks\n")
+    assert "FAILED, 0 of 1 checks" in done.stderr
 
 
 # -- the facts that come with the package ----------------------------------------------------------

@@ -205,7 +205,7 @@ def test_bars_are_what_generate_draws_from(values, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"temperature": 0.0}, ValueError, "temperature must be above 0"),
+        ({"temperature": 0.0}, ValueError, "temperature must be a number above 0"),
         ({"top_p": 0.0}, ValueError, "top_p"),
         ({"top_k": -1}, ValueError, "top_k"),
         ({"min_p": 1.5}, ValueError, "min_p"),

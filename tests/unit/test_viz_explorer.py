@@ -13,7 +13,7 @@ import torch
 
 from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from qwen2_edu.attention import sdpa_attention
-from qwen2_edu.tokenizer_fast import Qwen2TokenizerFast
+from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer, explorer, record
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
 

@@ -238,7 +238,7 @@ def test_link_that_leaves_the_folder(sharded, shard, tmp_path_factory, original)
 )
 def test_broken_index(sharded, text):
     (sharded / INDEX).write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=f"{INDEX} is not an index"):
+    with pytest.raises(ValueError, match=f"{INDEX} (is not|holds a)"):
         Qwen2ForCausalLM.from_pretrained(sharded)
 
 
