@@ -16,7 +16,7 @@ endif
 OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
-  --nbval-sanitize-with=notebooks/nbval_sanitize.cfg
+  --nbval-sanitize-with=tests/course/nbval_sanitize.cfg -p tests.course.lesson_times
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ format: $(STAMP) ## let ruff reformat and fix what it can
 	@$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
 
 notebooks: $(STAMP) ## run every notebook and store its outputs, which are what make test compares with
-	@$(OFFLINE) $(RUN) notebooks/refresh.py $(NOTEBOOKS)
+	@$(OFFLINE) $(RUN) tests/course/refresh.py $(NOTEBOOKS)
 
 bench: $(STAMP) ## measure, beside transformers, tokenizers and tiktoken in the same run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) "$$script" || exit 1; done

@@ -105,6 +105,11 @@ def open_notebook(page: Any, address: str, folder: Path, name: str, cells: list[
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, folder / name)
+    show_notebook(page, address, name)
+
+
+def show_notebook(page: Any, address: str, name: str) -> None:
+    """Show a notebook of the lab's folder and wait until its kernel can be used."""
     page.goto(f"{address}/lab/tree/{name}?token=browser-test&reset")  # without earlier tabs
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
     page.wait_for_function(

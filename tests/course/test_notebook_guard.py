@@ -17,6 +17,8 @@ from statistics import median
 
 import pytest
 
+from tests.course.refresh import LANGUAGE
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 300 * 1024  # bytes
@@ -51,6 +53,8 @@ def faults(path: Path) -> list[str]:
         found.append("metadata.widgets is stored")
     if (kernel := notebook["metadata"].get("kernelspec", {}).get("name")) != "python3":
         found.append(f"kernelspec is {kernel!r}, not 'python3'")
+    if notebook["metadata"].get("language_info") != LANGUAGE:
+        found.append("language_info is not as make notebooks writes it: opening it would change it")
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
 
@@ -173,7 +177,10 @@ def code_cell(count, source="print(1)", tags=(), outputs=()):
 LONG = "\n".join(f"x{i} = {i}" for i in range(36))
 WORDS = "word " * 800
 SOUND = {
-    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    "metadata": {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "language_info": LANGUAGE,
+    },
     "nbformat": 4,
     "nbformat_minor": 5,
     "cells": [
@@ -226,6 +233,7 @@ FAULTS = {
     "widgets": (metadata(widgets={}), "metadata.widgets"),
     "another kernel": (metadata(kernelspec={"name": "venv"}), "kernelspec is 'venv'"),
     "no kernel": (metadata(kernelspec={}), "kernelspec is None"),
+    "another language": (metadata(language_info={"name": "python"}), "language_info is not as"),
     "a picture that is not there": (add(prose_cell("![x](no.png)")), "no.png does not exist"),
     "an html picture that is not there": (add(prose_cell('<img src="no.png">')), "does not exist"),
     "a picture from the web": (add(prose_cell("![x](https://a.b/c.png)")), "no local file"),
@@ -339,7 +347,7 @@ def test_number_of_cells_is_bounded(tmp_path, number, tour, other):
         assert any(f"cells, not {number}" in fault for fault in faults_of_lesson(path)) == faulty
 
 
-# --- and the time a lesson takes: notebooks/conftest.py
+# --- and the time a lesson takes: lesson_times.py
 
 PRETEND = """
 import pytest
@@ -369,23 +377,15 @@ def pytest_runtest_makereport(item, call):
 def test_a_slow_lesson_fails_the_run(tmp_path, seconds, code):
     (tmp_path / "pretend.py").write_text(PRETEND)
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks/conftest.py").write_bytes((ROOT / "notebooks/conftest.py").read_bytes())
+    plugin = Path(__file__).with_name("lesson_times.py")
+    (tmp_path / plugin.name).write_bytes(plugin.read_bytes())
     (tmp_path / "notebooks/00_tour.ipynb").write_text("1")
     (tmp_path / "notebooks/03_rope.ipynb").write_text(str(seconds))
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass")
     result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "pretend",
-            "-p",
-            "no:cacheprovider",
-            "test_nothing.py",
-        ]
-        + ["notebooks/00_tour.ipynb", "notebooks/03_rope.ipynb"],
+        [sys.executable, "-m", "pytest", "-q"]
+        + ["-p", "pretend", "-p", "lesson_times", "-p", "no:cacheprovider"]
+        + ["test_nothing.py", "notebooks/00_tour.ipynb", "notebooks/03_rope.ipynb"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         text=True,

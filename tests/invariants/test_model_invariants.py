@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -142,6 +144,54 @@ def test_capture_changes_nothing_and_leaves_nothing(small_config, randomise, bac
     with pytest.raises(RuntimeError), capture(model):
         raise RuntimeError("stopped in the middle")
     assert [layer.self_attn.attend for layer in model.model.layers] == before
+
+
+def test_a_capture_belongs_to_its_call(models):
+    """Threads that share a model see their own maps alone, whatever the others do meanwhile."""
+    model, layers = models["mixed"], models["mixed"].config.num_hidden_layers
+    texts = [torch.randint(3, 97, (1, 4 + 3 * n)) for n in range(4)]
+    with torch.no_grad():
+        expected = [model(ids, output_attentions=True).attentions for ids in texts]
+        plain = model(texts[3]).logits
+    wrong: list[str] = []
+
+    def read(ids, maps):
+        for _ in range(15):
+            with torch.no_grad(), capture(model) as record:
+                answered = model(ids, output_attentions=True).attentions
+            for found in (answered, record.attentions):
+                if len(found) != layers or not all(map(torch.equal, found, maps)):
+                    wrong.append(f"{len(found)} maps {[tuple(m.shape) for m in found]}")
+            if len(record.hidden_states) != layers + 1:
+                wrong.append(f"{len(record.hidden_states)} states")
+
+    def write():
+        for _ in range(15):
+            if not torch.equal(model(texts[3]).logits, plain):
+                wrong.append("other logits")
+
+    threads = [Thread(target=read, args=pair) for pair in zip(texts, expected, strict=True)]
+    threads.append(Thread(target=torch.no_grad()(write)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:3]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_captures_may_be_nested_and_see_only_their_model(models):
+    outer, inner = models["mixed"], models["sliding"]
+    ids = torch.randint(3, 97, (1, 7))
+    with torch.no_grad(), capture(outer) as all_of_it:
+        with capture(outer.model.layers[1]) as one_block, capture(inner) as other:
+            outer(ids)
+            inner(ids)
+        outer(ids)
+    layers = outer.config.num_hidden_layers
+    assert (len(all_of_it.attentions), len(one_block.attentions)) == (2 * layers, 1)
+    assert torch.equal(one_block.attentions[0], all_of_it.attentions[1])
+    assert len(other.attentions) == inner.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])

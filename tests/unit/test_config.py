@@ -159,8 +159,9 @@ def test_contradictions_are_refused(fields, message):
     ],
 )
 def test_slips_are_pointed_out(fields, message):
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as caught:
         Qwen2Config(**fields)
+    assert [warned.filename for warned in caught] == [__file__]
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,15 @@ def test_loads_and_is_cached(hub, checkpoint, monkeypatch):
     )
 
 
+def test_a_load_visits_the_hub_once(hub, monkeypatch):
+    import qwen2_edu.hub
+
+    visits, once = [], qwen2_edu.hub.resolve
+    monkeypatch.setattr(qwen2_edu.hub, "resolve", lambda *a, **o: visits.append(a) or once(*a, **o))
+    Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
+    assert visits == [("org/model", "model")]
+
+
 def test_revision_token_and_cache_dir(hub, tmp_path):
     folder = resolve(
         "org/model", "config", revision="v1", cache_dir=tmp_path / "elsewhere", token=TOKEN

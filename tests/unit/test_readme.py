@@ -70,8 +70,18 @@ def test_command_lines_run(command):
     assert result.exit_code == 0 and result.stdout
 
 
-def test_every_file_of_the_package_has_its_place_in_the_table():
+def test_every_file_of_the_package_has_its_place_in_the_tree():
     assert COMMANDS, "no command line is shown"
-    named = re.findall(r"`(qwen2_edu/[\w.]+)`", README.split("## Where things live")[1])
-    files = [f"qwen2_edu/{path.name}" for path in (ROOT / "qwen2_edu").iterdir() if path.is_file()]
-    assert set(named) == set(files)
+    tree = README.split("## Where things live")[1].split("```")[1]
+    named, folder = set(), ""
+    for line in tree.splitlines()[2:]:
+        indent, name = len(line) - len(line.lstrip()), line.split()[0] if line.strip() else ""
+        if indent == 2 and name.endswith("/"):
+            folder = name
+        elif "." in name:
+            named.add(name if indent == 2 else folder + name)
+    package = ROOT / "qwen2_edu"
+    files = {path.name for path in package.iterdir() if path.is_file()}
+    for door in ("text", "decoding", "files"):
+        files |= {f"{door}/{path.name}" for path in (package / door).glob("[!_]*.py")}
+    assert named == files

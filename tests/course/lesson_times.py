@@ -1,4 +1,7 @@
-"""How long does each lesson take under nbval? Said at the end; over 60 seconds fails the run."""
+"""How long does each lesson take under nbval? Said at the end; over 60 seconds fails the run.
+
+A plugin of the run: pytest -p tests.course.lesson_times
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ def pytest_sessionstart():
     seconds.clear()
 
 
-# This file is a plugin of the run, but its hooks for single tests see this folder only.
 def pytest_runtest_logreport(report):
     file = report.nodeid.partition("::")[0]
     if file.endswith(".ipynb"):
