@@ -1,8 +1,7 @@
 """Attention: queries ask, keys answer, values are what is said.
 
 Query heads come in groups: with H query heads and G key/value heads, heads h*H/G … (h+1)*H/G - 1
-share key head h. H = G is multi-head attention, G = 1 multi-query attention, and what lies between
-is grouped-query attention.
+share key head h. H = G is multi-head, G = 1 multi-query, and what lies between grouped-query.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
     Returns:
         (B, H, T, S), rows sum to 1; softmax in fp32, answer in q's dtype.
 
-    Source: Vaswani et al., arXiv:1706.03762, section 3.2.1; groups: Ainslie et al.,
-        arXiv:2305.13245.
+    Source: Vaswani et al., arXiv:1706.03762, section 3.2.1; groups: arXiv:2305.13245.
     """
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     # The H/G query heads of a group are H/G * T queries to one key head: no key is copied.
@@ -58,9 +56,7 @@ def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
 ) -> Tensor:
     """Attention as the formula says, every weight in memory: the path to read, the source of maps.
-
-    Shape:
-        q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D)
+    q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D).
     """
     weights = attention_weights(q, k, mask, scale)
     return weighted_values(drop(weights, dropout) if dropout else weights, v)
@@ -92,8 +88,8 @@ RECORDS: ContextVar[tuple[Any, ...]] = ContextVar("records", default=())
 class Qwen2Attention(nn.Module):
     """Grouped-query attention with rotary positions; biases on q, k and v, none on the output.
 
-    `attend` is the backend, `(q, k, v, mask, scale, dropout) -> out`. While someone records, the
-    eager formula takes its place, and hands over its weights.
+    `attend` is the backend. While someone records, the eager formula takes its place, and hands
+    over its weights.
 
     Source: Qwen2 Technical Report, arXiv:2407.10671, section 2.2.1.
     """
@@ -112,15 +108,8 @@ class Qwen2Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None = None
     ) -> Tensor:
-        """
-        Args:
-            x: (B, T, E).
-            cos, sin: (B, 1, T, D), the rotation of these T positions.
-            mask: (B, 1, T, S) or None for plain causal.
-            cache: the keys and values seen before; these T are added to it.
-
-        Returns:
-            (B, T, E)
+        """x: (B, T, E) -> (B, T, E). cos, sin: (B, 1, T, D), the rotation of these T positions;
+        mask: (B, 1, T, S), None = plain causal; cache: keys and values seen before, these T join.
         """
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)

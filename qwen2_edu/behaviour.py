@@ -23,10 +23,7 @@ from .capture import capture
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """How evenly does a head look? 0 = at one key; log n = at n keys alike. In nats.
-
-    Shape:
-        (..., B, H, T, T) -> (..., H)
+    """How evenly does a head look? 0 = at one key; log n = at n keys alike. In nats, (..., H).
 
     Source: Clark et al., What Does BERT Look At?, arXiv:1906.04341, section 3.3.
     """
@@ -37,10 +34,8 @@ def entropy(weights: Tensor) -> Tensor:
 def to_first_token(weights: Tensor) -> Tensor:
     """How much weight goes to the first token, where heads look that have nothing to look for?
 
-    In a sliding layer the first token is out of sight for the queries a window or more behind it.
-
-    Shape:
-        (..., B, H, T, T) -> (..., H), from 0 to 1
+    (..., H), from 0 to 1. In a sliding layer the first token is out of sight for the queries a
+    window or more behind it.
 
     Source: attention sinks: Xiao et al., arXiv:2309.17453, section 3.1.
     """
@@ -48,10 +43,7 @@ def to_first_token(weights: Tensor) -> Tensor:
 
 
 def previous_token(weights: Tensor) -> Tensor:
-    """How much weight goes to the token just before the query?
-
-    Shape:
-        (..., B, H, T, T) -> (..., H), from 0 to 1
+    """How much weight goes to the token just before the query? (..., H), from 0 to 1.
 
     Source: previous token heads: Elhage et al., A Mathematical Framework for Transformer Circuits,
         2021, transformer-circuits.pub/2021/framework.
@@ -66,16 +58,9 @@ def induction(weights: Tensor, input_ids: Tensor) -> Tensor:
 
     In "… red kite … red" that is the weight from the second "red" on "kite": a head that looks
     there can copy what came next. Only queries count whose token was there before, and not just one
-    place before: then what came next is the query itself. A text without any such query makes the
-    answer NaN. On any text this can be measured; on random tokens said twice, nothing but induction
-    can score high.
-
-    Args:
-        weights: (..., B, H, T, T).
-        input_ids: (B, T).
-
-    Returns:
-        (..., H), from 0 to 1.
+    place before: then what came next is the query itself. Without any such query the answer is NaN.
+    On any text this can be measured; on random tokens said twice, nothing but induction can score
+    high. Weights (..., B, H, T, T) and input_ids (B, T) -> (..., H), from 0 to 1.
 
     Source: Olsson et al., In-context Learning and Induction Heads, arXiv:2209.11895: prefix
         matching; Elhage et al., 2021.
@@ -98,12 +83,9 @@ def induction(weights: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def reach(weights: Tensor) -> Tensor:
-    """How far back does a head look on average? In tokens; 0 = at the query itself.
+    """How far back does a head look on average? In tokens, (..., H); 0 = at the query itself.
 
     Small for heads that work on the spot, large for those that fetch from afar.
-
-    Shape:
-        (..., B, H, T, T) -> (..., H), from 0 to T - 1
 
     Source: attention distance: Dosovitskiy et al., arXiv:2010.11929, section 4.5.
     """
@@ -114,14 +96,8 @@ def reach(weights: Tensor) -> Tensor:
 
 
 def all_scores(weights: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-    """Every measure of every head, by name: entropy, first_token, previous_token, induction, reach.
-
-    Args:
-        weights: (..., B, H, T, T).
-        input_ids: (B, T).
-
-    Returns:
-        name -> (..., H)
+    """Every measure, by name: entropy, first_token, previous_token, induction, reach. Weights
+    (..., B, H, T, T) and input_ids (B, T) -> (..., H) each.
     """
     return {
         "entropy": entropy(weights),
@@ -155,7 +131,7 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadScores:
     """scores: name of a measure -> (L, H). input_ids: (B, T), what they were measured on."""
 
     scores: dict[str, Tensor]
@@ -176,10 +152,8 @@ class Heads:
 
 
 def repeated_tokens(ids: Sequence[int], rows: int, period: int, seed: int = 0) -> Tensor:
-    """Different random tokens, then the same once more: (rows, 2 * period).
-
-    Raises:
-        ValueError: fewer than `period` tokens to draw from.
+    """Different random tokens, then the same once more: (rows, 2 * period). ValueError if there
+    are fewer than `period` tokens to draw from.
     """
     if period < 2 or len(set(ids)) < period:
         raise ValueError(f"period={period} must be from 2 to the {len(set(ids))} ids to draw from")
@@ -197,16 +171,15 @@ def find_heads(
     rows: int = 16,
     period: int = 25,
     seed: int = 0,
-) -> Heads:
+) -> HeadScores:
     """Score every head by every measure, on random tokens said twice.
 
     No meaning, no grammar: what comes next can be known in the second half alone, and there only by
-    looking up what came next in the first.
+    looking up what came next in the first. ValueError if there are too few ids for the period.
 
     Args:
         model: with or without a head over the vocabulary.
-        ids: tokens to draw from; None = all of the vocabulary but the special ones that the config
-            names.
+        ids: tokens to draw from; None = all but the special ones that the config names.
         rows: B, how many such texts.
         period: how many tokens are said twice. What came next stands period - 1 tokens back, so a
             sliding layer can show induction only if its window is at least `period`. 25 fits a
@@ -215,9 +188,6 @@ def find_heads(
 
     Returns:
         The scores (L, H) of entropy, first_token, previous_token, induction and reach.
-
-    Raises:
-        ValueError: too few ids for the period.
     """
     if ids is None:
         named = (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id)
@@ -228,4 +198,4 @@ def find_heads(
         model(input_ids, use_cache=False)
     weights = torch.stack(record.attentions)  # (L, B, H, T, T)
     scores = all_scores(weights, input_ids)
-    return Heads({name: score.cpu() for name, score in scores.items()}, input_ids)
+    return HeadScores({name: score.cpu() for name, score in scores.items()}, input_ids)

@@ -47,7 +47,6 @@ def _byte_alphabet() -> dict[int, str]:
 
 BYTE_TO_CHAR = _byte_alphabet()
 
-
 _TO_CHARS = str.maketrans({chr(byte): char for byte, char in BYTE_TO_CHAR.items()})
 # Back again; a character that stands for no byte becomes one that Latin-1 cannot encode.
 _TO_BYTES = str.maketrans(
@@ -62,11 +61,7 @@ def token_to_text(token: bytes) -> str:
 
 
 def text_to_token(text: str) -> bytes:
-    """Which bytes does a spelling from vocab.json stand for? "Ġhi" -> b" hi".
-
-    Raises:
-        ValueError: a character that stands for no byte.
-    """
+    """Which bytes does a spelling in vocab.json stand for? "Ġhi" -> b" hi"; if none, ValueError."""
     try:
         return text.translate(_TO_BYTES).encode("latin-1")
     except UnicodeEncodeError as error:
@@ -74,7 +69,7 @@ def text_to_token(text: str) -> bytes:
 
 
 def merge(piece: bytes, ranks: Mapping[bytes, int], limit: float = float("inf")) -> list[bytes]:
-    """Which tokens does a piece become?
+    """Which tokens does a piece become? Joined, they are the piece again.
 
     Start from single bytes. Again and again join the two neighbours whose union has the lowest
     rank, the leftmost of equals, until no two neighbours make a token. Looking through all
@@ -85,9 +80,6 @@ def merge(piece: bytes, ranks: Mapping[bytes, int], limit: float = float("inf"))
         piece: the bytes to merge.
         ranks: token -> rank, higher than the ranks of the two halves it was made of.
         limit: use only merges of a rank below this.
-
-    Returns:
-        The tokens in order; joined they are `piece` again.
     """
     n = len(piece)
     tokens: list[bytes | None] = [piece[i : i + 1] for i in range(n)]
@@ -127,13 +119,11 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Which merge made each token? Undo the last one: split the token by the ranks below its own.
 
     Args:
-        ranks: token -> rank, as a `*.tiktoken` file lists them.
+        ranks: token -> rank, as a `*.tiktoken` file lists them. A token that those before it do
+            not lead to raises ValueError.
 
     Returns:
         (left, right) of every token longer than a byte, in rank order.
-
-    Raises:
-        ValueError: a token that the tokens before it do not lead to.
     """
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -149,11 +139,8 @@ def ranks_of(merges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
     """Which rank does each token have, given the merges? The reverse of `merges_of`.
 
     Only the 256 bytes and the tokens that merges make have a rank: no other is ever produced.
-    Ranks alone say as much as the merges if every merge is the one that the bytes of its token lead
-    to. Training makes such lists only; any other is refused rather than encoded differently.
-
-    Raises:
-        ValueError: a merge of tokens that no earlier merge made, or one that can never happen.
+    Ranks say as much as the merges if the bytes of each token lead to the merge that makes it.
+    Training makes only such lists; any other raises ValueError, rather than encode differently.
     """
     ranks = {bytes([byte]): i for i, byte in enumerate(BYTE_TO_CHAR)}
     halves: dict[bytes, tuple[bytes, bytes]] = {}
@@ -171,11 +158,10 @@ def ranks_of(merges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
 
 
 def _lead_to(left: bytes, right: bytes, ranks: dict, halves: dict) -> bool:
-    """Do the bytes left + right, merged, become the tokens (left, right)?
+    """Is `merge(left + right, ranks)` [left, right]? Looking at the seam between them is enough.
 
-    As `merge(left + right, ranks) == [left, right]`, but looking at the seam only. Undo the merges
-    on either side of it, the latest first. The two tokens that then touch stood there until the
-    merge just undone; a merge of their own with a lower rank would have come before it.
+    Undo the merges on either side of it, the latest first. The two tokens that then touch stood
+    there until the merge just undone; a merge of their own, of lower rank, would have come before.
     """
     limit = float("inf")
     while ranks.get(left + right, limit) >= limit:
@@ -206,8 +192,7 @@ def train(
         (vocab, merges): token -> id without the special tokens, and the merges in order.
 
     Raises:
-        ValueError: no room for 256 bytes and the special tokens, or too little text for so many
-            merges.
+        ValueError: no room for the special tokens, or too little text for so many merges.
     """
     special_tokens = sorted(special_tokens, key=len, reverse=True)  # the longest match wins
     wanted = vocab_size - 256 - len(special_tokens)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .config import Qwen2Config
+from .config import SLIDING, Qwen2Config
 
 
 class Growing:
@@ -25,11 +26,7 @@ class Growing:
         self.window, self.data = window, None
 
     def append(self, new: Tensor, start: int) -> Tensor:
-        """Store columns start … start+T-1.
-
-        Returns:
-            Every column that a query among the new tokens may need, (B, G, S, D).
-        """
+        """Store columns start … start+T-1; answer all that their queries may need, (B, G, S, D)."""
         T, end, limit = new.shape[2], start + new.shape[2], self.window
         if start == 0 and (limit is None or end <= limit):
             self.data = new
@@ -37,32 +34,20 @@ class Growing:
         if start > 0 and (new.requires_grad or self.data.requires_grad):
             self.data = self.data.clone()  # the backward pass needs the old one unchanged
         if limit is None or end <= limit:
-            self._grow(start, end)
+            if self.data.shape[2] < end:  # a quarter more than asked for, so that copying is rare
+                room = end + end // 4 + 16
+                self.data = _widened(self.data[:, :, :start], min(room, limit or room))
             self.data[:, :, start:end] = new
             return self.data[:, :, :end]
         if T == 1:
             self.data[:, :, start % limit] = new[:, :, 0]
             return self.data
         # Early queries of this chunk still see what its late tokens overwrite: answer, then store.
-        seen = new if start == 0 else torch.cat((self.data[:, :, : min(start, limit)], new), dim=2)
+        old = self.data[:, :, : min(start, limit)] if start > 0 else new[:, :, :0]
         last = torch.arange(max(start, end - limit), end, device=new.device)
-        ring = new.new_zeros((*new.shape[:2], limit, new.shape[3]))
-        if start:
-            ring[:, :, : min(start, limit)] = self.data[:, :, : min(start, limit)]
-        ring[:, :, last % limit] = new[:, :, -len(last) :]
-        self.data = ring
-        return seen
-
-    def _grow(self, used: int, needed: int) -> None:
-        """Room for `needed` columns; a quarter more than asked for, so that copying stays rare."""
-        if self.data.shape[2] >= needed:
-            return
-        room = needed + needed // 4 + 16
-        room = room if self.window is None else min(room, self.window)
-        B, G, _, D = self.data.shape
-        bigger = self.data.new_zeros(B, G, room, D)
-        bigger[:, :, :used] = self.data[:, :, :used]
-        self.data = bigger
+        self.data = _widened(old, limit)
+        self.data[:, :, last % limit] = new[:, :, -len(last) :]
+        return torch.cat((old, new), dim=2) if start > 0 else new
 
     def filled(self, length: int) -> Tensor:
         """The columns that hold something, after `length` tokens."""
@@ -70,6 +55,11 @@ class Growing:
 
     def crop(self, length: int) -> None:
         """Nothing to do: columns beyond the clock are never answered and will be overwritten."""
+
+
+def _widened(columns: Tensor, S: int) -> Tensor:
+    """A copy with room for S columns, (B, G, S, D); the new ones are 0."""
+    return pad(columns, (0, 0, 0, S - columns.shape[2]))
 
 
 class Fixed:
@@ -110,6 +100,8 @@ class Cache:
     overwritten slots of a ring: drop the cache then.
     """
 
+    max_length: float = float("inf")  # tokens it can hold
+
     def __init__(self, config: Qwen2Config):
         self.windows = config.window_by_type
         kinds = config.layer_types
@@ -119,16 +111,13 @@ class Cache:
         self.pads: int | Tensor = 0  # padding tokens of each row so far, (B, 1)
 
     def _columns(self, window: int | None, fill: int = 0) -> Growing | Fixed:
-        raise NotImplementedError
+        return Growing(window)
 
     def place(self, positions: Tensor) -> dict[str, Tensor]:
-        """Note the positions of T new tokens, (B, T), -1 = padding.
+        """Note the positions of T new tokens, (B, T), -1 = padding. Answer, for each kind of layer,
+        the position of every key that its queries will meet, (B, S).
 
-        Returns:
-            For each kind of layer the position of every key its queries will meet, (B, S).
-
-        Raises:
-            ValueError: the cache holds another number of rows, or has no room for the tokens.
+        ValueError if the cache holds another number of rows, or has no room for the tokens.
         """
         if not torch.compiler.is_compiling():  # a compiled step cannot look
             self._check_room(*positions.shape)
@@ -138,10 +127,14 @@ class Cache:
 
     def _check_room(self, B: int, T: int) -> None:
         rows = {len(p.data) for p in self.positions.values() if p.data is not None}
-        if rows - {B} and self.get_seq_length():
+        held, needed = self.get_seq_length(), self.get_seq_length() + T
+        if held and rows - {B}:
             raise ValueError(
-                f"this cache holds {rows.pop()} rows and {B} arrive: start a new cache, or "
-                "reorder() this one"
+                f"this cache holds {rows.pop()} rows and {B} arrive: start another, or reorder() it"
+            )
+        if needed > self.max_length:
+            raise ValueError(
+                f"this cache holds {self.max_length} tokens and {needed} are needed: make it larger"
             )
 
     def update(self, k: Tensor, v: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
@@ -159,40 +152,30 @@ class Cache:
 
     def key_positions(self, kind: str) -> Tensor:
         """The position of each key that layers of a kind hold, (B, S); -1 = padding or empty.
-
-        Raises:
-            ValueError: nothing was read yet, or the model has no such layers.
+        ValueError if nothing was read yet, or the model has no such layers.
         """
         if kind not in self.positions or self.positions[kind].data is None:
             raise ValueError(f"this cache holds no keys of {kind!r}; it has {list(self.positions)}")
         return self.positions[kind].filled(self.get_seq_length())[:, 0, :, 0]
 
     def crop(self, length: int) -> None:
-        """Forget the tokens from position `length` on.
-
-        Raises:
-            ValueError: more tokens than there are, or a sliding layer has already overwritten what
-                would be needed.
+        """Forget the tokens from position `length` on. ValueError if there are fewer, or if a
+        sliding layer has already overwritten what would be needed.
         """
-        now = self.get_seq_length()
+        now, window = self.get_seq_length(), self.windows.get(SLIDING)
         if not 0 <= length <= now:
             raise ValueError(f"cannot crop to {length} tokens: the cache holds {now}")
-        for kind, window in self.windows.items():
-            if window is not None and length < now and now > window:
-                raise ValueError(
-                    f"cannot crop {now} tokens to {length}: {kind} layers keep the last {window} "
-                    "alone, older ones are overwritten; start a new cache"
-                )
-        self._recount_pads(length)
+        if window is not None and length < now and now > window:
+            raise ValueError(
+                f"cannot crop {now} tokens to {length}: sliding layers keep the last {window} "
+                "alone, older ones are overwritten; start a new cache"
+            )
+        if isinstance(self.pads, Tensor) and length < now:  # no ring has wrapped yet
+            kept = next(iter(self.positions.values())).data[:, 0, :length, 0]
+            self.pads = (kept < 0).sum(-1, keepdim=True) if length else 0
         for columns in self._all_columns():
             columns.crop(length)
         self.advance(length - now)
-
-    def _recount_pads(self, length: int) -> None:
-        """How many of the first `length` tokens are padding? No ring has wrapped yet."""
-        if isinstance(self.pads, Tensor) and length < self.get_seq_length():
-            first = next(iter(self.positions.values())).data[:, 0, :length, 0]
-            self.pads = (first < 0).sum(-1, keepdim=True) if length else 0
 
     def reorder(self, rows: Tensor) -> None:
         """Make row i what row rows[i] was (beam search); rows may repeat, (B',)."""
@@ -214,20 +197,14 @@ class Cache:
 class DynamicCache(Cache):
     """A cache that grows as tokens come; the default."""
 
-    def _columns(self, window: int | None, fill: int = 0) -> Growing:
-        return Growing(window)
-
 
 class StaticCache(Cache):
     """A cache of fixed size: `torch.compile` sees the same shapes and addresses at every step.
 
     Args:
         config: of the model.
-        max_length: tokens it can hold, prompt and answer together.
+        max_length: tokens it can hold, prompt and answer together; more are a ValueError.
         device: where the model is.
-
-    Raises:
-        ValueError: when more tokens arrive than it holds.
     """
 
     def __init__(
@@ -241,15 +218,6 @@ class StaticCache(Cache):
 
     def _columns(self, window: int | None, fill: int = 0) -> Fixed:
         return Fixed(self.max_length, window, fill)
-
-    def _check_room(self, B: int, T: int) -> None:
-        super()._check_room(B, T)
-        needed = self.get_seq_length() + T
-        if needed > self.max_length:
-            raise ValueError(
-                f"the static cache holds {self.max_length} tokens and {needed} are needed: "
-                "make it larger"
-            )
 
     def advance(self, tokens: int) -> None:
         """Move the clock in place: a compiled step must find the same tensor again."""

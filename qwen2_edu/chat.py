@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
 
 from .text.runs import Finder
@@ -69,13 +69,12 @@ def render_chatml(
                 result = f"{turns.pop()[1]}\n{result}"
             turns.append(("tool", result))
             continue
-        parts = [content] if content or not message.get("tool_calls") else []
-        for call in message.get("tool_calls") or ():
+        calls = message.get("tool_calls") or ()
+        parts = [content] if content or not calls else []
+        for call in calls:
             call = call.get("function", call)
-            name, arguments = call["name"], to_json(call["arguments"])
-            parts.append(
-                f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
-            )
+            name, given = call["name"], to_json(call["arguments"])
+            parts.append(f'<tool_call>\n{{"name": "{name}", "arguments": {given}}}\n</tool_call>')
         turns.append((role, "\n".join(parts)))
     text = "".join(
         f"<|im_start|>{'user' if role == 'tool' else role}\n{content}<|im_end|>\n"
@@ -87,9 +86,7 @@ def render_chatml(
 def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The conversation as a copy in plain dicts, checked; keys whose value is None are left out.
 
-    Raises:
-        TypeError: not a list of dicts.
-        ValueError: no message at all, an unknown role, or a message without content.
+    Raises TypeError: not a list of dicts. ValueError: no message, an unknown role, no content.
     """
     if not isinstance(messages, (list, tuple)):
         raise TypeError(f"a conversation is a list of messages, not {type(messages).__name__}")
@@ -98,20 +95,14 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     checked = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise TypeError(
-                f"message {number} must be a dict with 'role' and 'content', not {message!r}"
-            )
+            raise TypeError(f"message {number} must be a dict of role and content, not {message!r}")
         message = {key: value for key, value in message.items() if value is not None}
         role = message.get("role")
         if role not in ROLES:
-            raise ValueError(
-                f"message {number} has the role {role!r}; the roles are {', '.join(ROLES)}"
-            )
+            raise ValueError(f"message {number} has the role {role!r}; the roles are {ROLES}")
         if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
-            raise ValueError(
-                f"message {number} ({role}) has no content, which only an assistant's with "
-                "tool_calls may lack"
-            )
+            needed = "give it one: only an assistant's with tool_calls goes without"
+            raise ValueError(f"message {number} ({role}) has no content; {needed}")
         checked.append(message)
     return checked
 
@@ -132,21 +123,18 @@ class Span(NamedTuple):
 def choose_template(template: str | None, own: str | dict[str, str] | None, tools: Any) -> str:
     """The template to use: Jinja source, the name of one of the tokenizer's `own`, or its default.
 
-    Raises:
-        ValueError: there is none, or none by default.
+    Raises ValueError: there is none, or none by default.
     """
-    if isinstance(own, dict):
+    if not isinstance(own, dict):
+        template = own if template is None else template
         if template is None:
-            template = "tool_use" if tools and "tool_use" in own else "default"
-            if template not in own:
-                raise ValueError(
-                    f"chat_template must name one of {sorted(own)}: none is the default"
-                )
-        return own.get(template, template)
-    template = own if template is None else template
+            raise ValueError("this tokenizer has no chat template: give one as chat_template=…")
+        return template
     if template is None:
-        raise ValueError("this tokenizer has no chat template: give one as chat_template=…")
-    return template
+        template = "tool_use" if tools and "tool_use" in own else "default"
+        if template not in own:
+            raise ValueError(f"none is the default: name one of {sorted(own)} as chat_template")
+    return own.get(template, template)
 
 
 def spans(
@@ -179,113 +167,89 @@ def spans(
     """
     _, names = compile_template(template)
     if variables.get("tools") and "tools" not in names:
-        raise ValueError(
-            "this chat template does not read `tools`: use one that does, as Qwen2.5's, with "
-            'AutoTokenizer.from_pretrained("qwen2", chat_template='
-            "qwen2_edu.text.templates.QWEN2_5_TEMPLATE)"
-        )
+        one_that_does = "chat_template=qwen2_edu.text.templates.QWEN2_5_TEMPLATE"
+        raise ValueError(f"this chat template does not read `tools`: give {one_that_does}")
     for name in variables.keys() - names - {"tools", "add_generation_prompt"}:
         raise TypeError(f"{name!r} is neither an option nor a name that this chat template reads")
     inputs = {"messages": check_messages(messages), **variables}
     inputs = {name: _plain(value, name, {}) for name, value in inputs.items()}
     for i, message in enumerate(inputs["messages"]):
         if isinstance(message.get("content"), (list, dict)):
-            raise ValueError(
-                f"message {i}: content must be text, not a {type(message['content']).__name__} "
-                "of parts: multi-part content is not supported"
-            )
+            kind = type(message["content"]).__name__
+            raise ValueError(f"message {i}: a {kind} is multi-part content: give one text instead")
     # Characters that the inputs do not hold: printable symbols first, then private ones.
     used = set(template + json.dumps(inputs, ensure_ascii=False))
     candidates = chain(range(0x2801, 0x2900), range(0xF0000, 0xFFFFE))
     spare = (c for c in map(chr, candidates) if c not in used)
     end_mark, *marks = islice(spare, 3)
     if continue_final_message:
-        _mark_end(inputs["messages"][-1], end_mark)
+        last = inputs["messages"][-1]
+        if not isinstance(last.get("content"), str):
+            raise ValueError(f"continue_final_message needs a text in the last message, not {last}")
+        last["content"] += end_mark + " "  # the space shows whether the template trims
     fixed = {**(special_tokens or {}), "generation_marks": () if controls is None else marks}
 
-    text, typed = render(template, **{**fixed, **inputs}), {}
+    text = render(template, **{**fixed, **inputs})
     if controls is not None:
-        text, typed = _render_inert(template, fixed, inputs, controls, text, spare)
+        edges = {edge for content in controls.id_of for edge in (content[0], content[-1])}
+        stand_in = dict(zip(sorted(edges), spare, strict=False))
+        text = _render_inert(template, fixed, inputs, stand_in, text)
     if continue_final_message:
         text = _cut_at(end_mark, text)
     if controls is None:
         return [Span(text, None)]
+    typed = {ord(mark): edge for edge, mark in stand_in.items()}
     said, text = _assistant_parts(text, marks, find_spoken)
-    return [
-        Span(
-            text[start:end].translate(typed),
-            control,
-            tuple((a - start, b - start) for a, b in said if a < end and start < b),
-        )
-        for start, end, control in controls.cuts(text)
-    ]
+    cut = []
+    for start, end, control in controls.cuts(text):
+        spoken = tuple((a - start, b - start) for a, b in said if a < end and start < b)
+        cut.append(Span(text[start:end].translate(typed), control, spoken))
+    return cut
 
 
-def _render_inert(
-    template: str,
-    fixed: dict[str, Any],
-    inputs: dict[str, Any],
-    controls: Finder,
-    as_is: str,
-    spare: Iterator[str],
-) -> tuple[str, dict[int, str]]:
+def _render_inert(template: str, fixed: dict, inputs: dict, stand_in: dict, as_is: str) -> str:
     """Render with everything that people supplied made unable to spell a control token.
 
     A control token begins with some character, "<", and ends with another, ">". In every string of
-    the inputs, keys of dicts included, each of these is replaced by a stand-in: a character that
+    the inputs, keys of dicts included, each of these is replaced by its stand-in: a character that
     occurs nowhere in the inputs or the template. One for one, so slicing, trimming, joining and
     JSON treat it alike. Whatever the template then does with the pieces, a control token in the
     result has its first and its last character from the template.
 
-    The text is then cut at its control tokens, and in what lies between, the stand-ins are turned
-    back. If a template looks into the content, and goes another way because it finds no "<" there,
-    the text is not the one that it writes for the inputs as they are. That is refused, not guessed
-    at.
-
-    Returns:
-        (text, typed): the text with stand-ins, and the table that turns them back.
+    Who cuts the text at its control tokens can then turn the stand-ins back. If a template looks
+    into the content, and goes another way because it finds no "<" there, the text is not `as_is`,
+    the one that it writes for the inputs as they are. That is refused, not guessed at.
     """
-    edges = {c for content in controls.id_of for c in (content[0], content[-1])}
-    stand_in = dict(zip(sorted(edges), spare, strict=False))
     table = str.maketrans(stand_in)
     inert = {name: _plain(value, name, table) for name, value in inputs.items()}
     if inert == inputs:
-        return as_is, {}
+        return as_is
     text = render(template, **{**fixed, **inert})
-    typed = {ord(s): c for c, s in stand_in.items()}
-    if text.translate(typed) != as_is:
+    if text.translate({ord(mark): edge for edge, mark in stand_in.items()}) != as_is:
         raise ValueError(
-            "this chat template goes another way where the content holds "
-            f"{' or '.join(sorted(edges))}, so its own control tokens cannot be told "
-            "from typed ones: remove them from the content, or take tokenize=False and encode the "
-            "text yourself"
+            f"this chat template goes another way where the content holds {' or '.join(stand_in)}, "
+            "so its own control tokens cannot be told from typed ones: remove them from the "
+            "content, or take tokenize=False and encode the text yourself"
         )
-    return text, typed
+    return text
 
 
-def _assistant_parts(
-    text: str, marks: Sequence[str], wanted: bool
-) -> tuple[list[tuple[int, int]], str]:
+def _assistant_parts(text: str, marks: list[str], find: bool) -> tuple[list[tuple[int, int]], str]:
     """Where does the assistant speak? (start, end) of each time, in the text without the marks."""
     parts = re.split(f"[{''.join(marks)}]", text)  # outside, inside, outside, …
-    places = [0]
-    for part in parts:
-        places.append(places[-1] + len(part))
+    places = list(accumulate(map(len, parts), initial=0))
     text = "".join(parts)
     if len(parts) > 1:
         return list(zip(places[1::2], places[2::2], strict=False)), text
-    if wanted and "<|im_start|>" not in text:
-        raise ValueError(
-            "return_assistant_tokens_mask needs a template in ChatML or with {% generation %} marks"
-        )
+    if find and "<|im_start|>" not in text:
+        needed = "a template in ChatML or with {% generation %} marks"
+        raise ValueError(f"return_assistant_tokens_mask needs {needed}: give it as chat_template")
     turn = re.compile(r"(?s)<\|im_start\|>assistant\n(.*?(?:<\|im_end\|>|\Z))")
     return [match.span(1) for match in turn.finditer(text)], text
 
 
 def _plain(value: Any, where: str, table: Mapping[int, str]) -> Any:
-    """A copy in plain data, so that a template finds no object with methods to call; characters
-    of every string replaced as the table says.
-    """
+    """A copy in plain data, so that a template finds no method to call; its strings translated."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
@@ -299,21 +263,9 @@ def _plain(value: Any, where: str, table: Mapping[int, str]) -> Any:
     raise TypeError(f"{where} must be plain data, not {type(value).__name__}{hint}")
 
 
-def _mark_end(message: dict[str, Any], mark: str) -> None:
-    """Mark the end of a message. The space after the mark shows whether the template trims."""
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise ValueError(
-            f"continue_final_message needs a text in the last message, not {content!r}"
-        )
-    message["content"] = content + mark + " "
-
-
 def _cut_at(mark: str, text: str) -> str:
     if text.count(mark) != 1:
-        raise ValueError(
-            "continue_final_message: this chat template does not write the end of the last message "
-            f"once, but {text.count(mark)} times"
-        )
+        times = f"does not write the end of the last message once, but {text.count(mark)} times"
+        raise ValueError(f"continue_final_message: this chat template {times}; take another")
     before, after = text.split(mark)
     return before if after.startswith(" ") else before.rstrip()

@@ -15,12 +15,7 @@ from torch import Tensor
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
-    """Which known names may be meant? In a sentence: "did you mean top_k or top_p?"
-
-    Args:
-        otherwise: the answer if no name is like it.
-        cutoff: how alike, from 0 to 1; see `difflib.get_close_matches`.
-    """
+    """Which known names may be meant? "did you mean top_k or top_p?", or `otherwise` if none is."""
     near = get_close_matches(name, list(known), cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
@@ -32,11 +27,8 @@ def refuse_unknown(
     instead: Mapping[str, str] | None = None,
     also: Collection[str] = (),
 ) -> None:
-    """Raise TypeError for the first option that `what` does not have, with the way out.
-
-    Args:
-        instead: {option that people know from elsewhere: what to do here}.
-        also: fields of the config, which are known too and too many to list.
+    """Raise TypeError for the first option that `what` does not have, with the way out. `instead`
+    maps what people know from elsewhere to what to do here; `also`: known, too many to list.
     """
     for name in given:
         if name not in known and name not in also:
@@ -60,9 +52,7 @@ def check_kind(name: str, value: Any, kind: type, said: str) -> None:
 
 
 class Range(NamedTuple):
-    """Which numbers are allowed: from `low` to `high`, both included unless `above` is set, which
-    leaves `low` out. `hint`: the way out, for whoever is outside.
-    """
+    """Numbers from `low` to `high`, both included unless `above` `low`; `hint`: the way out."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -71,15 +61,14 @@ class Range(NamedTuple):
     hint: str = ""
 
     def __str__(self) -> str:
-        low, high, whole, above, _ = self
-        noun = "an integer" if whole else "a number"
-        if high < math.inf:
-            return f"{noun} in {'(' if above else '['}{low:g}, {high:g}]"
-        if low == -math.inf:
+        noun = "an integer" if self.whole else "a number"
+        if self.high < math.inf:
+            return f"{noun} in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        if self.low == -math.inf:
             return noun
-        if above:
-            return f"{noun} above {low:g}"
-        return "a positive integer" if whole and low == 1 else f"{noun}, {low:g} or more"
+        if self.whole and self.low == 1:
+            return "a positive integer"
+        return f"{noun} above {self.low:g}" if self.above else f"{noun}, {self.low:g} or more"
 
 
 def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
@@ -96,27 +85,22 @@ def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> Non
 
 
 def check_ids(input_ids: Any, vocab_size: int, wait: bool = False) -> None:
-    """Refuse what is no integer tensor (B, T), or holds ids beyond the vocabulary.
-
-    Args:
-        wait: look at the ids on a GPU too, which has to be waited for.
+    """Refuse what is no integer tensor (B, T), or holds ids beyond the vocabulary. Ids on a GPU are
+    looked at only if `wait`: it has to be waited for.
     """
     if not isinstance(input_ids, Tensor):
-        hint = 'a tokenizer makes one with return_tensors="pt"'
+        kind, hint = type(input_ids).__name__, 'a tokenizer makes one with return_tensors="pt"'
         if isinstance(input_ids, Mapping):
             hint = "pass **inputs, or inputs.input_ids"
-        kind = type(input_ids).__name__
         raise TypeError(f"input_ids must be a tensor (B, T), not a {kind}: {hint}")
     shape = tuple(input_ids.shape)
     if len(shape) != 2 or 0 in shape or input_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be integers (B, T), not {input_ids.dtype} {shape}")
     if (wait or input_ids.device.type == "cpu") and not torch.compiler.is_compiling():
         low, high = (int(end) for end in input_ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"input_ids hold {low if low < 0 else high}; this model's ids are 0 to "
-                f"{vocab_size - 1}: is this tokenizer the model's?"
-            )
+        held, last = low if low < 0 else high, vocab_size - 1
+        if not 0 <= held <= last:
+            raise ValueError(f"input_ids hold {held}; this model's ids are 0 to {last}")
 
 
 def warn_caller(text: str) -> None:

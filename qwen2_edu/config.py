@@ -21,12 +21,8 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 SIZE, POSITIVE = Range(1, whole=True), Range(0, above=True)
 RANGES = {
-    "vocab_size": SIZE,
-    "hidden_size": SIZE,
-    "intermediate_size": SIZE,
-    "num_hidden_layers": SIZE,
-    "num_attention_heads": SIZE,
-    "num_key_value_heads": SIZE,
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), SIZE),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), SIZE),
     "max_position_embeddings": SIZE,
     "rope_theta": POSITIVE,
     "rms_norm_eps": POSITIVE,
@@ -45,11 +41,8 @@ class Qwen2Config:
     For sliding layers it takes three fields: `use_sliding_window=True`, `sliding_window`, and
     `max_window_layers` below the number of layers.
 
-    Raises:
-        ValueError: fields that contradict one another, or an activation other than SiLU.
-
-    Warns:
-        UserWarning: a field that looks misspelt, or a window that no layer uses.
+    Fields that contradict one another raise ValueError, as does an activation other than SiLU. A
+    field that looks misspelt is warned of, and so is a window that no layer uses.
 
     Source: Qwen2 Technical Report, arXiv:2407.10671, section 2.2; transformers' Qwen2Config.
     """
@@ -90,10 +83,7 @@ class Qwen2Config:
     def __init__(self, **fields: Any):
         found = fields.pop("model_type", self.model_type)
         if found != self.model_type:
-            raise ValueError(
-                f"this is the configuration of a {found!r} model, not of {self.model_type!r}; "
-                "qwen2_edu reads Qwen2, Qwen2.5 and others whose config.json has model_type 'qwen2'"
-            )
+            raise ValueError(f"model_type is {found!r}: only 'qwen2' is read (Qwen2, Qwen2.5, …)")
         num_labels = fields.pop("num_labels", None)
         self.attn_implementation: str = fields.pop("attn_implementation", None) or "sdpa"
         _read_v5_spelling(fields)
@@ -163,27 +153,19 @@ class Qwen2Config:
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **changes: Any) -> Qwen2Config:
         """A configuration from the parsed `config.json`; `changes` win over it."""
-        return cls(**{**fields, **changes})
+        return cls(**(fields | changes))
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str], **changes: Any) -> Qwen2Config:
-        """Read a `config.json`.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file is not a JSON object, or not of a Qwen2 model.
-        """
+        """Read a `config.json`; ValueError if it is no JSON object, or of another model."""
         from .files.disk import read_json
 
         return cls.from_dict(read_json(Path(path)), **changes)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Qwen2Config:
-        """Read `config.json` of a built-in name, a folder or a hub id.
-
-        Args:
-            **options: revision, token, cache_dir, local_files_only: as in `hub.resolve`; and
-                fields to change.
+        """Read `config.json` of a built-in name, a folder or a hub id; `options` are those of
+        `hub.resolve` (revision, token, cache_dir, local_files_only) and fields to change.
         """
         from .hub import resolve, take_options
 
@@ -192,8 +174,6 @@ class Qwen2Config:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Qwen2Config) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # a configuration may be changed
 
     def __repr__(self) -> str:
         return f"Qwen2Config {self.to_json_string()}"
@@ -218,42 +198,33 @@ class Qwen2Config:
             self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
 
     def _check_heads(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
+        E, H, G = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        if H % G:  # every key head serves as many query heads as the others
+            raise ValueError(f"num_attention_heads={H} is no multiple of num_key_value_heads={G}")
+        if self.head_dim is None and E % H:
             raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads}): every key head serves the same "
-                "number of query heads"
+                f"hidden_size={E} is no multiple of num_attention_heads={H}: give head_dim too"
             )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                f"({self.num_attention_heads}), or head_dim must be given"
-            )
+        if (D := self.head_dim or self._derived_head_dim()) % 2:
+            raise ValueError(f"head_dim ({D}) must be even: rotary embedding turns pairs")
 
     def _check_kinds(self) -> None:
         for name in ("tie_word_embeddings", "use_sliding_window", "use_cache"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+            one_of(name, getattr(self, name), (True, False))
         one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs"
-            )
         if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act is {self.hidden_act!r}: SwiGLU has 'silu' and no other")
+        kinds, count = self.layer_types, self.num_hidden_layers
+        if len(kinds) != count or set(kinds) - {FULL, SLIDING}:
             raise ValueError(
-                f"hidden_act {self.hidden_act!r}: Qwen2's MLP is SwiGLU, whose activation is 'silu'"
+                f"layer_types must be {count} (num_hidden_layers), each {FULL!r} or {SLIDING!r}, "
+                f"not {kinds}"
             )
-        kinds = self.layer_types
-        if len(kinds) != self.num_hidden_layers or set(kinds) - {FULL, SLIDING}:
-            raise ValueError(
-                f"layer_types must hold {self.num_hidden_layers} entries (num_hidden_layers), each "
-                f"{FULL!r} or {SLIDING!r}, not {kinds}"
-            )
+        if SLIDING in kinds and self.sliding_window is None:
+            raise ValueError("layers slide, so sliding_window must be a number, not None")
         if SLIDING in kinds:
-            if self.sliding_window is None:
-                raise ValueError("layers slide, so sliding_window must be a number, not None")
-            check_numbers(vars(type(self)) | vars(self), {"sliding_window": SIZE})
+            check_numbers({"sliding_window": self.sliding_window}, {"sliding_window": SIZE})
 
     def _warn_of_slips(self) -> None:
         for name in self.extra:
@@ -281,10 +252,8 @@ def _read_v5_spelling(fields: dict[str, Any]) -> None:
         fields["rope_scaling"] = rope
     scaling = fields.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
-        raise ValueError(
-            f"rope_scaling must be a dict such as {{'rope_type': 'linear', 'factor': 2.0}}, not "
-            f"{scaling!r}"
-        )
+        example = {"rope_type": "linear", "factor": 2.0}
+        raise ValueError(f"rope_scaling must be a dict such as {example}, not {scaling!r}")
     if scaling.get("rope_type", scaling.get("type", "default")) == "default":
         fields["rope_scaling"] = None
 
@@ -300,10 +269,8 @@ RELEASES = tuple(name for name in _PUBLISHED if name.startswith("Qwen2"))
 
 
 def released_config(name: str) -> Qwen2Config:
-    """The configuration of a release without the network: "Qwen2-0.5B", "Qwen2.5-7B-Instruct", …
-
-    Raises:
-        ValueError: an unknown name; the message lists the known ones.
+    """The configuration of a release, without the network: "Qwen2-0.5B", "Qwen2.5-7B-Instruct", …
+    Another name is a ValueError that lists the known ones.
     """
     name = name.removeprefix("Qwen/")
     if name not in RELEASES:

@@ -15,16 +15,12 @@ from .pretrained import Qwen2PreTrainedModel
 
 
 class ClassifierOutput(CausalLMOutput):
-    """logits: (B, labels) for a text, (B, T, labels) for tokens; loss: mean over what the labels
-    name.
-    """
+    """logits: (B, labels) for a text, (B, T, labels) for tokens; loss: mean over the labels."""
 
 
 @dataclass
 class SpanOutput:
-    """start_logits, end_logits: (B, T), a score for each token to be the first or last of the
-    answer.
-    """
+    """start_logits, end_logits: (B, T), is this token the first, or the last, of the answer?"""
 
     start_logits: Tensor
     end_logits: Tensor
@@ -55,39 +51,29 @@ class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
         """Classify B texts. Arguments as in `Qwen2Model.forward`, and:
 
         Args:
-            attention_mask: (B, T), 0 = padding on either side. Without it, `config.pad_token_id`
-                marks the padding.
+            attention_mask: (B, T), 0 = padding on either side; without it `config.pad_token_id`
+                marks the padding. Several texts with neither are a ValueError: where do they end?
             labels: (B,) class ids; (B, labels) of 0 and 1 for several labels at once; floats for
                 regression. `config.problem_type` says which; unset, it follows from the number of
                 labels and their dtype.
-
-        Raises:
-            ValueError: several texts with neither mask nor padding id, so that their ends cannot be
-                told.
         """
         out = self.model(input_ids, attention_mask, **options)
         logits = self.score(out.last_hidden_state)  # (B, T, labels)
-        last = self._last_real_token(input_ids, attention_mask, *logits.shape[:2])
-        logits = logits[torch.arange(logits.shape[0], device=logits.device), last]  # (B, labels)
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return ClassifierOutput(
-            logits, loss, out.past_key_values, out.hidden_states, out.attentions
-        )
-
-    def _last_real_token(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, B: int, T: int
-    ) -> Any:
+        B, T, _ = logits.shape
         if attention_mask is not None:
             real = attention_mask[:, -T:].bool()
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
         elif B == 1:
-            return -1
+            real = logits.new_ones(1, T)
         else:
-            raise ValueError(
-                f"where do these {B} texts end? Pass attention_mask, or set config.pad_token_id"
-            )
-        return (torch.arange(T, device=real.device) * real).argmax(-1)  # (B,)
+            raise ValueError(f"where do {B} texts end? Give attention_mask or config.pad_token_id")
+        last = (torch.arange(T, device=real.device) * real).argmax(-1)  # (B,)
+        logits = logits[torch.arange(B, device=logits.device), last]  # (B, labels)
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return ClassifierOutput(
+            logits, loss, out.past_key_values, out.hidden_states, out.attentions
+        )
 
 
 class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
@@ -103,9 +89,7 @@ class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights(self.score)
 
-    def forward(
-        self, *inputs: Any, labels: Tensor | None = None, **options: Any
-    ) -> ClassifierOutput:
+    def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any):
         """As `Qwen2Model.forward`, and labels: (B, T) class ids, -100 = not counted."""
         out = self.model(*inputs, **options)
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, labels)
@@ -136,36 +120,26 @@ class Qwen2ForQuestionAnswering(Qwen2PreTrainedModel):
         end_positions: Tensor | None = None,
         **options: Any,
     ) -> SpanOutput:
-        """As `Qwen2Model.forward`, and start_positions, end_positions: (B,); a position outside the
-        text is not counted.
-        """
+        """As `Qwen2Model.forward`; start_positions, end_positions: (B,), outside = not counted."""
         out = self.transformer(*inputs, **options)
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:
-            T = start.shape[1]
-            halves = [
-                cross_entropy(scores.float(), at.clamp(0, T), ignore_index=T)
-                for scores, at in ((start, start_positions), (end, end_positions))
-            ]
-            loss = sum(halves) / 2
+            T, loss = start.shape[1], 0
+            for scores, at in ((start, start_positions), (end, end_positions)):
+                loss = loss + cross_entropy(scores.float(), at.clamp(0, T), ignore_index=T) / 2
         return SpanOutput(start, end, loss, out.hidden_states, out.attentions)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: Qwen2Config) -> Tensor:
-    """The loss that `config.problem_type` names, or that the labels imply; fp32.
-
-    Shape:
-        logits (B, labels), labels (B,) or (B, labels) -> ()
-    """
-    whole = labels.dtype in (torch.int64, torch.int32)
-    kind = config.problem_type
+    """The loss that `config.problem_type` names, or that labels (B,) or (B, labels) imply; fp32."""
+    kind, logits = config.problem_type, logits.float()
     if kind is None and config.num_labels == 1:
         kind = "regression"
-    elif kind is None and whole:
+    elif kind is None and labels.dtype in (torch.int64, torch.int32):
         kind = "single_label_classification"
     if kind == "single_label_classification":
-        return cross_entropy(logits.float(), labels.view(-1).long())
+        return cross_entropy(logits, labels.view(-1).long())
     if kind == "regression":
-        return mse_loss(logits.float().reshape(labels.shape), labels.float())
-    return binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return mse_loss(logits.reshape(labels.shape), labels.float())
+    return binary_cross_entropy_with_logits(logits, labels.float())

@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelOutput:
-    """What a forward pass answers; fields that were not asked for are None.
-
-    last_hidden_state: (B, T, E), after the final norm.
-    hidden_states: layers + 1 tensors (B, T, E): the embeddings, then each layer's output, the last
-        after the final norm.
-    attentions: per layer (B, H, T, S).
+    """last_hidden_state: (B, T, E), after the final norm; hidden_states: the embeddings, then each
+    layer's output, the last after the final norm; attentions: of each layer, (B, H, T, S). What was
+    not asked for is None.
     """
 
     last_hidden_state: Tensor
@@ -43,9 +40,7 @@ class ModelOutput:
 
 @dataclass
 class CausalLMOutput:
-    """logits: (B, T, V), or only the positions `logits_to_keep` names; loss: mean nats per token,
-    if labels came.
-    """
+    """logits: (B, T, V), or the positions that `logits_to_keep` names; loss: mean nats a label."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -111,8 +106,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
             use_cache: None = as configured, but never while training or for packed documents.
 
         Raises:
-            ValueError: both or none of ids and embeddings, or shapes that do not fit, with both
-                named.
+            ValueError: both or none of ids and embeddings, or shapes that do not fit.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
@@ -153,9 +147,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
         check_ids(input_ids, self.config.vocab_size)
         return self.embed_tokens(input_ids)
 
-    def _choose_cache(
-        self, cache: Cache | None, use_cache: bool | None, packed: bool
-    ) -> Cache | None:
+    def _choose_cache(self, cache, use_cache: bool | None, packed: bool) -> Cache | None:
         if cache is not None:
             layers = len(cache.layers) if isinstance(cache, Cache) else type(cache).__name__
             if layers != self.config.num_hidden_layers:
@@ -172,15 +164,9 @@ class Qwen2Model(Qwen2PreTrainedModel):
             use_cache = self.config.use_cache and not self.training and not packed
         return DynamicCache(self.config) if use_cache else None
 
-    def _place(
-        self,
-        x: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        own: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """Where do the new tokens stand, and what may they see?
+    def _place(self, x: Tensor, attention_mask, position_ids, cache: Cache | None, own):
+        """Where do the new tokens stand, and what may they see? Arguments as in `forward`; `own` as
+        `tokens_of_own_document` answers, or None.
 
         A *slot* is a column of the cache, padding included. A *position* is the slot of a real
         token, -1 for padding: it decides what is seen. The *rotary* position counts real tokens.
@@ -237,9 +223,8 @@ def _new_columns(attention_mask: Tensor, B: int, T: int, start: int | Tensor) ->
 
 
 class Qwen2ForCausalLM(Qwen2PreTrainedModel):
-    """The language model: the trunk and a linear head onto the vocabulary.
-
-    In the small releases the head is the embedding matrix itself (`tie_word_embeddings`).
+    """The language model: the trunk and a linear head onto the vocabulary. In the small releases
+    the head is the embedding matrix itself (`tie_word_embeddings`).
     """
 
     def __init__(self, config: Qwen2Config):
@@ -264,8 +249,7 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         """Logits for the token after each position. Arguments as in `Qwen2Model.forward`, and:
 
         Args:
-            labels: (B, T) ids, -100 = not counted. Shifted here: position t is judged on label t +
-                1.
+            labels: (B, T) ids, -100 = not counted; position t is judged on label t + 1.
             logits_to_keep: only the last n positions (0 = all), or a tensor of positions.
         """
         out = self.model(*inputs, **options)
@@ -297,10 +281,8 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of each label given what came before it; fp32.
-
-    Shape:
-        logits (B, T, V), labels (B, T) with -100 = not counted -> ()
+    """Mean cross-entropy in nats of each label given what came before it; fp32. Logits (B, T, V),
+    labels (B, T) with -100 = not counted -> ().
     """
     following = pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T): the label of the next position
     return cross_entropy(logits.float().flatten(0, 1), following.flatten().long())

@@ -17,28 +17,20 @@ if TYPE_CHECKING:
     from .decoding.settings import GenerationConfig
 
 CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
-OPTIONS = """config revision dtype device device_map attn_implementation token cache_dir
-local_files_only verify torch_dtype""".split()
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+OPTIONS = "config dtype device device_map attn_implementation verify torch_dtype".split()
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class Qwen2PreTrainedModel(nn.Module):
-    """The base of all model classes.
+    """The base of all model classes."""
 
-    Class attributes:
-        base_model_prefix: the attribute that holds the trunk, a Qwen2Model, which itself has none.
-        fresh_heads: parameters a checkpoint may lack; they are initialised, with a warning.
-    """
-
-    base_model_prefix = "model"
-    fresh_heads: tuple[str, ...] = ()
+    base_model_prefix = "model"  # the attribute that holds the trunk, a Qwen2Model, which has none
+    fresh_heads: tuple[str, ...] = ()  # a checkpoint may lack these: initialised, with a warning
     generation_config: GenerationConfig | None = None
 
     def __init__(self, config: Qwen2Config):
         super().__init__()
         self.config = config
-
-    # -- loading -----------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -46,34 +38,29 @@ class Qwen2PreTrainedModel(nn.Module):
         name_or_path: str | os.PathLike[str],
         *,
         config: Qwen2Config | None = None,
-        revision: str | None = None,
         dtype: str | torch.dtype | None = "auto",
         device: str | torch.device | None = None,
         device_map: str | torch.device | dict | None = None,
         attn_implementation: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
         verify: bool = False,
         torch_dtype: str | torch.dtype | None = None,
-        **config_overrides: Any,
+        **options: Any,
     ):
         """A model with the weights of a checkpoint, in eval mode.
 
         Args:
             name_or_path: a built-in name, a folder, or a hub id such as "Qwen/Qwen2-0.5B".
             config: use this instead of the checkpoint's config.json.
-            revision, token, cache_dir, local_files_only: of the hub; see `hub.resolve`.
-            dtype: of the parameters; "auto" = as config.json says, else as they are stored.
+            dtype, torch_dtype: of the parameters; "auto" = as config.json says, else as stored.
             device: where the parameters go; None = the CPU.
             device_map: "auto" = the best single device with room for them; or a device.
             attn_implementation: "sdpa" or "eager".
             verify: first compare each file with its recorded hash; see `checksums.check_hashes`.
-            torch_dtype: the older name of `dtype`.
-            **config_overrides: fields of the config to change, such as `num_labels=3`.
+            **options: revision, token, cache_dir, local_files_only, as in `hub.resolve`; and fields
+                of the config to change, such as `num_labels=3`.
 
         Raises:
-            TypeError: an option that is no field of the config.
+            TypeError: an unknown option.
             OSError, ValueError: files missing, malformed or of another model; names the file or
                 tensor at fault and the way out. ConnectionError and PermissionError are OSErrors.
             MemoryError: `device_map="auto"` and no device has room.
@@ -82,67 +69,45 @@ class Qwen2PreTrainedModel(nn.Module):
         from .files.checksums import check_hashes
         from .files.devices import choose_device
         from .files.weights import INDEX, find_weights, load_weights
-        from .hub import resolve
+        from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
 
-        instead = {
-            "trust_remote_code": "it is never needed, as no remote code is run; leave it out"
-        }
-        known = {*OPTIONS, *CONFIG_FIELDS}
-        refuse_unknown("from_pretrained", sorted(config_overrides), known, instead)
+        known = (*OPTIONS, *HUB_OPTIONS)
+        refuse_unknown("from_pretrained", sorted(options), known, INSTEAD, also=CONFIG_FIELDS)
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
         number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
-        folder = resolve(
-            name_or_path,
-            "model",
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        folder = resolve(name_or_path, "model", **take_options(options))
         if verify:
             check_hashes(folder, [INDEX, "config.json", "generation_config.json"], required=False)
             check_hashes(folder, [path.name for path in find_weights(folder)])
 
         if attn_implementation is not None:
-            config_overrides["attn_implementation"] = attn_implementation
+            options["attn_implementation"] = attn_implementation
         if config is None:
-            config = Qwen2Config.from_json_file(folder / "config.json", **config_overrides)
+            config = Qwen2Config.from_json_file(folder / "config.json", **options)
         else:
-            config_overrides.setdefault("attn_implementation", config.attn_implementation)
-            config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **config_overrides)
+            options.setdefault("attn_implementation", config.attn_implementation)
+            config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **options)
         if "quantization_config" in config.extra:
-            raise ValueError(
-                f"{name_or_path} is quantised, which is not supported: load the original"
-            )
+            raise ValueError(f"{name_or_path} is quantised, not supported: load the original")
         number_type = number_type or parse_dtype(config.dtype)
 
         with torch.device("meta"):  # names and shapes only: nothing is allocated or initialised
             model = cls(config)
         size = model.num_parameters() * (number_type or torch.float32).itemsize
         place = choose_device(device, device_map, size)
-        report = load_weights(model, folder, dtype=number_type, device=place)
-        if report.fresh:
-            warn_caller(
-                f"{name_or_path} has no {', '.join(report.fresh)}: newly initialised, so train "
-                "the model before you use it"
-            )
+        if fresh := load_weights(model, folder, dtype=number_type, device=place):
+            warn_caller(f"{name_or_path} has no {', '.join(fresh)}: newly initialised, so train it")
         config.torch_dtype = str(model.dtype).removeprefix("torch.")
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
 
-    # -- saving ------------------------------------------------------------------------------------
-
     def save_pretrained(
         self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB"
     ) -> None:
-        """Write config.json and model.safetensors, or shards and their index, as releases do.
-
-        All is first written under temporary names, so an interrupted save leaves the files of an
-        older one as they were. Other files in the folder, such as a tokenizer, are not touched.
-
-        Raises:
-            OSError: the folder cannot be written.
+        """Write config.json and model.safetensors, or shards and their index, as releases do. An
+        interrupted save leaves the files of an older one as they were; other files, such as a
+        tokenizer, are not touched. OSError: the folder cannot be written.
         """
         from .files.disk import replacing
         from .files.saving import is_weight_file, write_weights
@@ -188,10 +153,8 @@ class Qwen2PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def resize_token_embeddings(self, vocab_size: int) -> nn.Embedding:
-        """Add rows at the end of embedding and head, or cut some off; `config` follows.
-
-        New rows are drawn from normal(0, initializer_range), like every row of a new model;
-        transformers does so too if told `mean_resizing=False`.
+        """Add rows at the end of embedding and head, or cut some off; `config` follows. New rows
+        are normal(0, initializer_range), as in transformers if told `mean_resizing=False`.
         """
         if vocab_size < 1:
             raise ValueError(f"a vocabulary needs at least one token, not {vocab_size}")
@@ -215,10 +178,7 @@ class Qwen2PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, part: nn.Module | None = None) -> None:
-        """Fresh starting values, for the whole model or a part of it.
-
-        normal(0, initializer_range) for matrices, 0 for biases, 1 for norms, as in transformers.
-        """
+        """Fresh values, of `part` or all: normal(0, initializer_range), biases 0, norms 1."""
         for module in (self if part is None else part).modules():
             if any(p.is_meta for p in module.parameters(recurse=False)):
                 continue  # no numbers to set, and pretending to draw them takes time
@@ -246,12 +206,8 @@ class Qwen2PreTrainedModel(nn.Module):
         an untied head (the "non-embedding" figures of the releases leave that out too).
         """
         embedding = self.get_input_embeddings().weight
-        return sum(
-            p.numel()
-            for p in self.parameters()
-            if (p.requires_grad or not only_trainable)
-            and not (exclude_embeddings and p is embedding)
-        )
+        counted = [p for p in self.parameters() if p.requires_grad or not only_trainable]
+        return sum(p.numel() for p in counted if not (exclude_embeddings and p is embedding))
 
     @property
     def device(self) -> torch.device:
@@ -272,8 +228,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The torch.dtype for "bfloat16" or torch.bfloat16; None for "auto" and None."""
     if dtype in (None, "auto"):
         return None
-    known = {str(d).removeprefix("torch."): d for d in FLOATS}
     name = str(dtype).removeprefix("torch.")
-    if name not in known:
-        raise ValueError(f"dtype must be 'auto' or one of {', '.join(known)}, not {dtype!r}")
-    return known[name]
+    if name not in FLOATS:
+        raise ValueError(f"dtype must be 'auto' or one of {', '.join(FLOATS)}, not {dtype!r}")
+    return getattr(torch, name)

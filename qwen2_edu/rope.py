@@ -14,21 +14,12 @@ from torch import Tensor, nn
 
 from .config import Qwen2Config
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
+_YARN = "attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
 _OPTIONS = {
     "default": set(),
     "linear": {"factor"},
     "dynamic": {"factor", "original_max_position_embeddings"},
-    "yarn": {
-        "factor",
-        "original_max_position_embeddings",
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-    },
+    "yarn": {"factor", "original_max_position_embeddings", *_YARN},
 }
 
 
@@ -64,9 +55,7 @@ def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, floa
     return frequencies, 1.0
 
 
-def _yarn(
-    frequencies: Tensor, rope: dict, theta: float, config: Qwen2Config
-) -> tuple[Tensor, float]:
+def _yarn(frequencies: Tensor, rope, theta: float, config: Qwen2Config) -> tuple[Tensor, float]:
     """Fast pairs keep their speed, slow pairs slow down by `factor`, a ramp lies between."""
     D, factor = config.head_dim, rope["factor"]
     trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -100,20 +89,18 @@ def _yarn(
 
 
 def _check(rope: dict) -> None:
+    """Refuse an unknown type, an option that the type does not have, or a factor below 1."""
     kind = rope["rope_type"]
-    if kind not in ROPE_TYPES:
-        raise ValueError(f"unknown rope type {kind!r}; known: {', '.join(ROPE_TYPES)}")
+    if kind not in _OPTIONS:
+        raise ValueError(f"unknown rope type {kind!r}; known: {', '.join(_OPTIONS)}")
     unknown = set(rope) - {"rope_type", "rope_theta"} - _OPTIONS[kind]
     if unknown:
         raise ValueError(
             f"rope type {kind!r} has no option {sorted(unknown)}; known: {sorted(_OPTIONS[kind])}"
         )
-    if kind != "default" and not (
-        isinstance(rope.get("factor"), (int, float)) and rope["factor"] >= 1
-    ):
-        raise ValueError(
-            f"rope type {kind!r} needs a factor of at least 1, not {rope.get('factor')!r}"
-        )
+    factor = rope.get("factor")
+    if kind != "default" and not (isinstance(factor, (int, float)) and factor >= 1):
+        raise ValueError(f"rope type {kind!r} needs a factor of at least 1, not {factor!r}")
 
 
 class RotaryEmbedding(nn.Module):

@@ -25,8 +25,8 @@ from .text.batching import BATCH_OPTIONS, NO_LIMIT, SIDES, BatchEncoding, batch
 from .text.runs import origins_of, runs
 from .text.vocabulary import Vocabulary
 
-# tiktoken's regular expressions give up on a run of a million white space characters. A run of half
-# a million already fills one of the blocks of this size that a text is cut into.
+# tiktoken's regular expressions give up on a run of a million white space characters. Half as many
+# already fill one of the blocks of this size that a text is cut into.
 _BLOCK = 250_000
 
 
@@ -46,22 +46,19 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character cut short. Then start anew."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 class TokenizerBase(Vocabulary):
     """The surface that both tokenizers share. Options are named, and behave, as in transformers.
 
     Args:
-        vocab, merges: as in `Vocabulary`.
+        vocab, merges, **tokens: as in `Vocabulary`.
         chat_template: Jinja source, or a dict of several by name.
         model_max_length: what `truncation=True` cuts to without a `max_length`.
         padding_side, truncation_side: "right" or "left".
         split_special_tokens: read special tokens in a text as plain text.
         config: further entries of tokenizer_config.json, kept for `save_pretrained`.
-        **tokens: `added_tokens`, `pad_token`, …: as in `Vocabulary`.
     """
 
     ARGUMENTS = ("vocab", "merges", "added_tokens", "chat_template", "config")
@@ -103,19 +100,19 @@ class TokenizerBase(Vocabulary):
         """Load a tokenizer: built in ("qwen2"), from a folder, or from the hub.
 
         Args:
-            **options: revision, token, cache_dir, local_files_only: as in `hub.resolve`; and
+            **options: revision, token, cache_dir, local_files_only, as in `hub.resolve`; and
                 arguments of this class, in place of what the files say.
 
         Raises:
             TypeError: an unknown option.
-            FileNotFoundError, ValueError: see `hub.resolve` and `text.files.read_folder`.
+            FileNotFoundError, ValueError: as `hub.resolve` and `text.files.read_folder`.
         """
-        what, known = f"{cls.__name__}.from_pretrained", {*cls.ARGUMENTS, *HUB_OPTIONS}
-        refuse_unknown(what, options, known, INSTEAD)
+        known = {*cls.ARGUMENTS, *HUB_OPTIONS}
+        refuse_unknown(f"{cls.__name__}.from_pretrained", options, known, INSTEAD)
         folder = resolve(name_or_path, "tokenizer", **take_options(options))
         released = os.fspath(name_or_path) == "qwen2"
-        read = files.read_released if released else files.read_folder
-        return cls(**{**read(folder), **options})
+        said = files.read_released(folder) if released else files.read_folder(folder)
+        return cls(**{**said, **options})
 
     def settings(self) -> dict[str, Any]:
         """The arguments that make this tokenizer anew."""
@@ -149,13 +146,12 @@ class TokenizerBase(Vocabulary):
         """Turn a text, or a list of texts, into ids.
 
         Args:
-            text: one text, or a batch.
             text_pair: not offered; here to be refused by name.
             add_special_tokens: has no effect, as Qwen2 puts no token before or after a text.
             return_offsets_mapping: (start, end) of each token's characters in `text`. A token that
                 has a part of a character gets the whole, and where NFC rewrote several characters
                 together, all of them. Padding gets (0, 0).
-            split_special_tokens: read special tokens in the text as plain text.
+            split_special_tokens: in place of what the tokenizer has.
             **options: padding, truncation, max_length, return_tensors, …: see `batching.batch`.
 
         Returns:
@@ -173,16 +169,13 @@ class TokenizerBase(Vocabulary):
         single = isinstance(text, str)
         if not single and not isinstance(text, (list, tuple)):
             raise TypeError(f"text must be a string or a list of them, not {type(text).__name__}")
-        if split_special_tokens is None:
-            split_special_tokens = self.split_special_tokens
-        ignore = self._special_ids if split_special_tokens else ()
+        plain = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        ignore = self._special_ids if plain else ()
         rows = []
         for one in [text] if single else text:
-            if return_offsets_mapping:
-                ids, offsets = self._encode_with_offsets(one, ignore)
-                rows.append({"input_ids": ids, "offset_mapping": offsets})
-            else:
-                rows.append({"input_ids": self._encode(one, ignore)})
+            ids, offsets = self._encode(one, ignore, return_offsets_mapping)
+            row = {"input_ids": ids, "offset_mapping": offsets}
+            rows.append(row if return_offsets_mapping else {"input_ids": ids})
         return self._batch(rows, single, options)
 
     def encode(self, text: str, text_pair: None = None, **options: Any) -> list[int]:
@@ -195,64 +188,45 @@ class TokenizerBase(Vocabulary):
         return self.convert_ids_to_tokens(ids)
 
     def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
-        return batch(
-            rows,
-            single=single,
-            truncation_side=self.truncation_side,
-            pad_token_id=self.pad_token_id,
-            model_max_length=self.model_max_length,
-            **{**options, "padding_side": options.get("padding_side") or self.padding_side},
-        )
+        own = {"padding_side": options.get("padding_side") or self.padding_side}
+        own |= {"truncation_side": self.truncation_side, "pad_token_id": self.pad_token_id}
+        own |= {"model_max_length": self.model_max_length}
+        return batch(rows, single=single, **{**options, **own})
 
-    def _encode(self, text: str, ignore: Container[int] = ()) -> list[int]:
-        ids = []
-        for run in runs(text, self._as_written, self._in_nfc, ignore):
-            ids += self._encode_text(run.text) if run.token_id is None else [run.token_id]
-        return ids
-
-    def _encode_with_offsets(
-        self, text: str, ignore: Container[int] = ()
+    def _encode(
+        self, text: str, ignore: Container[int], with_offsets: bool
     ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text; and if asked for, (start, end) of each one's characters."""
         ids, offsets = [], []
         for run in runs(text, self._as_written, self._in_nfc, ignore):
-            if run.token_id is None:
-                new = self._encode_text(run.text)
-                lengths = [len(self._token_of[i]) for i in new]
-            else:
-                new, lengths = [run.token_id], [len(run.text.encode())]
+            new = self._encode_text(run.text) if run.token_id is None else [run.token_id]
             ids += new
+            if not with_offsets:
+                continue
             origins = origins_of(text[run.start : run.end])[run.skip :]
             pairs = zip(origins, run.text, strict=False)  # what follows is another run's
             by_byte = [place for place, char in pairs for _ in char.encode()]
-            byte = 0
-            for length in lengths:
-                first, last = by_byte[byte], by_byte[byte + length - 1]
+            start = 0
+            for token_id in new:  # an added token is the whole run, however it is spelled there
+                length = len(self._token_of[token_id]) if run.token_id is None else len(by_byte)
+                first, last = by_byte[start], by_byte[start + length - 1]
                 offsets.append((run.start + first[0], run.start + last[1]))
-                byte += length
+                start += length
         return ids, offsets
 
     # -- ids to text
 
-    def _bytes(self, ids: Iterable[int], skip_special_tokens: bool) -> bytes:
+    def _bytes(self, ids: list[int], skip_special_tokens: bool) -> bytes:
+        if min(ids, default=0) < 0:
+            raise ValueError(f"no token has the id {min(ids)}: leave out labels of -100")
         skip = self._special_ids if skip_special_tokens else ()
-        parts = []
-        for token_id in ids:
-            if token_id < 0:
-                raise ValueError(f"no token has the id {token_id}: leave out labels of -100")
-            if token_id not in skip:
-                parts.append(self._token_of.get(token_id, b""))
-        return b"".join(parts)
+        return b"".join(self._token_of.get(i, b"") for i in ids if i not in skip)
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
-        """The text of ids, or the texts of rows of ids.
+        """The text of an id or of ids (T,), or the texts of a batch (B, T): lists or tensors.
 
-        Args:
-            token_ids: an id; a list or tensor (T,) of them; or a batch, (B, T).
-            skip_special_tokens: leave special tokens out.
-
-        Returns:
-            The text. Bytes that are not UTF-8 become U+FFFD. Ids past the last token, for which
-            models have spare rows, become nothing.
+        Bytes that are not UTF-8 become U+FFFD. Ids past the last token, for which models have spare
+        rows, become nothing.
 
         Raises:
             TypeError: not ids, such as tokens or floats.
@@ -295,13 +269,11 @@ class TokenizerBase(Vocabulary):
         """Render a conversation, or a batch of them, as text or as ids; `chat.py` says how.
 
         Args:
-            conversation: a list of messages (see `chat.render_chatml`), or a list of such lists.
-            tools: JSON schemas of functions.
+            conversation: a list of messages, or a list of such lists.
+            tools, add_generation_prompt: as in `chat.render_chatml`.
             chat_template: Jinja source, or a name of one; None = the tokenizer's own.
-            add_generation_prompt: end with the head of an answer.
             continue_final_message: leave the last message open, for the model to go on with.
-            tokenize: ids, in which no control token comes from a message; False = the text that
-                the template writes.
+            tokenize: ids, where no control token comes from a message; False = the template's text.
             return_dict: `input_ids` and `attention_mask` by name; False = only the ids.
             return_assistant_tokens_mask: add `assistant_masks`, 1 where the assistant speaks.
             **options: padding, truncation, …: see `batching.batch`; and what the template reads.
@@ -315,43 +287,35 @@ class TokenizerBase(Vocabulary):
             raise ValueError(f"continue_final_message does not go with {other}: use one of them")
         if mask and not (tokenize and return_dict):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True, return_dict=True")
+        template = chat.choose_template(chat_template, self.chat_template, tools)
         of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
-        variables = {"tools": tools, "add_generation_prompt": add_generation_prompt, **options}
+        asked = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+        asked |= {"continue_final_message": continue_final_message, "find_spoken": mask}
+        asked |= {"special_tokens": self.special_tokens_map}
+        controls = self._controls if tokenize else None
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        rendered = [
-            chat.spans(
-                chat.choose_template(chat_template, self.chat_template, tools),
-                messages,
-                self._controls if tokenize else None,
-                special_tokens=self.special_tokens_map,
-                continue_final_message=continue_final_message,
-                find_spoken=mask,
-                **variables,
-            )
-            for messages in (conversation if batched else [conversation])
-        ]
+        conversations = conversation if batched else [conversation]
+        spans = [chat.spans(template, one, controls, **asked, **options) for one in conversations]
         if not tokenize:
-            texts = [row[0].text for row in rendered]
+            texts = [row[0].text for row in spans]
             return texts if batched else texts[0]
-        rows = [self._encode_spans(row, mask) for row in rendered]
+        rows = [self._encode_spans(row, mask) for row in spans]
         result = self._batch(rows, not batched, {"truncation": False, **of_batch})
         return result if return_dict else result["input_ids"]
 
     def _encode_spans(self, spans: Sequence[chat.Span], mask: bool) -> dict[str, list[int]]:
         """Ids of a conversation: its control tokens, and plain text between them."""
-        ids: list[int] = []
-        speaks: list[int] = []
+        ids, speaks = [], []
         plain_only = frozenset(self._controls.id_of.values())
         for text, control, spoken in spans:
-            if control is not None:
-                new, offsets = [control], [(0, len(text))]
-            elif mask:
-                new, offsets = self._encode_with_offsets(text, plain_only)
+            if control is None:
+                new, offsets = self._encode(text, plain_only, mask)
             else:
-                new, offsets = self._encode(text, plain_only), []
+                new, offsets = [control], [(0, len(text))]
             ids += new
-            speaks += [any(a < last and first < b for first, last in spoken) for a, b in offsets]
-        return {"input_ids": ids} | ({"assistant_masks": list(map(int, speaks))} if mask else {})
+            for start, end in offsets:
+                speaks.append(int(any(a < end and start < b for a, b in spoken)))
+        return {"input_ids": ids, "assistant_masks": speaks} if mask else {"input_ids": ids}
 
 
 class Qwen2Tokenizer(TokenizerBase):
@@ -370,9 +334,8 @@ class Qwen2Tokenizer(TokenizerBase):
 
     def _encode_text(self, text: str) -> list[int]:
         ids: list[int] = []
-        known = self._cache
         for piece in split(text):
-            ids += known.get(piece) or self._encode_piece(piece)
+            ids += self._cache.get(piece) or self._encode_piece(piece)
         return ids
 
     def _encode_piece(self, piece: str) -> list[int]:
@@ -398,12 +361,9 @@ class Qwen2TokenizerFast(TokenizerBase):
     """
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self._start_engine()
-
-    def _start_engine(self) -> None:
         import tiktoken  # here, so that `import qwen2_edu` does not wait for it
 
+        super().__init__(*args, **options)
         self._engine = tiktoken.Encoding(
             "qwen2_edu", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={}
         )
@@ -417,13 +377,4 @@ class Qwen2TokenizerFast(TokenizerBase):
             pieces = (merge(piece.encode(), self._ranks) for piece in split(text))
             return [self.vocab[token] for tokens in pieces for token in tokens]
         ranks = self._engine.encode_ordinary(text)
-        if self._id_of_rank is None:
-            return ranks
-        return [self._id_of_rank[rank] for rank in ranks]
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_engine"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start_engine()
+        return ranks if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ranks]

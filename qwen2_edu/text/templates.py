@@ -22,10 +22,8 @@ def compile_template(template: str) -> tuple[Any, set[str]]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < (3, 1, 6):
-        raise ImportError(
-            f"jinja2 {jinja2.__version__} lets templates out of their sandbox: "
-            "install 3.1.6 or newer"
-        )
+        found = f"jinja2 {jinja2.__version__} lets templates out of their sandbox"
+        raise ImportError(f"{found}: install 3.1.6 or newer")
 
     class Generation(Extension):
         """`{% generation %}…{% endgeneration %}` marks what the model writes, for training."""
@@ -59,17 +57,10 @@ def compile_template(template: str) -> tuple[Any, set[str]]:
     return compiled, meta.find_undeclared_variables(tree)
 
 
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
+def to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
     """The filter `tojson` of templates: Jinja's own would escape <, > and & for web pages."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    layout = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
 
 
 def render(
@@ -90,14 +81,9 @@ def render(
         ValueError: the template is not valid, refuses the conversation, or fails on it.
     """
     compiled, _ = compile_template(template)
-    variables.setdefault("generation_marks", ())
+    inputs = {"messages": messages, "tools": tools, "generation_marks": (), **variables}
     try:
-        return compiled.render(
-            messages=messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+        return compiled.render(inputs, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # whatever it does wrong, it is the template that fails
         raise ValueError(f"the chat template failed: {type(error).__name__}: {error}") from error
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
 
 from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
 from ..checks import one_of
 from .runs import AddedToken, Finder
+
+Token = str | AddedToken
 
 
 class Part:
@@ -22,16 +24,11 @@ class Part:
         return vocabulary._id_of(token) if self.by_id and token is not None else token
 
     def __set__(self, vocabulary: Vocabulary, value: str | int | None) -> None:
-        token = (
-            vocabulary.convert_ids_to_tokens(value) if self.by_id and value is not None else value
-        )
+        by_id = self.by_id and value is not None
+        token = vocabulary.convert_ids_to_tokens(value) if by_id else value
         if value is not None and (token is None or vocabulary._id_of(token) is None):
-            if self.by_id:
-                raise ValueError(f"no token has the id {value}, so it cannot be the {self.part}")
-            raise ValueError(
-                f"{token!r} is not in the vocabulary, so it cannot be the {self.part}: "
-                f"use add_special_tokens({{{self.part!r}: {token!r}}})"
-            )
+            what = f"no token has the id {value}" if by_id else f"{value!r} is no token"
+            raise ValueError(f"{what}, so it cannot be the {self.part}: use add_special_tokens")
         vocabulary._parts[self.part] = token
 
 
@@ -39,16 +36,13 @@ class Vocabulary:
     """The tokens that training made, and those added to them: added ones are matched whole.
 
     Args:
-        vocab: token -> id, tokens as bytes; all 256 single bytes must be there.
-        merges: (left, right) in the order of training. None = the order of the ids is that order,
-            as in the released vocabulary.
+        vocab: token -> id, tokens as bytes. A ValueError if a single byte or what a merge makes is
+            missing, or if two tokens share an id.
+        merges: (left, right) in the order of training; None = that of the ids, as in the release.
         added_tokens: tokens matched as they stand, a plain string being special. They get the next
             ids; a dict {id: token} chooses them.
         bos_token, eos_token, unk_token, pad_token: which tokens play these parts.
         additional_special_tokens: further tokens for `all_special_tokens`.
-
-    Raises:
-        ValueError: a byte or the result of a merge is missing, or two tokens share an id.
     """
 
     bos_token, bos_token_id = Part(), Part()
@@ -61,16 +55,17 @@ class Vocabulary:
         vocab: Mapping[bytes, int],
         merges: Iterable[tuple[bytes, bytes]] | None = None,
         *,
-        added_tokens: Iterable[str | AddedToken] | Mapping[int, str | AddedToken] = (),
+        added_tokens: Iterable[Token] | Mapping[int, Token] = (),
         bos_token: str | None = None,
         eos_token: str | None = None,
         unk_token: str | None = None,
         pad_token: str | None = None,
         additional_special_tokens: Sequence[str] = (),
     ):
-        self.vocab = dict(vocab)
-        self._merges = None if merges is None else list(merges)
-        self._ranks = self.vocab if merges is None else ranks_of(self._merges)
+        self.vocab = self._ranks = dict(vocab)
+        if merges is not None:
+            self.merges = list(merges)
+            self._ranks = ranks_of(self.merges)
         self._token_of = {token_id: token for token, token_id in self.vocab.items()}
         for token in [*(bytes([byte]) for byte in range(256)), *self._ranks]:
             if token not in self.vocab:
@@ -79,24 +74,22 @@ class Vocabulary:
         if len(self._token_of) < len(self.vocab):
             raise ValueError("two tokens of the vocabulary have the same id")
 
-        self._added: dict[str, AddedToken] = {}
+        self._added: dict[int, AddedToken] = {}
         self._added_ids: dict[str, int] = {}
-        with_ids = isinstance(added_tokens, Mapping)
-        for item in added_tokens.items() if with_ids else ((None, t) for t in added_tokens):
-            self._add(item[1], item[0], special=True)
-        self._find_added()
-
+        if isinstance(added_tokens, Mapping):
+            for token_id, token in added_tokens.items():
+                self._add(token, token_id, special=True)
+            added_tokens = ()
+        self.add_tokens(added_tokens, special_tokens=True)
         self._parts: dict[str, str | None] = {}
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
         self.additional_special_tokens = list(additional_special_tokens)
 
-    @property
+    @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
         """The merges in order. If the vocabulary came without, they are worked out now."""
-        if self._merges is None:
-            self._merges = merges_of(self.vocab)
-        return self._merges
+        return merges_of(self.vocab)
 
     @property
     def vocab_size(self) -> int:
@@ -117,12 +110,12 @@ class Vocabulary:
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """id -> added token."""
-        return {i: self._added[content] for content, i in self.get_added_vocab().items()}
+        """id -> added token, in the order of the ids."""
+        return dict(sorted(self._added.items()))
 
     def get_added_vocab(self) -> dict[str, int]:
-        """token -> id of the added tokens."""
-        return dict(sorted(self._added_ids.items(), key=lambda item: item[1]))
+        """token -> id of the added tokens, in the order of the ids."""
+        return {token.content: i for i, token in self.added_tokens_decoder.items()}
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -139,42 +132,30 @@ class Vocabulary:
     def all_special_ids(self) -> list[int]:
         return self.convert_tokens_to_ids(self.all_special_tokens)
 
-    def add_tokens(
-        self,
-        new_tokens: str | AddedToken | Sequence[str | AddedToken],
-        special_tokens: bool = False,
-    ) -> int:
+    def add_tokens(self, new_tokens: Token | Iterable[Token], special_tokens: bool = False) -> int:
         """Add tokens that are matched whole wherever they stand. Their ids follow the highest one.
 
-        Args:
-            new_tokens: one or more. A plain string is looked for in the NFC form of a text; or, if
-                special, in the text as it is.
-            special_tokens: dropped by `skip_special_tokens`.
-
-        Returns:
-            How many are new. Then call `model.resize_token_embeddings(len(tokenizer))`.
+        A plain string is looked for in the NFC form of a text; or, if special, in the text as it
+        is, and then `skip_special_tokens` drops it. Returns how many are new: if there are any,
+        call `model.resize_token_embeddings(len(tokenizer))`.
         """
         before = len(self._added)
-        for token in [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else new_tokens:
+        for token in [new_tokens] if isinstance(new_tokens, Token) else new_tokens:
             self._add(token, None, special_tokens)
         self._find_added()
         return len(self._added) - before
 
-    def add_special_tokens(self, special_tokens_dict: Mapping[str, Any]) -> int:
-        """Add special tokens, and say which part they play.
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, Token | Sequence[Token]]) -> int:
+        """Add special tokens, and say which part they play; returns how many are new.
 
-        Args:
-            special_tokens_dict: {"pad_token": "<pad>", "additional_special_tokens": ["<a>", "<b>"]}
-
-        Returns:
-            How many are new.
+        For example {"pad_token": "<pad>", "additional_special_tokens": ["<a>", "<b>"]}.
         """
         extras = ("additional_special_tokens", "extra_special_tokens")
         new = 0
         for name, value in special_tokens_dict.items():
             one_of("a special token's part", name, (*self._parts, *extras))
             new += self.add_tokens(value, special_tokens=True)
-            values = [value] if isinstance(value, (str, AddedToken)) else value
+            values = [value] if isinstance(value, Token) else value
             contents = [t.content if isinstance(t, AddedToken) else t for t in values]
             if name in extras:
                 self.additional_special_tokens = contents
@@ -182,7 +163,7 @@ class Vocabulary:
                 setattr(self, name, contents[0])
         return new
 
-    def _add(self, token: str | AddedToken, token_id: int | None, special: bool) -> None:
+    def _add(self, token: Token, token_id: int | None, special: bool) -> None:
         if isinstance(token, str):
             token = AddedToken(token, special=special, normalized=not special)
         if not token.content:
@@ -190,25 +171,22 @@ class Vocabulary:
         known = self._id_of(token.content)
         if token_id is None:
             token_id = max(self._token_of) + 1 if known is None else known
-        data = token.content.encode()
-        holder = self._token_of.setdefault(token_id, data)
-        if known not in (None, token_id) or (known is None and holder != data):
+        holder = self._token_of.setdefault(token_id, token.content.encode())
+        if known not in (None, token_id) or (known is None and holder != token.content.encode()):
             other = f"it has id {known}" if known is not None else f"that is {holder!r}"
             raise ValueError(f"{token.content!r} cannot be added as id {token_id}: {other}")
-        self._added[token.content], self._added_ids[token.content] = token, token_id
+        self._added[token_id], self._added_ids[token.content] = token, token_id
 
     def _find_added(self) -> None:
         """Prepare the search for added tokens."""
         ids, added = self._added_ids, self._added
-        self._as_written = Finder({t: i for t, i in ids.items() if not added[t].normalized})
-        self._in_nfc = Finder(
-            {unicodedata.normalize("NFC", t): i for t, i in ids.items() if added[t].normalized}
-        )
-        self._special_ids = {i for t, i in ids.items() if added[t].special}
+        in_nfc = {t: i for t, i in ids.items() if added[i].normalized}
+        self._in_nfc = Finder({unicodedata.normalize("NFC", t): i for t, i in in_nfc.items()})
+        self._as_written = Finder({t: i for t, i in ids.items() if t not in in_nfc})
+        self._special_ids = special = {i for i in added if added[i].special}
         # In a chat, these come from the template only: all but words added to the vocabulary.
-        words = {t for t in ids if not added[t].special and (t[0].isalnum() or t[-1].isalnum())}
-        self._controls = Finder({t: i for t, i in ids.items() if t not in words})
-        self._content_of = {i: t for t, i in ids.items()}
+        words = {t for t in ids if t[0].isalnum() or t[-1].isalnum()}
+        self._controls = Finder({t: i for t, i in ids.items() if i in special or t not in words})
 
     def _id_of(self, token: str) -> int | None:
         if token in self._added_ids:
@@ -219,8 +197,8 @@ class Vocabulary:
             return None
 
     def _spell(self, token_id: int) -> str | None:
-        if token_id in self._content_of:
-            return self._content_of[token_id]
+        if token_id in self._added:
+            return self._added[token_id].content
         token = self._token_of.get(token_id)
         return None if token is None else token_to_text(token)
 
@@ -243,11 +221,8 @@ class Vocabulary:
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """The text that tokens stand for, spelled as by `tokenize`."""
-        alphabet = set(BYTE_TO_CHAR.values())
-        parts = [
-            token.encode()
-            if token in self._added or set(token) - alphabet
-            else text_to_token(token)
-            for token in tokens
-        ]
-        return b"".join(parts).decode("utf-8", errors="replace")
+        alphabet, data = set(BYTE_TO_CHAR.values()), bytearray()
+        for token in tokens:
+            as_it_is = token in self._added_ids or set(token) - alphabet
+            data += token.encode() if as_it_is else text_to_token(token)
+        return data.decode("utf-8", errors="replace")

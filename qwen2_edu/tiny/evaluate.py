@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..behaviour import Heads, find_heads
+from ..behaviour import HeadScores, find_heads
 from ..cli import say
 from ..files.disk import write_whole
 from ..model import Qwen2ForCausalLM
@@ -119,7 +119,7 @@ def stop_figures(replies: dict[str, Sequence[Reply]]) -> list[Figure]:
     ]
 
 
-def head_figures(heads: Heads) -> list[Figure]:
+def head_figures(heads: HeadScores) -> list[Figure]:
     """The best head of two sorts, layers and heads counted from 0."""
     part = "5 Heads, on random tokens said twice"
     best = {name: heads.best(name) for name in ("previous_token", "induction")}

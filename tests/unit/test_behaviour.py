@@ -9,7 +9,7 @@ import torch
 
 from qwen2_edu import Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from qwen2_edu.behaviour import (
-    Heads,
+    HeadScores,
     entropy,
     find_heads,
     induction,
@@ -190,7 +190,7 @@ def test_a_head_built_to_look_back_is_found(small_config):
 
 
 def test_ranking():
-    heads = Heads({"reach": torch.tensor([[1.0, 5.0], [7.0, 3.0]])}, IDS)
+    heads = HeadScores({"reach": torch.tensor([[1.0, 5.0], [7.0, 3.0]])}, IDS)
     assert [tuple(h) for h in heads.ranked("reach")] == [(1, 0, 7), (0, 1, 5), (1, 1, 3), (0, 0, 1)]
     assert heads.best("reach") == (1, 0, 7)
     with pytest.raises(ValueError, match="no score 'speed', only reach"):

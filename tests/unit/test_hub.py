@@ -267,13 +267,18 @@ def test_revision_token_and_cache_dir(hub, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("org/nothing", {}, FileNotFoundError, "the hub has no model 'org/nothing'"),
+        (
+            "org/nothing",
+            {},
+            FileNotFoundError,
+            "'org/nothing' is not on the hub: is it misspelt, or private (token=…)?",
+        ),
         ("org/gated", {"token": False}, PermissionError, "'org/gated' is gated: accept its terms"),
         (
             "org/model",
             {"revision": "v9"},
             FileNotFoundError,
-            "'org/model' has no branch, tag or commit 'v9'",
+            "'org/model' at revision 'v9' is not on the hub: no such branch, tag or commit",
         ),
         ("org/--bad", {}, ValueError, "'org/--bad' cannot be downloaded"),
     ],

@@ -20,7 +20,7 @@ from qwen2_edu import (
     Qwen2TokenizerFast,
     bpe,
 )
-from qwen2_edu.behaviour import Heads
+from qwen2_edu.behaviour import HeadScores
 from qwen2_edu.text.templates import QWEN2_TEMPLATE
 from qwen2_edu.tiny import evaluate as ev
 from qwen2_edu.tiny import heads, measure
@@ -390,7 +390,7 @@ def test_targets_of_losses_and_heads():
     fine, poor = ({"model": m, "unigram": 5.0, "3-gram": 2.0, "tokens": 9} for m in (1.4, 1.6))
     assert ev.loss_figures(fine)[-1].met is True and ev.loss_figures(poor)[-1].met is False
     scores = {"previous_token": torch.tensor([[0.1, 0.7]]), "induction": torch.tensor([[0.3, 0.1]])}
-    previous, induction = ev.head_figures(Heads(scores, torch.zeros(1, 2)))
+    previous, induction = ev.head_figures(HeadScores(scores, torch.zeros(1, 2)))
     assert (previous.name, previous.met) == ("previous_token: layer 0, head 1", True)
     assert (induction.name, induction.met) == ("induction: layer 0, head 0", False)
 

@@ -294,6 +294,14 @@ def test_offsets_point_at_the_text_that_a_token_came_from(slow, fast, text):
         assert fast.decode([token_id]).strip("\ufffd") in part
 
 
+def test_an_added_token_that_nfc_would_shorten_spans_all_its_characters(mini):
+    """It is matched as it stands, so it covers the three characters that stand there."""
+    tokenizer = mini(Qwen2TokenizerFast)
+    tokenizer.add_tokens([AddedToken("e\u0301<")])
+    result = tokenizer("ae\u0301<b", return_offsets_mapping=True)
+    assert result.offset_mapping == [(0, 1), (1, 4), (4, 5)]
+
+
 def test_offsets_where_nfc_rewrites(tokenizer):
     text = "cafe\u0301 x"
     result = tokenizer(text, return_offsets_mapping=True)
