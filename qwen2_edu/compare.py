@@ -1,7 +1,4 @@
-"""Where do two models part ways? Two that should agree are followed side by side, part by part.
-
-print(compare(ours, theirs, input_ids))
-"""
+"""Where do two models part ways? `print(compare(ours, theirs, input_ids))` follows them."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Row(NamedTuple):
-    """A station and the largest absolute difference there."""
+    """The largest absolute difference at a station."""
 
     station: str
     difference: float
@@ -21,14 +18,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; as text, a table.
+    """What `compare` found; as text, a table."""
 
-    rows: in the order in which a model computes.
-    tolerance: the difference that counts as rounding.
-    """
-
-    rows: list[Row]
-    tolerance: float
+    rows: list[Row]  # in the order in which a model computes
+    tolerance: float  # the difference that counts as rounding
 
     @property
     def first(self) -> str | None:
@@ -38,10 +31,9 @@ class Comparison:
 
     def __str__(self) -> str:
         width = max(len(row.station) for row in self.rows) + 2
-        rounding = f"≤ {self.tolerance:g}"
         lines = [f"{'station':{width}}max|Δ|"]
         for station, difference in self.rows:
-            shown = rounding if difference <= self.tolerance else f"{difference:.2g}"
+            shown = f"≤ {self.tolerance:g}" if difference <= self.tolerance else f"{difference:.2g}"
             lines.append(f"{station:{width}}{shown}{'  <- first' * (station == self.first)}")
         return "\n".join(lines)
 
@@ -54,24 +46,21 @@ def compare(
     """At which station do two causal language models first differ?
 
     Give both the same numeric type and eval mode, or rounding and dropout will be the answer.
+    ValueError: they differ in layers or widths, so there is nothing to compare.
 
     Args:
         model_a, model_b: of this package or of transformers, in any mixture, on any devices.
         input_ids: (B, T).
         tolerance: the largest absolute difference that counts as rounding.
-
-    Raises:
-        ValueError: the two have other layers or widths, so there is nothing to compare.
     """
     a, b = stations(model_a, input_ids), stations(model_b, input_ids)
     if len(a) != len(b):
         raise ValueError(f"models of {len(a) // 2 - 1} and {len(b) // 2 - 1} layers")
     rows = []
-    for name in a:
-        if a[name].shape != b[name].shape:
-            shapes = f"{tuple(a[name].shape)} and {tuple(b[name].shape)}"
-            raise ValueError(f"{name}: shapes {shapes} cannot be compared")
-        gap = torch.where(a[name] == b[name], 0.0, (a[name] - b[name]).abs())
+    for (name, x), y in zip(a.items(), b.values(), strict=True):
+        if x.shape != y.shape:
+            raise ValueError(f"{name}: shapes {tuple(x.shape)} and {tuple(y.shape)} cannot agree")
+        gap = torch.where(x == y, 0.0, (x - y).abs())  # two infinities are equal too
         rows.append(Row(name, gap.max().item()))
     return Comparison(rows, tolerance)
 
@@ -87,33 +76,29 @@ def stations(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
         residual stream; "final norm", what it answers: all (B, T, E). "logits", (B, T, V).
 
     Raises:
-        ValueError: the model passed a station by, or two stations are read by one and the same
-            module.
+        ValueError: the model passed a station by, or one module reads two of them.
     """
-    names, readers = ["embeddings"], []
+    readers, station = {}, "embeddings"
     for i, layer in enumerate(model.model.layers):
-        names += [f"layer {i}, after attention", f"layer {i}, after MLP"]
-        readers += [layer.input_layernorm, layer.post_attention_layernorm]
-    names, readers = [*names, "final norm"], [*readers, model.model.norm, model.lm_head]
-    if len(set(readers)) < len(readers):
+        readers[station] = layer.input_layernorm
+        readers[f"layer {i}, after attention"] = layer.post_attention_layernorm
+        station = f"layer {i}, after MLP"
+    readers |= {station: model.model.norm, "final norm": model.lm_head}
+    if len(set(readers.values())) < len(readers):
         raise ValueError("two stations are read by one module: give each place a module of its own")
+    seen: dict[nn.Module, Tensor] = {}
 
-    seen: dict[str, Tensor] = {}
+    def note(reader: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[reader] = inputs[0].to("cpu", torch.float64, copy=True)
 
-    def note(name: str):
-        return lambda module, inputs: seen.update({name: _plain(inputs[0])})
-
-    hooks = [r.register_forward_pre_hook(note(n)) for n, r in zip(names, readers, strict=True)]
+    hooks = [reader.register_forward_pre_hook(note) for reader in readers.values()]
     try:
         with torch.no_grad():
             logits = model(input_ids.to(model.device), use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
-    if missed := [name for name in names if name not in seen]:
+    if missed := [station for station, reader in readers.items() if reader not in seen]:
         raise ValueError(f"{type(model).__name__} never passed the station {missed[0]!r}")
-    return {name: seen[name] for name in names} | {"logits": _plain(logits)}
-
-
-def _plain(x: Tensor) -> Tensor:
-    return x.detach().to("cpu", torch.float64, copy=True)
+    found = {station: seen[reader] for station, reader in readers.items()}
+    return found | {"logits": logits.to("cpu", torch.float64)}

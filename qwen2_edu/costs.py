@@ -15,15 +15,11 @@ PARTS = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "MLP", "n
 
 
 def parameters_by_part(config: Qwen2Config) -> dict[str, int]:
-    """How many numbers does each part of a language model hold?
+    """How many numbers do "embedding", "attention", "MLP", "norms" and "head" hold?
 
-    The model is built on the meta device, where tensors have shapes and no memory.
-
-    Returns:
-        {"embedding", "attention", "MLP", "norms", "head": numbers}. A head tied to the embedding
-        counts there, so the sum is that of all parameters.
+    A head tied to the embedding counts there, so the sum is that of all parameters.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # where tensors have shapes and no memory
         model = Qwen2ForCausalLM(config)
     numbers = dict.fromkeys((*PARTS.values(), "head"), 0)
     for name, parameter in model.named_parameters():  # what is tied comes once
@@ -33,13 +29,9 @@ def parameters_by_part(config: Qwen2Config) -> dict[str, int]:
 
 
 def cache_by_kind(config: Qwen2Config, tokens: int) -> dict[str, int]:
-    """How many numbers does the cache keep of a text of `tokens` tokens?
+    """How many numbers does the cache keep of a text, in "full_attention" and "sliding_attention"?
 
-    Each layer keeps a key and a value for each of its G heads of width D; a sliding layer keeps
-    those of the last `sliding_window` tokens only.
-
-    Returns:
-        {"full_attention": numbers in all layers of this kind, "sliding_attention": likewise}
+    A layer keeps G keys and G values of width D a token; a sliding one, of its window's alone.
     """
     per_token = 2 * config.num_key_value_heads * config.head_dim
     kept = {FULL: tokens, SLIDING: min(tokens, config.sliding_window or tokens)}

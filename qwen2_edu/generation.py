@@ -23,14 +23,11 @@ from .decoding.streaming import StopStrings, TextPieces
 
 
 def prefill(model: Any, input_ids: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
-    """Read the part of the prompt that `cache` does not hold; answer the logits after its end.
+    """Read the part of the prompt that `cache` does not hold; answer the logits after it, (B, V).
 
     Args:
         input_ids: (B, T), what the cache holds included.
         mask: bool (B, T), False = padding; None = nothing padded.
-
-    Returns:
-        (B, V)
     """
     held = cache.get_seq_length()
     new = None if mask is None or mask[:, held:].all() else mask[:, held:]
@@ -49,11 +46,7 @@ def choose(
     seen: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The next token of each row, as the settings say.
-
-    Shape:
-        logits (B, V), seen: bool (B, V), the tokens to penalise -> (B,)
-    """
+    """The next token of each row, (B,), from logits (B, V); `seen`, bool (B, V), are penalised."""
     if seen is not None:
         logits = sampling.repetition_penalty(logits.float(), seen, s.repetition_penalty)
     if not s.do_sample:
@@ -70,41 +63,31 @@ def choose(
 
 @torch.no_grad()  # not inference_mode: nobody could train on its tensors, or continue its caches
 def next_tokens(model: Any, request: Request) -> Iterator[Tensor]:
-    """The loop: yields the next id of each row until every row has ended, or `steps` times.
-
-    Shape:
-        (B * num_return_sequences,) each
-    """
+    """The loop: the next id of each row, (B * num_return_sequences,), until all rows have ended."""
     s, cache, ids, mask = request.settings, request.cache, request.input_ids, request.attention_mask
     logits = prefill(model, ids, cache, mask)  # (B, V)
     if s.num_return_sequences > 1:  # the prompt was read once; only now each answer gets its row
         rows = torch.arange(len(ids), device=ids.device).repeat_interleave(s.num_return_sequences)
         cache.reorder(rows)
         logits, ids, mask = logits[rows], ids[rows], None if mask is None else mask[rows]
-    penalised = s.repetition_penalty != 1
-    seen = sampling.seen_tokens(ids, logits.shape[-1], mask) if penalised else None
+    seen = None if s.repetition_penalty == 1 else sampling.seen_tokens(ids, logits.shape[-1], mask)
     stops = StopStrings(request.tokenizer, s.stop_strings, ids, mask) if s.stop_strings else None
-    ends = torch.tensor(s.eos_token_id, dtype=torch.long, device=ids.device)
-    fill = 0 if s.pad_token_id is None else s.pad_token_id  # without one, there is just one row
-    may_end = bool(s.eos_token_id or stops)
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    step = model if request.compiled is None else request.compiled
-    limit = request.vocab_limit
+    ends, ended = ids.new_tensor(s.eos_token_id), torch.zeros_like(ids[:, 0], dtype=torch.bool)
+    may_end, limit = bool(s.eos_token_id or stops), request.vocab_limit
 
     for left in reversed(range(request.steps)):
         allowed = None if seen is None else seen[:, :limit]
         token = choose(logits[:, :limit], s, allowed, request.generator)  # (B,)
-        if may_end:
-            token = token.where(~ended, fill)
-            ended = ended | torch.isin(token, ends)
-            if stops is not None:
-                ended = ended | stops.reached(token)
+        token = token.where(~ended, s.pad_token_id or 0)  # without a padding id there is one row
+        ended = ended | torch.isin(token, ends)
+        if stops is not None:
+            ended = ended | stops.reached(token)
         yield token
         if left == 0 or (may_end and ended.all()):
             return
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
-        logits = decode(step, token, cache)
+        logits = decode(request.reader, token, cache)
 
 
 def generate(
@@ -142,8 +125,7 @@ def generate(
         TypeError, ValueError: an unknown option; inputs or options that cannot be.
 
     Warns:
-        UserWarning: an option has no effect, a padded row has no mask, or prompt and answer may
-            exceed `max_position_embeddings`.
+        UserWarning: no effect, padding without a mask, text beyond `max_position_embeddings`.
     """
     if streamer is not None and not callable(getattr(streamer, "put", None)):
         raise TypeError(f"a streamer has put(ids) and end(), a {type(streamer).__name__} has not")
@@ -187,19 +169,15 @@ def stream(
     s, rows = request.settings, len(request.input_ids)
     _refuse_beams(s, "an iterator")
     if rows * s.num_return_sequences != 1:
-        raise ValueError(
-            f"text streams one answer to one prompt, not {s.num_return_sequences} to each of "
-            f"{rows}: call stream() for each, or stream_ids()"
-        )
+        answers = f"{s.num_return_sequences} to each of {rows}"
+        raise ValueError(f"stream() gives one answer to one prompt, not {answers}: see stream_ids")
     text = TextPieces(tokenizer, s.stop_strings, skip_special_tokens)
     return text.of(int(token) for token in next_tokens(model, request))
 
 
 def _refuse_beams(s: GenerationConfig, what: str) -> None:
     if s.num_beams > 1:
-        raise ValueError(
-            f"{what} cannot follow num_beams={s.num_beams}: which beam wins is known at the end"
-        )
+        raise ValueError(f"num_beams={s.num_beams} decides at the end: {what} needs num_beams=1")
 
 
 # -- a call, checked and completed before anything is computed -------------------------------------
@@ -217,7 +195,7 @@ class Request:
     vocab_limit: int | None
     generator: torch.Generator | None
     tokenizer: Any
-    compiled: Any
+    reader: Any  # of single tokens: the model, or its compiled twin
 
 
 def prepare(
@@ -246,10 +224,8 @@ def prepare(
     if steps < 1:
         raise ValueError(f"max_length={s.max_length} leaves no room after a prompt of {T} tokens")
     if T + steps > longest:
-        warn_caller(
-            f"a prompt of {T} and {steps} new tokens go past max_position_embeddings={longest}: "
-            "beyond it the text is likely to get worse"
-        )
+        goes = f"a prompt of {T} and {steps} new tokens go past max_position_embeddings={longest}"
+        warn_caller(f"{goes}: beyond it the text is likely to get worse")
     rows = len(input_ids) * s.num_return_sequences
     if s.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings={s.stop_strings} need tokenizer=…, to read the ids as text")
@@ -261,16 +237,19 @@ def prepare(
         if generator is not None:
             raise ValueError(f"seed={s.seed} and generator=… say the same thing: give one")
         generator = torch.Generator(input_ids.device).manual_seed(s.seed)
-    cache = past_key_values
-    if cache is not None:
-        _check_cache(cache, T, steps, mask, s)
-    elif s.cache_implementation == "static":
+    cache, kind = past_key_values, s.cache_implementation
+    if cache is None and kind == "static":
         cache = StaticCache(model.config, T + steps, input_ids.device)
-    else:
+    elif cache is None:
         cache = DynamicCache(model.config)
+    elif kind is None:
+        _check_cache(cache, T, steps, mask)
+    else:
+        raise ValueError(f"past_key_values is a cache: leave out cache_implementation={kind!r}")
     if compiled is not None and not isinstance(cache, StaticCache):
         raise ValueError("compiled=… needs a cache of fixed size: cache_implementation='static'")
-    return Request(s, input_ids, mask, cache, steps, vocab_limit, generator, tokenizer, compiled)
+    reader = model if compiled is None else compiled
+    return Request(s, input_ids, mask, cache, steps, vocab_limit, generator, tokenizer, reader)
 
 
 def _checked_prompt(model: Any, input_ids: Tensor | None, s: GenerationConfig) -> Tensor:
@@ -290,48 +269,32 @@ def _checked_prompt(model: Any, input_ids: Tensor | None, s: GenerationConfig) -
 def _checked_mask(mask: Tensor | None, input_ids: Tensor, s: GenerationConfig) -> Tensor | None:
     """The mask as bool if it hides anything, else None: attention without one is faster."""
     if mask is None:
-        pad = -1 if s.pad_token_id is None else s.pad_token_id
-        padded = (input_ids[:, [0, -1]] == pad).any(-1)
-        if padded.any() and not padded.all():
-            warn_caller(
-                f"a row begins or ends with the padding id {s.pad_token_id} and there is no "
-                "attention_mask: it is read as text; pass the tokenizer's attention_mask too"
-            )
+        padded = [s.pad_token_id in both_ends for both_ends in input_ids[:, [0, -1]].tolist()]
+        if any(padded) and not all(padded):
+            found = f"a row begins or ends with the padding id {s.pad_token_id}, read as text"
+            warn_caller(f"{found}: pass the tokenizer's attention_mask too")
         return None
     if mask.shape != input_ids.shape:
         shapes = f"{tuple(mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}"
         raise ValueError(f"attention_mask {shapes}, cached tokens included")
     mask = mask.bool()
     if not mask[:, -1].all():
-        row = int((~mask[:, -1]).nonzero()[0])
-        raise ValueError(
-            f"row {row} of attention_mask ends in padding, where its answer should begin: "
-            'tokenize with padding_side="left"'
-        )
+        row = int(mask[:, -1].int().argmin())
+        found = f"row {row} of attention_mask ends in padding, where its answer should begin"
+        raise ValueError(f'{found}: tokenize with padding_side="left"')
     return None if mask.all() else mask
 
 
-def _check_cache(
-    cache: Cache, T: int, steps: int, mask: Tensor | None, s: GenerationConfig
-) -> None:
-    if s.cache_implementation is not None:
-        made = f"cache_implementation={s.cache_implementation!r}"
-        raise ValueError(f"{made} makes a cache and past_key_values is one: give one")
+def _check_cache(cache: Cache, T: int, steps: int, mask: Tensor | None) -> None:
     held = cache.get_seq_length()
     if held >= T:
-        raise ValueError(
-            f"the cache holds {held} tokens and input_ids {T}: pass the whole sequence with at "
-            f"least one token that the cache has not read, or first call cache.crop({T - 1})"
-        )
+        counts = f"the cache holds {held} tokens and input_ids {T}"
+        raise ValueError(f"{counts}: pass those and a new one, or first call cache.crop({T - 1})")
     if isinstance(cache, StaticCache) and T + steps - 1 > cache.max_length:  # the last is not read
-        raise ValueError(
-            f"a prompt of {T} and {steps} new tokens do not fit a static cache of "
-            f"{cache.max_length}: make it larger, or max_new_tokens smaller"
-        )
-    hidden = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
-    remembered = torch.as_tensor(cache.pads).flatten().cpu()
-    if held and bool((hidden != remembered).any()):
-        raise ValueError(
-            f"the cache was filled with {remembered.tolist()} padding tokens a row, attention_mask "
-            f"shows {hidden.tolist()}: pass the mask of the whole sequence"
-        )
+        needed = f"a prompt of {T} and {steps} new tokens do not fit a cache of {cache.max_length}"
+        raise ValueError(f"{needed}: make it larger, or max_new_tokens smaller")
+    shown = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
+    known = torch.as_tensor(cache.pads).flatten().cpu()
+    if held and bool((shown != known).any()):
+        counts = f"{known.tolist()} padding tokens a row, attention_mask shows {shown.tolist()}"
+        raise ValueError(f"the cache holds {counts}: pass the mask of the whole sequence")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .tokenizer import TokenizerBase
-
 
 def chat_documents(
-    tokenizer: TokenizerBase, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, Any]]]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Conversations as ids, with labels only where the assistant speaks, its <|im_end|> included.
 
-    Returns:
-        (documents, labels) for `pack`; -100 = not counted.
-
-    Raises:
-        ValueError: a conversation without an answer to learn from.
+    Returns (documents, labels) for `pack`; -100 = not counted. ValueError: a conversation without
+    an answer to learn from.
     """
     encoded = tokenizer.apply_chat_template(
         conversations, return_dict=True, return_assistant_tokens_mask=True
@@ -35,9 +29,7 @@ def chat_documents(
 
 
 def pack(
-    documents: Sequence[Sequence[int]],
-    length: int,
-    labels: Sequence[Sequence[int]] | None = None,
+    documents: Sequence[Sequence[int]], length: int, labels: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Tensor]:
     """Lay documents into rows so that little room is wasted and none is cut without need.
 
@@ -47,7 +39,7 @@ def pack(
     of token 0, which counts for nothing.
 
     Args:
-        documents: ids; not empty.
+        documents: the ids of each.
         length: T, of a row.
         labels: for each document as many labels as ids, -100 = not counted; None = every token.
 
@@ -64,10 +56,8 @@ def pack(
     """
     labels = documents if labels is None else labels
     if length < 1 or not documents or len(documents) != len(labels):
-        raise ValueError(
-            f"packing needs rows of at least 1 token, documents, and labels for each: got length "
-            f"{length}, {len(documents)} documents, {len(labels)} labels"
-        )
+        given = f"length {length}, {len(documents)} documents, {len(labels)} labels"
+        raise ValueError(f"{given}: give a length of at least 1, documents, and labels for each")
     pieces = []
     for n, (ids, wanted) in enumerate(zip(documents, labels, strict=True)):
         if not len(ids) or len(ids) != len(wanted):
@@ -97,14 +87,10 @@ def pack(
 
 
 class Shuffled:
-    """Endless batches of rows: item i depends on the seed and i alone.
+    """Endless batches of rows, {name: (rows, …)} as of `pack`: item i depends on seed and i alone.
 
     Every row comes once, in random order, then all once more in another order, and so on. Batches
     are always full: one at the end of a round goes on with the next.
-
-    Args:
-        rows: name -> tensor (rows, …), such as `pack` answers.
-        batch_size: B.
     """
 
     def __init__(self, rows: Mapping[str, Tensor], batch_size: int, seed: int = 0):
@@ -133,7 +119,6 @@ def in_order(rows: Mapping[str, Tensor], batch_size: int) -> list[dict[str, Tens
 def _count(rows: Mapping[str, Tensor], batch_size: int) -> int:
     sizes = {name: len(tensor) for name, tensor in rows.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values() or batch_size < 1:
-        raise ValueError(
-            f"batches of {batch_size} rows from {sizes}: all must have as many rows, and at least 1"
-        )
+        given = f"batches of {batch_size} rows from {sizes}"
+        raise ValueError(f"{given}: all must have as many rows, and at least 1")
     return next(iter(sizes.values()))

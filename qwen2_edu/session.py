@@ -23,23 +23,17 @@ class ChatSession:
     open or close a turn.
 
     Args:
-        model: a Qwen2ForCausalLM.
-        tokenizer: the model's, with a chat template.
+        model, tokenizer: a Qwen2ForCausalLM and its tokenizer, which has a chat template.
         system: the system message; None = what the template says by itself.
-        **options: of `generate`, for every turn. `max_new_tokens` is 512 unless the model's
-            settings say otherwise; <|im_end|> ends an answer besides the model's `eos_token_id`.
+        **options: of `generate`, for every turn, with its errors. `max_new_tokens` is 512 unless
+            the model's settings say otherwise; <|im_end|> ends an answer besides `eos_token_id`.
 
-    Attributes:
-        messages: the conversation, dicts with `role` and `content`. Edit it between turns if you
-            like: the next turn reads anew from the first change on.
-
-    Raises:
-        TypeError, ValueError: options that cannot be, as in `generate`.
+    `messages` is the conversation, dicts with `role` and `content`. Edit it between turns if you
+    like: the next turn reads anew from the first change on.
     """
 
     def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
-        self.model, self.tokenizer, self.options = model, tokenizer, options
-        self.opening = [] if system is None else [{"role": "system", "content": system}]
+        self.model, self.tokenizer, self.system, self.options = model, tokenizer, system, options
         self.arguments = {name: options.pop(name, None) for name in ("generator", "vocab_limit")}
         self.settings = self._session_settings(options.pop("generation_config", None))
         self._turn_options({})  # what cannot be is refused now, not at the first turn
@@ -47,7 +41,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Start anew; only the system message stays."""
-        self.messages = [dict(message) for message in self.opening]
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         self._forget()
 
     def send(self, text: str, **options: Any) -> str:
@@ -65,22 +59,13 @@ class ChatSession:
         ids = self.tokenizer.apply_chat_template(
             [*self.messages, question], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
-        tokens = stream_ids(
-            self.model,
-            torch.tensor([ids], device=self.model.device),
-            past_key_values=self._cache_for(ids),
-            tokenizer=self.tokenizer,
-            **options,
-        )
+        prompt = torch.tensor([ids], device=self.model.device)  # (1, T)
+        tokens = stream_ids(self.model, prompt, past_key_values=self._cache_for(ids), **options)
         pieces = TextPieces(self.tokenizer, options["generation_config"].stop_strings)
-        return self._answer(question, ids, tokens, pieces)
+        return self._answer(question, ids, pieces.of(_noted(tokens, ids)))
 
     def undo(self) -> str:
-        """Take back the last question and its answer. Returns the question.
-
-        Raises:
-            ValueError: nothing was asked yet.
-        """
+        """Take back the last question and its answer; returns it. ValueError: nothing was asked."""
         asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not asked:
             raise ValueError("there is no turn to take back: nothing was asked yet")
@@ -99,26 +84,21 @@ class ChatSession:
             if len(self.messages) == kept:  # refused, or stopped before the first word
                 self.messages[:] = before
 
-    def _answer(
-        self, question: dict[str, str], ids: list[int], tokens: Iterator[Tensor], text: TextPieces
-    ) -> Iterator[str]:
-        read, said = list(ids), ""
-        whole = closed = False
+    def _answer(self, question: dict, ids: list[int], pieces: Iterator[str]) -> Iterator[str]:
+        said, whole = "", False
         try:
-            for piece in text.of(_noted(tokens, read)):
+            for piece in pieces:
                 said += piece
                 yield piece
             whole = True
-        except GeneratorExit:  # between two steps: no pass was cut short
-            closed = True
+        except BaseException as end:
+            if not isinstance(end, GeneratorExit):  # a pass may have stored some keys and not all
+                self._forget()
             raise
         finally:
             if said or whole:
                 self.messages += [question, {"role": "assistant", "content": said}]
-            if whole or closed:
-                self.read = read[: self.cache.get_seq_length()]
-            else:  # a pass may have stored some of its keys and not all
-                self._forget()
+            self.read = ids[: self.cache.get_seq_length()]
 
     def _session_settings(self, config: Any) -> GenerationConfig:
         """The session's options, over `config` or the model's, over what suits a conversation."""
@@ -134,14 +114,12 @@ class ChatSession:
         base = self._session_settings(config) if config else self.settings
         s = effective_settings(self.model, base, **options)
         if s.num_beams > 1 or s.num_return_sequences > 1:
-            raise ValueError(
-                f"a turn has one answer, given word by word: num_beams={s.num_beams} and "
-                f"num_return_sequences={s.num_return_sequences} must be 1"
-            )
+            both = f"num_beams={s.num_beams} and num_return_sequences={s.num_return_sequences}"
+            raise ValueError(f"{both} must be 1: a turn has one answer, given word by word")
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         if end is not None:
             s.eos_token_id = [*s.eos_token_id, end]
-        return {**arguments, "generation_config": s}
+        return {**arguments, "tokenizer": self.tokenizer, "generation_config": s}
 
     def _cache_for(self, ids: list[int]) -> Cache:
         """The cache, cut back to what `ids` begins with; at least the last id is left to read."""

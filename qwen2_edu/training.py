@@ -1,9 +1,8 @@
 """One plain training loop: for a lesson's small model, for a head, for the shipped checkpoint.
 
-It is given a model, data and settings, and asks the data for `batches[i]`, which must depend on i
-alone. So the number of steps done says where in the data a run stands, and a run that was killed
-goes on from its last state as if nothing had happened. `packing.py` makes such data, and
-`training_state.py` keeps the state.
+It asks the data for `batches[i]`, which must depend on i alone. So the number of steps done says
+where in the data a run stands, and a run that was killed goes on from its last state as if nothing
+had happened. `packing.py` makes such data, `training_state.py` keeps the state.
 """
 
 from __future__ import annotations
@@ -11,47 +10,44 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from .checks import Range, check_numbers, one_of
 from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
+from .packing import Shuffled
 
-PRECISIONS = ("auto", "fp32", "bf16")
 Batch = Mapping[str, Tensor]  # used as model(**batch)
+Batches = Sequence[Batch] | Shuffled  # or whatever else answers batch i to [i]
 
-
-class Batches(Protocol):
-    """Anything whose item i is batch i: a list, or an endless `packing.Shuffled`."""
-
-    def __getitem__(self, i: int) -> Batch: ...
+COUNT, SEED = Range(1, whole=True), Range(0, 2**63, whole=True)
+RANGES = dict.fromkeys("steps accumulation log_every evaluate_every save_every".split(), COUNT)
+RANGES |= {"learning_rate": Range(0, 1), "floor": Range(0, 1), "beta2": Range(0, 0.99999)}
+RANGES |= {"weight_decay": Range(0, 10), "max_grad_norm": Range(1e-6), "seed": SEED}
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train.
+    """How to train. ValueError: a value out of range.
 
     Args:
         steps: how often the parameters are changed.
-        learning_rate: its peak. It rises linearly over `warmup_steps`, then falls along half a
-            cosine to `floor` times the peak at the last step.
+        learning_rate: its peak, after `warmup_steps`; half a cosine leads to `floor` times that.
         weight_decay: of matrices, embeddings among them; biases and norms do not decay.
-        beta2: how much AdamW keeps of its mean squared gradient in a step; of its mean gradient it
-            keeps 0.9.
+        beta2: what AdamW keeps of its mean squared gradient in a step; of its mean gradient, 0.9.
         max_grad_norm: a longer gradient is scaled down to this length; inf = never.
         accumulation: how many batches make one step.
-        precision: of products. "bf16" is faster, "fp32" exact; "auto" = bf16 on a GPU only. The
-            parameters are fp32 in any case.
+        precision: of products: "fp32" is exact, "bf16" faster; "auto" = bf16 on a GPU only.
         seed: of dropout. The data have a seed of their own.
         log_every, evaluate_every, save_every: in steps; the last step does all three.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     steps: int
@@ -69,17 +65,10 @@ class TrainingSettings:
     save_every: int = 100
 
     def __post_init__(self):
-        ranges = {"learning_rate": (0, 1), "floor": (0, 1), "beta2": (0, 0.99999)}
-        ranges |= {"warmup_steps": (0, self.steps), "weight_decay": (0, 10), "seed": (0, 2**63)}
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
-        for field in (field for field in fields(self) if field.name != "precision"):
-            value, whole = getattr(self, field.name), field.type == "int"
-            low, high = ranges.get(field.name, (1 if whole else 1e-6, math.inf))
-            right = isinstance(value, int if whole else (int, float))
-            if not right or isinstance(value, bool) or not low <= value <= high:
-                kind = "a whole number" if whole else "a number"
-                raise ValueError(f"{field.name} must be {kind} from {low} to {high}, not {value!r}")
+        one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        if unset := [name for name, value in vars(self).items() if value is None]:
+            raise ValueError(f"{unset[0]} must be a number, not None: leave it out for its default")
+        check_numbers(vars(self), RANGES | {"warmup_steps": Range(0, self.steps, whole=True)})
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
@@ -92,10 +81,8 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
 
 
 def make_optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the parameters that are not frozen; only matrices decay.
-
-    Raises:
-        ValueError: nothing to train, or parameters of 16 bits.
+    """AdamW over the parameters that are not frozen; only matrices decay. ValueError: nothing to
+    train, or parameters of 16 bits.
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv:1711.05101.
     """
@@ -104,16 +91,12 @@ def make_optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.
         raise ValueError("every parameter is frozen (requires_grad=False): nothing to train")
     for name, p in trained.items():
         if p.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"{name} is {p.dtype}, where a small change is lost to rounding: train "
-                "model.float(). Products can be in bfloat16 all the same: see `precision`"
-            )
+            lost = f"{name} is {p.dtype}, where a small change is lost to rounding"
+            raise ValueError(f'{lost}: train model.float(), with precision="bf16" for speed')
     matrices = [p for p in trained.values() if p.ndim >= 2]
     vectors = [p for p in trained.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+    groups += [{"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, settings.learning_rate, (0.9, settings.beta2), fused=True)
 
 
@@ -132,11 +115,8 @@ def weighted_losses(
 ) -> Iterator[Tensor]:
     """One loss a batch, scaled so that their sum is the mean over all labels of all batches.
 
-    A plain mean of the batches' losses would be another number: a label would count for more in a
-    batch that has few. A batch without any is left out, as its own loss is 0/0.
-
-    Raises:
-        ValueError: no batch has a counted label, or the model answers no loss.
+    In a plain mean of the batches' losses a label would count for more where there are few. A batch
+    without any is left out, as its loss is 0/0. ValueError: all are, or the model answers no loss.
     """
     batches = list(batches)
     device = next(model.parameters()).device
@@ -180,7 +160,6 @@ def train(
         held_out: batches to judge the model by every so often.
         folder: where the log and the state are kept. The state of this same run is gone on from,
             to the same bits on the same machine with as many threads. None = keep nothing.
-        progress: show a bar.
 
     Returns:
         The log, which is also in `folder/training.jsonl`. A line has step; loss, before that step;
@@ -198,7 +177,10 @@ def train(
     run = Run(folder, model, optimiser, identity(model, batches, s))
     model.train()
     model.zero_grad()  # an earlier run may have been interrupted between gradient and step
-    with _bar(s.steps, run.step, progress) as bar:
+    said = "loss {task.fields[loss]} · {task.fields[rate]} tokens/s · time left"
+    columns = (MofNCompleteColumn(), BarColumn(), said, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        bar.add_task("", total=s.steps, completed=run.step, loss="…", rate="…")
         for step in range(run.step + 1, s.steps + 1):
             start, first = time.perf_counter(), (step - 1) * s.accumulation
             group = [batches[i] for i in range(first, first + s.accumulation)]
@@ -208,12 +190,10 @@ def train(
                 loss += part.detach()
             loss, norm = float(loss), float(clip_grad_norm_(model.parameters(), s.max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise RuntimeError(
-                    f"step {step}: the loss is {loss} and the gradient's norm {norm}, from batches "
-                    f"{first} to {first + s.accumulation - 1}. Look at those, or lower "
-                    f"learning_rate, which is {s.learning_rate}. {run.whereabouts()}"
-                )
-            rate = learning_rate(step, s)
+                found = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
+                fix = f"see batches {first} to {first + s.accumulation - 1}, or lower learning_rate"
+                raise RuntimeError(f"{found}: {fix}, now {s.learning_rate}. {run.whereabouts()}")
+            rate = float(learning_rate(step, s))
             for parameters in optimiser.param_groups:
                 parameters["lr"] = rate
             optimiser.step()
@@ -223,8 +203,8 @@ def train(
             line = {"step": step, "loss": loss, "lr": rate, "grad_norm": norm}
             if held_out and (last or step % s.evaluate_every == 0):
                 line["held_out_loss"] = evaluate(model, held_out, s.precision)
-            tokens = sum(batch["input_ids"].numel() for batch in group)
-            run.advance(step, tokens, time.perf_counter() - start)
+            run.step, run.tokens = step, run.tokens + sum(b["input_ids"].numel() for b in group)
+            run.seconds += time.perf_counter() - start
             if last or step % s.log_every == 0 or "held_out_loss" in line:
                 run.write(line)
             if last or step % s.save_every == 0:
@@ -232,19 +212,3 @@ def train(
             bar.update(0, advance=1, loss=f"{loss:.4f}", rate=f"{run.tokens / run.seconds:,.0f}")
     model.eval()
     return run.log
-
-
-def _bar(steps: int, done: int, shown: bool):
-    from rich.console import Console  # here, so that `import qwen2_edu` does not wait for it
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    bar = Progress(
-        MofNCompleteColumn(),
-        BarColumn(),
-        "loss {task.fields[loss]} · {task.fields[rate]} tokens/s · time left",
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
-    bar.add_task("", total=steps, completed=done, loss="…", rate="…")
-    return bar

@@ -26,25 +26,20 @@ def take(x: Tensor, choice: Tensor) -> Tensor:
 
 @torch.no_grad()
 def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
-    """The best `num_return_sequences` texts of each prompt, best first.
+    """The R = `num_return_sequences` best texts of each prompt, best first: (B*R, T + longest).
 
     `early_stopping` says when a prompt is done: True = as soon as K texts have ended; False = once
     the best running text, were it to end now, would not enter the pool; "never" = once it could not
     even if it ended at the length that suits it best.
 
     Args:
-        model: the language model.
-        request: the call, checked; see `generation.Request`.
+        request: the call, checked: a `generation.Request`.
         prefill, decode: how the model reads a prompt and a token; see `generation`.
-
-    Returns:
-        (B * num_return_sequences, T + longest answer), filled with the padding id.
     """
     s, cache, ids, mask = request.settings, request.cache, request.input_ids, request.attention_mask
     B, K, device = len(ids), s.num_beams, ids.device
-    step = model if request.compiled is None else request.compiled
     steps, limit, penalty = request.steps, request.vocab_limit, s.repetition_penalty
-    ends = torch.tensor(s.eos_token_id, dtype=torch.long, device=device)
+    ends = ids.new_tensor(s.eos_token_id)
     # A beam has at most len(ends) extensions that end it, so K of these candidates run on.
     C = K * max(2, 1 + len(ends))
 
@@ -87,18 +82,17 @@ def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
         scores, on = best.where(~ended, -torch.inf).topk(K)
         texts, parent, token = take(longer, on), take(parent, on), take(token, on)
 
-        full = (pool_scores > -torch.inf).all(-1)
         length = steps if s.early_stopping == "never" and s.length_penalty > 0 else n
         open_ &= scores[:, 0] / length**s.length_penalty > pool_scores[:, -1]
         if s.early_stopping is True:
-            open_ &= ~full
+            open_ &= (pool_scores == -torch.inf).any(-1)  # a place is free
         if n == steps or not open_.any():
             break
         rows = (parent + K * torch.arange(B, device=device)[:, None]).flatten()  # (B*K,)
         cache.reorder(rows)
         if seen is not None:
             seen = seen[rows].scatter_(1, token.view(-1, 1), True)
-        logits = decode(step, token.flatten(), cache)
+        logits = decode(request.reader, token.flatten(), cache)
 
     R = s.num_return_sequences
     answers = pool[:, :R, : int(pool_lengths[:, :R].amax())].flatten(0, 1)  # (B*R, longest)

@@ -1,6 +1,4 @@
-"""How a text is continued: the fields of a released `generation_config.json`, and which of them a
-call of `generate` obeys: its own, the model's, or the defaults.
-"""
+"""The settings of a released `generation_config.json`; which of them a call of `generate` obeys."""
 
 from __future__ import annotations
 
@@ -14,19 +12,9 @@ from ..checks import Range, check_kind, check_numbers, one_of, refuse_unknown, w
 from ..files.disk import read_json, read_text, write_whole
 
 # What holds when neither the call nor the model says otherwise; the values of transformers 5.
-DEFAULTS: dict[str, Any] = {
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "num_beams": 1,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "num_return_sequences": 1,
-    "max_new_tokens": 20,
-}
+DEFAULTS = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+DEFAULTS |= {"repetition_penalty": 1.0, "max_new_tokens": 20, "num_return_sequences": 1}
+DEFAULTS |= {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 
 
 @dataclass
@@ -75,19 +63,15 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GenerationConfig:
         """From the parsed file. Unknown fields are kept, and the order of all."""
-        known = {name: value for name, value in values.items() if name in OPTIONS}
-        extra = {name: value for name, value in values.items() if name not in OPTIONS}
+        extra = dict(values)
+        known = {name: extra.pop(name) for name in OPTIONS if name in extra}
         config = cls(**known, extra=extra)
         config._order = tuple(values)
         return config
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> GenerationConfig | None:
-        """What `generation_config.json` in `folder` says; None if there is none.
-
-        Raises:
-            ValueError: the file is not a JSON object.
-        """
+        """What the file in `folder` says, None without one. ValueError: it is no JSON object."""
         path = Path(folder) / "generation_config.json"
         if not path.is_file():
             return None
@@ -100,8 +84,8 @@ class GenerationConfig:
         own = {name: getattr(self, name) for name in OPTIONS}
         said = {n: value for n, value in own.items() if value is not None or n in self._order}
         said |= self.extra
-        order = dict.fromkeys((*(n for n in self._order if n in said), *said))
-        return {name: said[name] for name in order}
+        order = dict.fromkeys((*self._order, *said))
+        return {name: said[name] for name in order if name in said}
 
     def to_json(self) -> str:
         """The text of `generation_config.json`, laid out as the releases lay it out."""
@@ -118,32 +102,21 @@ class GenerationConfig:
 
 OPTIONS = tuple(f.name for f in fields(GenerationConfig) if f.name != "extra")
 
-# Options of transformers that are not offered here, with the value at which they do nothing.
-NEUTRAL: dict[str, Any] = {
-    **dict.fromkeys(
-        "assistant_model bad_words_ids begin_suppress_tokens constraints force_words_ids max_time "
-        "exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id penalty_alpha "
-        "logits_processor prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias top_h "
-        "stopping_criteria suppress_tokens watermarking_config".split()
-    ),
-    **dict.fromkeys(
-        "output_attentions output_hidden_states output_logits output_scores remove_invalid_values "
-        "renormalize_logits return_dict_in_generate token_healing".split(),
-        False,
-    ),
-    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "typical_p"), 1.0),
-    **dict.fromkeys(("diversity_penalty", "epsilon_cutoff", "eta_cutoff"), 0.0),
-    **dict.fromkeys(("encoder_no_repeat_ngram_size", "no_repeat_ngram_size"), 0),
-    **dict.fromkeys(("min_length", "min_new_tokens"), 0),
-    "num_beam_groups": 1,
-    "use_cache": True,
-}
+# Options of transformers that are not offered here, by the value at which they do nothing.
+UNSET = """assistant_model bad_words_ids begin_suppress_tokens constraints force_words_ids max_time
+exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id penalty_alpha top_h
+logits_processor prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias stopping_criteria
+suppress_tokens watermarking_config""".split()
+OFF = """output_attentions output_hidden_states output_logits output_scores remove_invalid_values
+renormalize_logits return_dict_in_generate token_healing""".split()
+ZERO = """diversity_penalty encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff min_length
+min_new_tokens no_repeat_ngram_size""".split()
+ONE = ("encoder_repetition_penalty", "guidance_scale", "num_beam_groups", "typical_p")
+NEUTRAL = dict.fromkeys(UNSET) | dict.fromkeys(OFF, False) | dict.fromkeys(ZERO, 0)
+NEUTRAL |= dict.fromkeys(ONE, 1) | {"use_cache": True}
 # Arguments of `generate` that are no settings.
-ARGUMENTS = (
-    "input_ids attention_mask past_key_values generation_config tokenizer vocab_limit generator "
-    "compiled streamer"
-).split()
-
+ARGUMENTS = """input_ids attention_mask past_key_values generation_config tokenizer vocab_limit
+generator compiled streamer""".split()
 
 INTEGER, COUNT = Range(whole=True), Range(1, whole=True)
 RANGES = {
@@ -152,9 +125,8 @@ RANGES = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty"), Range()),
     "repetition_penalty": Range(0, above=True, hint="1.0 changes nothing"),
 }
-GREEDY = "for the most likely token at each step pass do_sample=False"
 RANGES_TO_SAMPLE = {
-    "temperature": Range(0, above=True, hint=GREEDY),
+    "temperature": Range(0, above=True, hint="for the likeliest at each step pass do_sample=False"),
     "top_k": Range(0, whole=True, hint="0 keeps every token"),
     "top_p": Range(0, 1, above=True, hint="1.0 keeps every token"),
     "min_p": Range(0, 1, hint="0 keeps every token"),
@@ -162,9 +134,7 @@ RANGES_TO_SAMPLE = {
 
 
 def effective_settings(
-    model: Any,
-    generation_config: GenerationConfig | dict[str, Any] | None = None,
-    **options: Any,
+    model: Any, generation_config: GenerationConfig | dict[str, Any] | None = None, **options: Any
 ) -> GenerationConfig:
     """What a call `generate(..., **options)` will obey: options over the model's over `DEFAULTS`.
 
@@ -174,8 +144,7 @@ def effective_settings(
         **options: fields of `GenerationConfig`; None = not said.
 
     Raises:
-        TypeError: an unknown option; near matches are named.
-        ValueError: an option or combination that cannot be, with values and way out.
+        TypeError, ValueError: an unknown option; a value or a combination that cannot be.
 
     Warns:
         UserWarning: an option of the call has no effect.
@@ -185,26 +154,22 @@ def effective_settings(
     base = generation_config or model.generation_config or {}
     said = dict(base if isinstance(base, dict) else base.to_dict())
     call = {name: value for name, value in options.items() if value is not None}
-    if "max_length" in call and "max_new_tokens" not in call:
-        said["max_new_tokens"] = None  # the call's limit wins over the file's in either spelling
-    said |= call
+    if "max_length" in call:  # the call's limit wins over the file's in either spelling
+        said.pop("max_new_tokens", None)
+    said = {name: value for name, value in {**said, **call}.items() if value is not None}
     for name, neutral in NEUTRAL.items():
-        if said.get(name) is not None and said[name] != neutral:
+        if said.get(name, neutral) != neutral:
             raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: leave it out")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if said.get(name) is None:
-            said[name] = getattr(model.config, name)
-    settings = GenerationConfig(**{name: said.get(name) for name in OPTIONS})
-    for name, default in DEFAULTS.items():
-        limited = name == "max_new_tokens" and settings.max_length is not None
-        if getattr(settings, name) is None and not limited:
-            setattr(settings, name, default)
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    otherwise = DEFAULTS | {name: getattr(model.config, name) for name in special}
+    if "max_length" in said:
+        del otherwise["max_new_tokens"]
+    settings = GenerationConfig(**{n: said.get(n, otherwise.get(n)) for n in OPTIONS})
     settings.eos_token_id = _listed(settings.eos_token_id)
     settings.stop_strings = _listed(settings.stop_strings)
     if settings.pad_token_id is None and settings.eos_token_id:
         settings.pad_token_id = settings.eos_token_id[0]  # as transformers does
-    _check_values(settings)
-    _check_combinations(settings)
+    _check(settings)
     _warn_of_no_effect(settings, call)
     return settings
 
@@ -213,7 +178,7 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_values(s: GenerationConfig) -> None:
+def _check(s: GenerationConfig) -> None:
     check_numbers(vars(s), RANGES | (RANGES_TO_SAMPLE if s.do_sample is True else {}))
     for number in s.eos_token_id:
         check_numbers({"eos_token_id": number}, {"eos_token_id": INTEGER})
@@ -223,37 +188,29 @@ def _check_values(s: GenerationConfig) -> None:
     for text in s.stop_strings:
         if not isinstance(text, str) or not text:
             raise ValueError(f"stop_strings must be texts, not empty, not {text!r}")
-
-
-def _check_combinations(s: GenerationConfig) -> None:
     K, R = s.num_beams, s.num_return_sequences
     if K > 1 and s.do_sample:
-        raise ValueError(
-            f"num_beams={K} looks for the most probable text, do_sample=True draws one: pass "
-            "do_sample=False or num_beams=1"
-        )
+        aims = f"num_beams={K} looks for the most probable text, do_sample=True draws one"
+        raise ValueError(f"{aims}: pass do_sample=False or num_beams=1")
     if K > 1 and s.stop_strings:
-        raise ValueError(f"stop_strings={s.stop_strings} cannot be watched with num_beams={K}")
+        raise ValueError(f"stop_strings={s.stop_strings} do not go with num_beams={K}: pass 1")
     if K > 1 and R > K:
         raise ValueError(f"num_return_sequences={R} is more than num_beams={K}: raise num_beams")
     if K == 1 and R > 1 and not s.do_sample:
-        raise ValueError(
-            f"num_return_sequences={R} greedy answers would all be the same: pass do_sample=True "
-            f"or num_beams={R}"
-        )
+        same = f"num_return_sequences={R} greedy answers would all be the same"
+        raise ValueError(f"{same}: pass do_sample=True or num_beams={R}")
 
 
 def _warn_of_no_effect(s: GenerationConfig, call: dict[str, Any]) -> None:
-    idle = []
+    needs = {}
     if not s.do_sample:  # temperature=0 asks for what greedy does
-        idle += [n for n in ("temperature", "top_k", "top_p", "min_p", "seed") if call.get(n)]
+        drawing = [n for n in ("temperature", "top_k", "top_p", "min_p", "seed") if call.get(n)]
+        needs |= dict.fromkeys(drawing, "do_sample=True")
     if s.num_beams == 1:
-        idle += [n for n in ("length_penalty", "early_stopping") if n in call]
+        needs |= dict.fromkeys(("length_penalty", "early_stopping"), "num_beams above 1")
     if "max_new_tokens" in call:
-        idle += [n for n in ("max_length",) if n in call]
-    idle = [n for n in idle if call[n] != DEFAULTS.get(n)]
+        needs["max_length"] = "only one of max_new_tokens and max_length"
+    idle = [name for name in needs if name in call and call[name] != DEFAULTS.get(name)]
     if idle:
-        need = {"max_length": "only one of max_new_tokens and max_length"}
-        need |= dict.fromkeys(("length_penalty", "early_stopping"), "num_beams above 1")
-        why = [f"{n}={call[n]!r} needs {need.get(n, 'do_sample=True')}" for n in idle]
-        warn_caller(f"no effect: {'; '.join(why)}")
+        why = "; ".join(f"{name}={call[name]!r} needs {needs[name]}" for name in idle)
+        warn_caller(f"no effect: {why}")

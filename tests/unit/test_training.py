@@ -104,6 +104,9 @@ def test_16_bit_parameters_are_refused(model, dtype):
         ("log_every", 0),
         ("evaluate_every", 0),
         ("save_every", 1.5),
+        ("steps", None),
+        ("learning_rate", None),
+        ("precision", None),
     ],
 )
 def test_settings_out_of_range(field, value):
