@@ -1,7 +1,7 @@
 """Attention: queries ask, keys answer, values are what is said.
 
-Query heads come in groups: with H query heads and G key/value heads, heads h*H/G … (h+1)*H/G - 1
-share key head h. H = G is multi-head, G = 1 multi-query, and what lies between grouped-query.
+Query heads come in groups: with H query heads and G key/value heads, heads g*H/G … (g+1)*H/G - 1
+share key head g. H = G is multi-head, G = 1 multi-query, and what lies between grouped-query.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def sdpa_attention(
     )
 
 
-BACKENDS = dict(zip(ATTENTIONS, (sdpa_attention, eager_attention), strict=True))
+BACKENDS = {"sdpa": sdpa_attention, "eager": eager_attention}
+assert tuple(BACKENDS) == ATTENTIONS  # what a configuration may name
 
 # The records of the `capture`s around a call. They belong to its context, not to the model, so
 # threads that share a model do not see each other's maps.

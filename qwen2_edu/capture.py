@@ -22,10 +22,10 @@ class Record:
     """What the captured passes left behind, in the order they ran.
 
     attentions: for each pass and layer (B, H, T, S), after softmax and before dropout; the layers
-        of pass n begin at [n * layers]. Where a sliding layer decodes from a full ring, its keys
-        stand in slot order, which `Cache.key_positions` tells. Rows of padding mean nothing: a
-        query that sees no key spreads evenly over all.
-    hidden_states: for each pass layers + 1 tensors (B, T, E), the residual stream before the first
+        of pass n begin at [n * L], with L layers. Where a sliding layer decodes from a full ring,
+        its keys stand in slot order, which `Cache.key_positions` tells. Rows of padding mean
+        nothing: a query that sees no key spreads evenly over all.
+    hidden_states: for each pass L + 1 tensors (B, T, E), the residual stream before the first
         block and after each. (`output_hidden_states` shows the last one after the final norm.)
     layers: the attention layers that are recorded.
     """
@@ -46,7 +46,7 @@ def capture(model: nn.Module) -> Iterator[Record]:
         ValueError: the model is compiled (its graph would record nothing) or has no attention
             layers.
     """
-    if type(model).__name__ == "OptimizedModule":
+    if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None):
         raise ValueError(
             "this model is under torch.compile, which has fixed its backend: "
             "capture the model it was made from"

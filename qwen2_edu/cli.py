@@ -51,7 +51,9 @@ app = typer.Typer(cls=OneSentence, help=HELP, pretty_exceptions_enable=False, ad
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
 
 
-# Named as in GenerationConfig; None = what the model's generation_config.json says.
+# The options that commands share, as the signature of a function that nobody calls: typer reads
+# signatures, and `generating` puts this one into a command's. Named as in GenerationConfig; None =
+# what the model's generation_config.json says.
 def options_of_generation(
     model: option(str, "A folder, or owner/name on the hub, or tiny.", "--model", "-m") = "tiny",
     max_new_tokens: option(int | None, "How many tokens at most.") = None,

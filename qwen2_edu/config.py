@@ -214,7 +214,9 @@ class Qwen2Config:
         one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
         if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act is {self.hidden_act!r}: SwiGLU has 'silu' and no other")
+            raise ValueError(
+                f"hidden_act {self.hidden_act!r}: Qwen2's MLP is SwiGLU, whose activation is 'silu'"
+            )
         kinds, count = self.layer_types, self.num_hidden_layers
         if len(kinds) != count or set(kinds) - {FULL, SLIDING}:
             raise ValueError(
@@ -238,7 +240,7 @@ class Qwen2Config:
 
 
 FIELDS = tuple(Qwen2Config.__annotations__)
-OPTIONAL = FIELDS[FIELDS.index("head_dim") :]
+OPTIONAL = "head_dim id2label label2id layer_types pad_token_id problem_type rope_scaling".split()
 
 
 def _read_v5_spelling(fields: dict[str, Any]) -> None:

@@ -36,7 +36,10 @@ def prefill(model: Any, input_ids: Tensor, cache: Cache, mask: Tensor | None = N
 
 
 def decode(model: Any, token: Tensor, cache: Cache) -> Tensor:
-    """Read one more token of each row, (B,); answer the logits after it, (B, V)."""
+    """Read one more token of each row, (B,); answer the logits after it, (B, V).
+
+    No mask is needed: the cache remembers where its padding is.
+    """
     return model(token[:, None], past_key_values=cache, logits_to_keep=1).logits[:, -1]
 
 
@@ -78,7 +81,9 @@ def next_tokens(model: Any, request: Request) -> Iterator[Tensor]:
     for left in reversed(range(request.steps)):
         allowed = None if seen is None else seen[:, :limit]
         token = choose(logits[:, :limit], s, allowed, request.generator)  # (B,)
-        token = token.where(~ended, s.pad_token_id or 0)  # without a padding id there is one row
+        token = token.where(
+            ~ended, s.pad_token_id or 0
+        )  # without a padding id there is one row, or no end
         ended = ended | torch.isin(token, ends)
         if stops is not None:
             ended = ended | stops.reached(token)
@@ -125,7 +130,8 @@ def generate(
         TypeError, ValueError: an unknown option; inputs or options that cannot be.
 
     Warns:
-        UserWarning: no effect, padding without a mask, text beyond `max_position_embeddings`.
+        UserWarning: an option has no effect, some rows look padded and there is no mask, the text
+            may go beyond `max_position_embeddings`.
     """
     if streamer is not None and not callable(getattr(streamer, "put", None)):
         raise TypeError(f"a streamer has put(ids) and end(), a {type(streamer).__name__} has not")

@@ -51,8 +51,9 @@ class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
         """Classify B texts. Arguments as in `Qwen2Model.forward`, and:
 
         Args:
-            attention_mask: (B, T), 0 = padding on either side; without it `config.pad_token_id`
-                marks the padding. Several texts with neither are a ValueError: where do they end?
+            attention_mask: (B, T), 0 = padding on either side. Without it `config.pad_token_id`
+                tells where a text ends; padding on the left is then read as text. Several texts
+                with neither are a ValueError.
             labels: (B,) class ids; (B, labels) of 0 and 1 for several labels at once; floats for
                 regression. `config.problem_type` says which; unset, it follows from the number of
                 labels and their dtype.
@@ -120,7 +121,7 @@ class Qwen2ForQuestionAnswering(Qwen2PreTrainedModel):
         end_positions: Tensor | None = None,
         **options: Any,
     ) -> SpanOutput:
-        """As `Qwen2Model.forward`; start_positions, end_positions: (B,), outside = not counted."""
+        """As `Qwen2Model.forward`; start_positions, end_positions: (B,), from T on not counted."""
         out = self.transformer(*inputs, **options)
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None

@@ -136,8 +136,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> Exception:
         ours, says = FileNotFoundError, "is not wholly in the hub's cache, and downloads are off "
         says += "(local_files_only, HF_HUB_OFFLINE): download it once, or give a folder"
     elif isinstance(error, errors.LocalEntryNotFoundError):
-        ours, says = ConnectionError, "is not wholly in the hub's cache, and it cannot reach "
-        says += f"the hub at {hub}: check the network, or give a folder"
+        ours, says = ConnectionError, "is not wholly in the hub's cache; cannot reach the hub at "
+        says += f"{hub}: check the network, or give a folder"
     elif isinstance(error, ValueError):
         ours, says = ValueError, "cannot be downloaded"
     elif isinstance(error, OSError) and error.errno:

@@ -97,8 +97,8 @@ class Qwen2Model(Qwen2PreTrainedModel):
 
         Args:
             input_ids: (B, T), or give `inputs_embeds` (B, T, E) instead.
-            attention_mask: (B, T), or (B, past + T) as transformers wants it; 0 = padding. None =
-                all real.
+            attention_mask: (B, T), 0 = padding; None = all real. Of (B, past + T), as transformers
+                wants it, the last T columns are read: the cache knows the rest.
             position_ids: (B, T) or (1, T) for the rotary embedding; None counts the real tokens of
                 each row. Without a mask and a cache, a position that does not follow its neighbour
                 starts a new document, unseen by others.
@@ -127,7 +127,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
         states = [x] if output_hidden_states else None
         with capture(self) if output_attentions else nullcontext() as record:
             for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
-                if keep_little and not RECORDS.get():
+                if keep_little and not RECORDS.get():  # else the way back would be recorded too
                     x = checkpoint(layer, x, cos, sin, masks[kind], use_reentrant=False)
                 else:
                     x = layer(x, cos, sin, masks[kind], cache)
@@ -197,7 +197,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
         for kind, window in self.config.window_by_type.items():
             S = keys[kind].shape[1]
             if plain and T in (1, S) and (window is None or S <= window):
-                masks[kind] = None  # only the future is hidden: the backends need no mask for that
+                masks[kind] = None  # one new token, or all: plain causal, which needs no mask
                 continue
             reach: int | Tensor | None = window
             if own is not None:

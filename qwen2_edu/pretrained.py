@@ -24,7 +24,7 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 class Qwen2PreTrainedModel(nn.Module):
     """The base of all model classes."""
 
-    base_model_prefix = "model"  # the attribute that holds the trunk, a Qwen2Model, which has none
+    base_model_prefix = "model"  # where a model keeps its trunk; a Qwen2Model is the trunk itself
     fresh_heads: tuple[str, ...] = ()  # a checkpoint may lack these: initialised, with a warning
     generation_config: GenerationConfig | None = None
 

@@ -42,6 +42,7 @@ def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, floa
     rope = config.rope_parameters
     kind, theta, D = rope["rope_type"], float(rope["rope_theta"]), config.head_dim
     _check(rope)
+    # On the CPU even where a model is built on the meta device: frequencies are no parameters.
     exponents = torch.arange(0, D, 2, dtype=torch.float32, device="cpu") / D  # 0 … 1 over the pairs
     if kind == "dynamic":  # a larger theta, and so slower turns, for longer text
         limit = config.max_position_embeddings

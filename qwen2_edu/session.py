@@ -33,9 +33,11 @@ class ChatSession:
     """
 
     def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
-        self.model, self.tokenizer, self.system, self.options = model, tokenizer, system, options
+        self.model, self.tokenizer, self.system = model, tokenizer, system
         self.arguments = {name: options.pop(name, None) for name in ("generator", "vocab_limit")}
-        self.settings = self._session_settings(options.pop("generation_config", None))
+        config = options.pop("generation_config", None)
+        self.options = options
+        self.settings = self._session_settings(config)
         self._turn_options({})  # what cannot be is refused now, not at the first turn
         self.reset()
 

@@ -188,9 +188,12 @@ class TokenizerBase(Vocabulary):
         return self.convert_ids_to_tokens(ids)
 
     def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
-        own = {"padding_side": options.get("padding_side") or self.padding_side}
-        own |= {"truncation_side": self.truncation_side, "pad_token_id": self.pad_token_id}
-        own |= {"model_max_length": self.model_max_length}
+        own = {
+            "padding_side": options.get("padding_side") or self.padding_side,
+            "truncation_side": self.truncation_side,
+            "pad_token_id": self.pad_token_id,
+            "model_max_length": self.model_max_length,
+        }
         return batch(rows, single=single, **{**options, **own})
 
     def _encode(
@@ -273,7 +276,8 @@ class TokenizerBase(Vocabulary):
             tools, add_generation_prompt: as in `chat.render_chatml`.
             chat_template: Jinja source, or a name of one; None = the tokenizer's own.
             continue_final_message: leave the last message open, for the model to go on with.
-            tokenize: ids, where no control token comes from a message; False = the template's text.
+            tokenize: ids, where no control token comes from a message; False = the template's text,
+                in which a control token that someone typed looks like the template's.
             return_dict: `input_ids` and `attention_mask` by name; False = only the ids.
             return_assistant_tokens_mask: add `assistant_masks`, 1 where the assistant speaks.
             **options: padding, truncation, …: see `batching.batch`; and what the template reads.
@@ -289,11 +293,16 @@ class TokenizerBase(Vocabulary):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True, return_dict=True")
         template = chat.choose_template(chat_template, self.chat_template, tools)
         of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
-        asked = {"tools": tools, "add_generation_prompt": add_generation_prompt}
-        asked |= {"continue_final_message": continue_final_message, "find_spoken": mask}
-        asked |= {"special_tokens": self.special_tokens_map}
+        asked = {
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "find_spoken": mask,
+            "special_tokens": self.special_tokens_map,
+        }
         controls = self._controls if tokenize else None
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        listed = isinstance(conversation, (list, tuple)) and len(conversation) > 0
+        batched = listed and isinstance(conversation[0], (list, tuple))
         conversations = conversation if batched else [conversation]
         spans = [chat.spans(template, one, controls, **asked, **options) for one in conversations]
         if not tokenize:
@@ -322,7 +331,7 @@ class Qwen2Tokenizer(TokenizerBase):
     """Text to ids and back, every step in Python.
 
     Most pieces of natural text come again and again, so each is merged once and remembered: that
-    makes up for the interpreter, and this class is as fast as compiled ones on such text.
+    makes up for the interpreter: on such text it is as fast as the compiled `tokenizers`.
     """
 
     CACHE_PIECES = 100_000  # then start anew: memory stays bounded, the frequent is soon back

@@ -44,8 +44,8 @@ def checks(
 
     Args:
         goldens: a file of facts; None = the published ones that come with the package.
-        known_as: which entry of it to compare with; None = the one whose name, or the part of it
-            after the slash, is `name_or_path` or its last part. The owner may be left out.
+        known_as: which entry of it to compare with; None = the one called `name_or_path`, or else
+            the one with the same last part, such as "Qwen2-0.5B".
         device: where to compute, in float32.
         **hub: revision, token, cache_dir, local_files_only, as in `hub.resolve`.
     """

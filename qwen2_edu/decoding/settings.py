@@ -175,7 +175,9 @@ def effective_settings(
 
 
 def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def _check(s: GenerationConfig) -> None:

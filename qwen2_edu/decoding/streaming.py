@@ -12,8 +12,7 @@ from torch import Tensor
 class StopStrings:
     """Which rows have just completed one of the `strings`?
 
-    A string may begin in the prompt. It must end in the newest token, of which it need not be the
-    end.
+    A string may begin in the prompt. The newest token must complete it, and may go on after it.
     """
 
     def __init__(

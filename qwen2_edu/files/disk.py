@@ -1,4 +1,4 @@
-"""Files, whole or not at all: one way to read them, one way to replace them."""
+"""Files, whole or not at all: one way to read them, one atomic way to replace them."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def replacing(
 ) -> Iterator[Path]:
     """Write files into the folder that this yields; on leaving, they replace those in `directory`.
 
-    If anything fails on the way, `directory` is as it was. Other files there are not touched. An
-    OSError says if the folder cannot be written.
+    A single file is replaced atomically. Of several, whatever raises on the way leaves `directory`
+    as it was; a kill between two renames leaves the old ones in `.saving-*/old`. Other files there
+    are not touched. An OSError says if the folder cannot be written.
 
     Args:
         stale: names of files there that belong to what is replaced, and go with it.

@@ -15,9 +15,10 @@ from .weights import INDEX, SINGLE
 def parse_size(size: int | str) -> int:
     """Bytes in "5GB", "500 MB" or "1GiB"; kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(size).strip().upper())
+    powers = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
     if isinstance(size, bool) or not match or float(match[1]) <= 0:
         raise ValueError(f"a size is a number of bytes or a text like '5GB', not {size!r}")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** powers[match[2]])
 
 
 def write_weights(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:

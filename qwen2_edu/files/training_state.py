@@ -1,8 +1,9 @@
 """Where a training run stands: in one file that is replaced whole or not at all, beside its log.
 
 `state.safetensors` holds the parameters, AdamW's memory, the random generators and, as JSON in its
-header, the step and what the run is: no pickle. `training.jsonl` has a line a step. Whenever the
-process is killed, the log reaches at least as far as the state; the lines beyond it are cut off.
+header, the step and what the run is: no pickle. `training.jsonl` has a line for each logged step.
+Whenever the process is killed, the log reaches at least as far as the state; the lines beyond it
+are cut off.
 """
 
 from __future__ import annotations

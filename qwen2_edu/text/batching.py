@@ -70,8 +70,10 @@ def batch(
         what = f"max_length={max_length} has no effect with padding={padding!r} and no truncation"
         warn_caller(f"{what}: add truncation=True, or use padding='max_length'")
     if cut:
-        keep = slice(limit) if truncation_side == "right" else slice(-limit or NO_LIMIT, None)
-        rows = [{name: values[keep] for name, values in row.items()} for row in rows]
+        right = truncation_side == "right"
+        for i, row in enumerate(rows):
+            first = 0 if right else max(len(row["input_ids"]) - limit, 0)
+            rows[i] = {name: values[first : first + limit] for name, values in row.items()}
     if return_attention_mask:  # 1 for a token, 0 for padding
         rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
 
@@ -80,7 +82,7 @@ def batch(
             raise ValueError("no padding token: set tokenizer.pad_token = tokenizer.eos_token")
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         width = limit if padding == "max_length" else longest
-        if width > int(1e20):
+        if width >= NO_LIMIT:
             raise ValueError("padding='max_length' needs max_length: this tokenizer has none")
         if pad_to_multiple_of:
             width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
@@ -90,7 +92,8 @@ def batch(
                 fill = [fillers.get(name, 0)] * (width - len(values))
                 row[name] = values + fill if padding_side == "right" else fill + values
 
-    names = rows[0] if rows else ["input_ids", "attention_mask"][: 1 + return_attention_mask]
+    nothing = ["input_ids", "attention_mask"] if return_attention_mask else ["input_ids"]
+    names = rows[0] if rows else nothing
     columns = {name: [row[name] for row in rows] for name in names}
     if return_tensors is None:
         return BatchEncoding({n: column[0] if single else column for n, column in columns.items()})

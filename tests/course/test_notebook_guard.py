@@ -152,6 +152,15 @@ def test_notebook_has_every_part_of_a_lesson(path):
     assert faults_of_lesson(path) == []
 
 
+def test_files_of_the_package_that_lessons_name_exist():
+    named = {
+        (path.name, file)
+        for path in NOTEBOOKS
+        for file in re.findall(r"qwen2_edu/[a-z_/]+\.\w+", path.read_text(encoding="utf-8"))
+    }
+    assert named and [pair for pair in sorted(named) if not (ROOT / pair[1]).exists()] == []
+
+
 def test_there_is_a_tour():
     assert [path.name for path in NOTEBOOKS][:1] == ["00_tour.ipynb"]
 
