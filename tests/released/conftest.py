@@ -1,0 +1,46 @@
+"""The released weights: fetched once, loaded once, and put before transformers once.
+
+The order keeps the lane small: transformers reads the file, answers, and is gone before our model
+is loaded. Both compute in fp32 on one thread.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from qwen2_edu.files.gguf import GGUFFile
+from qwen2_edu.files.gguf_model import config_fields, tokenizer_settings
+from qwen2_edu.files.released import fetch_released
+
+from .reference import Reference, ask_transformers, assemble
+
+
+@pytest.fixture(scope="session")
+def released_file() -> Path:
+    return fetch_released(progress=False)
+
+
+@pytest.fixture(scope="session")
+def file(released_file) -> GGUFFile:
+    return GGUFFile(released_file)
+
+
+@pytest.fixture(scope="session")
+def reference(released_file) -> Reference:
+    return ask_transformers(released_file)
+
+
+# Until `from_pretrained` reads GGUF, model and tokenizer are put together here.
+
+
+@pytest.fixture(scope="session")
+def model(file, reference) -> Qwen2ForCausalLM:
+    return assemble(Qwen2Config.from_dict(config_fields(file)), file.read_all())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(file) -> Qwen2Tokenizer:
+    return Qwen2Tokenizer(**tokenizer_settings(file))
