@@ -121,9 +121,11 @@ class Cache:
         """
         if not torch.compiler.is_compiling():  # a compiled step cannot look
             self._check_room(*positions.shape)
-        columns = positions[:, None, :, None].contiguous()  # (B, 1, T, 1): stored like the keys
-        placed = {kind: p.append(columns, self.length) for kind, p in self.positions.items()}
-        return {kind: kept[:, 0, :, 0] for kind, kept in placed.items()}
+        columns = positions[:, None, :, None]  # (B, 1, T, 1): stored like the keys
+        placed = {}
+        for kind, kept in self.positions.items():  # each its own copy: a ring is written in place
+            placed[kind] = kept.append(columns.clone(), self.length)[:, 0, :, 0]
+        return placed
 
     def _check_room(self, B: int, T: int) -> None:
         rows = {len(p.data) for p in self.positions.values() if p.data is not None}

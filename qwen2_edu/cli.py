@@ -178,7 +178,11 @@ def info(model: Model = "tiny") -> None:
 
 @app.command()
 def download(model: Model, revision: option(str | None, "Branch, tag or commit.") = None) -> None:
-    """Fetch a model and its tokenizer once; print the folder that holds them."""
+    """Fetch a model and its tokenizer once; print where they are. "released" is built in."""
+    if model == "released":
+        from .files.released import fetch_released
+
+        return typer.echo(fetch_released())
     resolve(model, "tokenizer", revision=revision)
     typer.echo(resolve(model, "model", revision=revision))
 

@@ -164,13 +164,22 @@ class Qwen2Config:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Qwen2Config:
-        """Read `config.json` of a built-in name, a folder or a hub id; `options` are those of
-        `hub.resolve` (revision, token, cache_dir, local_files_only) and fields to change.
+        """The configuration of a built-in name, a folder, a GGUF file or a hub id; `options` are
+        those of `hub.resolve` (revision, token, cache_dir, …) and fields to change.
         """
         from .hub import resolve, take_options
 
-        folder = resolve(name_or_path, "config", **take_options(options))
-        return cls.from_json_file(folder / "config.json", **options)
+        return cls.from_place(resolve(name_or_path, "config", **take_options(options)), **options)
+
+    @classmethod
+    def from_place(cls, place: Path, **changes: Any) -> Qwen2Config:
+        """`config.json` of a folder, or what a GGUF file says, as `hub.resolve` found it."""
+        if not place.is_file():
+            return cls.from_json_file(place / "config.json", **changes)
+        from .files.gguf import GGUFFile
+        from .files.gguf_model import config_fields
+
+        return cls.from_dict(config_fields(GGUFFile(place)), **changes)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Qwen2Config) and self.to_dict() == other.to_dict()

@@ -18,7 +18,7 @@ FILES = {
         special_tokens_map.json chat_template.jinja chat_template.json""".split(),
     "model": ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"],
 }
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "gguf_file")
 # What transformers knows as an option of from_pretrained, and what stands in its place here.
 INSTEAD = {
     "trust_remote_code": "it is never needed, as no remote code is run; leave it out",
@@ -26,7 +26,8 @@ INSTEAD = {
     "give the same ids",
 }
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
-BUILT_IN = {"tiny": ("config", "tokenizer", "model"), "qwen2": ("tokenizer",)}  # kinds of load
+ALL = ("config", "tokenizer", "model")
+BUILT_IN = {"tiny": ALL, "released": ALL, "qwen2": ("tokenizer",)}  # kinds of load
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -47,19 +48,22 @@ def resolve(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    gguf_file: str | None = None,
 ) -> Path:
-    """Which folder of this disk holds a model?
+    """Which folder of this disk, or which GGUF file, holds a model?
 
-    Tried in order: a built-in name, an existing folder, a hub id "owner/name". The last is
-    downloaded once into the hub's cache, with progress, and only the files that `kind` needs.
+    Tried in order: a built-in name, an existing folder or GGUF file, a hub id "owner/name". The
+    last is downloaded once into the hub's cache, with progress, and only the files that `kind`
+    needs.
 
     Args:
-        name_or_path: "tiny", "qwen2", "./my-model" or "Qwen/Qwen2-0.5B".
+        name_or_path: "tiny", "released", "qwen2", "./my-model", "model.gguf" or "Qwen/Qwen2-0.5B".
         kind: "config", "tokenizer" or "model".
         revision: branch, tag or commit of the hub repository.
         token: for gated or private repositories; None = the saved login, False = none.
         cache_dir: where the hub's cache lives; None = its usual place (`HF_HOME`).
         local_files_only: never touch the network, as the variable HF_HUB_OFFLINE=1 says too.
+        gguf_file: name of a GGUF file in the folder or repository, which holds all three kinds.
 
     Raises:
         ValueError: a name of none of the three sorts, or a built-in that does not serve this kind.
@@ -77,12 +81,28 @@ def resolve(
     if name in BUILT_IN and kind not in BUILT_IN[name]:
         hint = "give a folder or a hub id such as 'Qwen/Qwen2-0.5B'"
         raise ValueError(f"{name!r} is a {' and '.join(BUILT_IN[name])} only, no {kind}: {hint}")
+    if name in BUILT_IN and gguf_file is not None:
+        raise ValueError(f"gguf_file={gguf_file!r} is for folders and hub ids, not for {name!r}")
+    if name == "released":
+        from .files.released import find_released
+
+        return find_released()
     if name in BUILT_IN:
         return TINY if name == "tiny" else _released_vocabulary()
+    if gguf_file is not None and (not gguf_file.endswith(".gguf") or "/" in gguf_file):
+        raise ValueError(
+            f"gguf_file must be a plain file name that ends in .gguf, not {gguf_file!r}"
+        )
+    if on_disk and gguf_file is None:
+        return folder
+    if on_disk and not (folder / gguf_file).is_file():
+        raise FileNotFoundError(f"there is no file {gguf_file!r} in {folder}")
     if on_disk:
+        return folder / gguf_file
+    if folder.is_file() and folder.suffix == ".gguf":
         return folder
     if folder.is_file():
-        raise ValueError(f"{name!r} is a file: give the folder that holds it")
+        raise ValueError(f"{name!r} is a file: give the folder that holds it, or a GGUF file")
     if not HUB_ID.fullmatch(name):
         if "/" in name or "\\" in name or name.startswith(("~", ".")):
             raise FileNotFoundError(f"there is no folder {name!r}")
@@ -91,7 +111,7 @@ def resolve(
             "hub id, which is owner/name as in 'Qwen/Qwen2-0.5B'"
         )
     options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    return _download(name, kind, revision, **options)
+    return _download(name, kind, revision, gguf_file, **options)
 
 
 def take_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -99,17 +119,24 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
 
 
-def _download(name: str, kind: str, revision: str | None, **options: Any) -> Path:
+def _download(
+    name: str, kind: str, revision: str | None, gguf_file: str | None, **options: Any
+) -> Path:
     import huggingface_hub  # here, so that nothing else waits for it
 
     from .files.weights import no_safetensors
 
-    wanted = {"allow_patterns": FILES[kind], "ignore_patterns": ["*/*"]}
+    files = FILES[kind] if gguf_file is None else [gguf_file]
+    wanted = {"allow_patterns": files, "ignore_patterns": ["*/*"]}
     try:
         found = huggingface_hub.snapshot_download(name, revision=revision, **wanted, **options)
     except Exception as error:  # the client raises a dozen unrelated types: one sentence for each
         raise _explain(error, name, revision) from error
     folder = Path(found)
+    if gguf_file is not None and not (folder / gguf_file).is_file():
+        raise FileNotFoundError(f"the hub's {name!r} has no file {gguf_file!r}")
+    if gguf_file is not None:
+        return folder / gguf_file
     if kind == "model" and not any(folder.glob("*.safetensors")):
         listing: list[str] = []
         with contextlib.suppress(Exception):  # it only makes the message better

@@ -49,15 +49,15 @@ class Qwen2PreTrainedModel(nn.Module):
         """A model with the weights of a checkpoint, in eval mode.
 
         Args:
-            name_or_path: a built-in name, a folder, or a hub id such as "Qwen/Qwen2-0.5B".
+            name_or_path: a built-in name, a folder, a GGUF file, or a hub id "Qwen/Qwen2-0.5B".
             config: use this instead of the checkpoint's config.json.
             dtype, torch_dtype: of the parameters; "auto" = as config.json says, else as stored.
             device: where the parameters go; None = the CPU.
             device_map: "auto" = the best single device with room for them; or a device.
             attn_implementation: "sdpa" or "eager".
             verify: first compare each file with its recorded hash; see `checksums.check_hashes`.
-            **options: revision, token, cache_dir, local_files_only, as in `hub.resolve`; and fields
-                of the config to change, such as `num_labels=3`.
+            **options: revision, token, cache_dir, local_files_only, gguf_file, as in `hub.resolve`;
+                and fields of the config to change, such as `num_labels=3`.
 
         Raises:
             TypeError: an unknown option.
@@ -76,15 +76,17 @@ class Qwen2PreTrainedModel(nn.Module):
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
         number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
-        folder = resolve(name_or_path, "model", **take_options(options))
-        if verify:
+        folder = resolve(name_or_path, "model", **take_options(options))  # or a GGUF file
+        if verify and folder.is_file():
+            check_hashes(folder.parent, [folder.name])
+        elif verify:
             check_hashes(folder, [INDEX, "config.json", "generation_config.json"], required=False)
             check_hashes(folder, [path.name for path in find_weights(folder)])
 
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
         if config is None:
-            config = Qwen2Config.from_json_file(folder / "config.json", **options)
+            config = Qwen2Config.from_place(folder, **options)
         else:
             options.setdefault("attn_implementation", config.attn_implementation)
             config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **options)

@@ -19,6 +19,8 @@ from typing import Any
 from . import chat
 from .bpe import PATTERN, merge, split
 from .checks import one_of, refuse_unknown
+from .files.gguf import GGUFFile
+from .files.gguf_model import tokenizer_settings
 from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
 from .text import files
 from .text.batching import BATCH_OPTIONS, NO_LIMIT, SIDES, BatchEncoding, batch
@@ -97,11 +99,11 @@ class TokenizerBase(Vocabulary):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> TokenizerBase:
-        """Load a tokenizer: built in ("qwen2"), from a folder, or from the hub.
+        """Load a tokenizer: built in ("qwen2"), from a folder, a GGUF file, or from the hub.
 
         Args:
-            **options: revision, token, cache_dir, local_files_only, as in `hub.resolve`; and
-                arguments of this class, in place of what the files say.
+            **options: revision, token, cache_dir, gguf_file, …, as in `hub.resolve`; and arguments
+                of this class, in place of what the files say.
 
         Raises:
             TypeError: an unknown option.
@@ -109,9 +111,13 @@ class TokenizerBase(Vocabulary):
         """
         known = {*cls.ARGUMENTS, *HUB_OPTIONS}
         refuse_unknown(f"{cls.__name__}.from_pretrained", options, known, INSTEAD)
-        folder = resolve(name_or_path, "tokenizer", **take_options(options))
-        released = os.fspath(name_or_path) == "qwen2"
-        said = files.read_released(folder) if released else files.read_folder(folder)
+        place = resolve(name_or_path, "tokenizer", **take_options(options))
+        if place.is_file():
+            said = tokenizer_settings(GGUFFile(place))
+        elif os.fspath(name_or_path) == "qwen2":
+            said = files.read_released(place)
+        else:
+            said = files.read_folder(place)
         return cls(**{**said, **options})
 
     def settings(self) -> dict[str, Any]:

@@ -16,6 +16,26 @@ import torch
 GOLDENS = Path(__file__).parent / "goldens"
 
 
+class NotRun:
+    """Counts the tests of a lane that were left out, and says so at the end."""
+
+    def __init__(self, lane: str, way_in: str):
+        self.lane, self.way_in, self.left_out = lane, way_in, 0
+
+    def pytest_deselected(self, items):
+        self.left_out += sum(item.get_closest_marker(self.lane) is not None for item in items)
+
+    def pytest_terminal_summary(self, terminalreporter, config):
+        if self.left_out and f"not {self.lane}" in config.option.markexpr:
+            said = f"{self.left_out} {self.lane} tests were not run: they need {self.way_in}"
+            terminalreporter.write_line(said)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(NotRun("browser", "Chromium; make test-browser"))
+    config.pluginmanager.register(NotRun("released", "the released weights; make test"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)

@@ -21,6 +21,7 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,12 +127,16 @@ class GGUFFile:
         return out.to(device)
 
     def read_all(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        names: Iterable[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
-        """All parameters, two at a time; see `read`."""
+        """Parameters, two at a time; None = all. See `read`."""
+        names = list(self.tensors if names is None else names)
         with ThreadPoolExecutor(2) as pool:
-            values = pool.map(lambda name: self.read(name, dtype, device), self.tensors)
-            return dict(zip(self.tensors, values, strict=True))
+            values = pool.map(lambda name: self.read(name, dtype, device), names)
+            return dict(zip(names, values, strict=True))
 
 
 class _Header:

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .checksums import file_hash
+from .checksums import SUMS, file_hash
 from .disk import read_json, write_whole
 
 PIP = "pip download --quiet --no-deps --require-hashes --only-binary :all: --no-cache-dir".split()
@@ -77,6 +77,8 @@ def fetch_released(progress: bool = True) -> Path:
     these = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{facts()['sha256']}\n"
     if not note.is_file() or note.read_text() != these:
         _compare(path)
+        if path.parent == _folder():  # for `verify=True`, and `sha256sum --check`
+            write_whole(path.with_name(SUMS), f"{facts()['sha256']}  {path.name}\n".encode())
         write_whole(note, these.encode())
     return path
 

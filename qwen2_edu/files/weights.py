@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .disk import read_json
+from .gguf import GGUFFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -115,7 +116,7 @@ def load_weights(
 
     Args:
         model: a Qwen2PreTrainedModel on the meta device.
-        folder: holds model.safetensors, or shards and their index.
+        folder: holds model.safetensors, or shards and their index; or it is a GGUF file.
         dtype: of the parameters; None = that of the checkpoint's first tensor.
         device: where the parameters go.
 
@@ -128,9 +129,11 @@ def load_weights(
     """
     wanted = dict(model.named_parameters(remove_duplicate=False))  # a tied head under both names
     ties = {name: other for (name, p), (other, q) in permutations(wanted.items(), 2) if p is q}
-    shards = find_weights(folder)
+    folder = Path(folder)
     prefix = "" if model.base_model is model else model.base_model_prefix + "."
-    found = _read_headers(shards, prefix)
+    gguf = GGUFFile(folder) if folder.is_file() else None
+    shards = {} if gguf else find_weights(folder)
+    found = _name_all(_gguf_tensors(gguf) if gguf else _safetensors(shards), prefix)
     absent = [name for name in wanted if name not in found and ties.get(name) not in found]
     heads = {name.rpartition(".")[0] for name in found}  # half a head is no fresh head
     fresh = [n for n in absent if n in model.fresh_heads and n.rpartition(".")[0] not in heads]
@@ -143,6 +146,9 @@ def load_weights(
 
     dtype = dtype or next(FLOATS[found[name].kind] for name in found if name in wanted)
     tensors: dict[str, Tensor] = {}
+    if gguf:
+        read = gguf.read_all([found[name].name for name in found if name in wanted], dtype, device)
+        tensors = {name: read[found[name].name] for name in found if name in wanted}
     for path in shards:
         with open_safetensors(path, str(device)) as file:
             for name, stored in found.items():
@@ -163,9 +169,8 @@ def load_weights(
     return fresh
 
 
-def _read_headers(shards: dict[Path, list[str] | None], prefix: str) -> dict[str, _Stored]:
-    """What is in the files, by the name the model has for it; no number is read."""
-    found: dict[str, _Stored] = {}
+def _safetensors(shards: dict[Path, list[str] | None]) -> Iterator[_Stored]:
+    """What is in the files; no number is read."""
     for path, listed in shards.items():
         with open_safetensors(path) as file:
             names = list(file.keys())
@@ -173,13 +178,27 @@ def _read_headers(shards: dict[Path, list[str] | None], prefix: str) -> dict[str
                 verb = "holds" if name in names else "does not hold"
                 raise ValueError(f"{path} {verb} tensor {name}, but {INDEX} says otherwise")
             for name in names:
-                trunk = TRUNK.fullmatch(name)
-                ours = prefix + trunk[1] if trunk else name
-                if ours in found:
-                    twin = found[ours]
-                    raise ValueError(f"{path} holds {name}, but {twin.path} has {twin.name} too")
                 view = file.get_slice(name)
-                found[ours] = _Stored(path, name, tuple(view.get_shape()), view.get_dtype())
+                yield _Stored(path, name, tuple(view.get_shape()), view.get_dtype())
+
+
+def _gguf_tensors(file: GGUFFile) -> Iterator[_Stored]:
+    """The same of a GGUF file, whose blocks become fp32 where nothing else is asked for."""
+    for name, stored in file.tensors.items():
+        yield _Stored(file.path, name, stored.shape, "F32")
+
+
+def _name_all(tensors: Iterable[_Stored], prefix: str) -> dict[str, _Stored]:
+    """Each tensor by the name that the model has for it."""
+    found: dict[str, _Stored] = {}
+    for stored in tensors:
+        trunk = TRUNK.fullmatch(stored.name)
+        ours = prefix + trunk[1] if trunk else stored.name
+        if ours in found:
+            twin = found[ours]
+            both = f"{stored.path} holds {stored.name}, but {twin.path} has {twin.name} too"
+            raise ValueError(both)
+        found[ours] = stored
     return found
 
 

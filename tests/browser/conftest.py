@@ -7,25 +7,6 @@ import pytest
 from tests.browser.lab import PATIENCE, running_chromium, running_jupyterlab
 
 
-class NotRun:
-    """Counts the browser tests that were left out, and says so at the end."""
-
-    left_out = 0
-
-    def pytest_deselected(self, items):
-        self.left_out += sum(item.get_closest_marker("browser") is not None for item in items)
-
-    def pytest_terminal_summary(self, terminalreporter, config):
-        if self.left_out and "not browser" in config.option.markexpr:
-            terminalreporter.write_line(
-                f"{self.left_out} browser tests were not run: they need Chromium; make test-browser"
-            )
-
-
-def pytest_configure(config):
-    config.pluginmanager.register(NotRun())
-
-
 @pytest.fixture(scope="session")
 def chromium():
     with running_chromium() as browser:

@@ -16,6 +16,11 @@ STACKS = {
     "full": {},
     "mixed": {"use_sliding_window": True, "sliding_window": W, "max_window_layers": 1},
     "sliding": {"use_sliding_window": True, "sliding_window": W, "max_window_layers": 0},
+    "sliding first": {
+        "use_sliding_window": True,
+        "sliding_window": W,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 
@@ -53,6 +58,9 @@ def in_chunks(model, ids, chunks, cache, mask=None):
     seed=st.integers(0, 2**16),
 )
 @example(chunks=[W, 1, 1], pads=[0, 0], seed=0)  # several rows that fill a ring exactly
+@example(chunks=[W, 1, 2], pads=[1, 0], seed=0)  # and then overwrite its first slot
+@example(chunks=[W - 1, 1, 1, 2], pads=[1, 0], seed=0)
+@example(chunks=[W + 1, 1, 2], pads=[0, 2], seed=0)
 def test_chunks_caches_and_left_padding_change_nothing(models, stack, kind, chunks, pads, seed):
     """Any split of a left-padded batch, through any cache, equals each row read alone at once."""
     model, T = models[stack], sum(chunks)

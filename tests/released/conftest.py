@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from qwen2_edu import Qwen2ForCausalLM, Qwen2Tokenizer
 from qwen2_edu.files.gguf import GGUFFile
-from qwen2_edu.files.gguf_model import config_fields, tokenizer_settings
 from qwen2_edu.files.released import fetch_released
 
-from .reference import Reference, ask_transformers, assemble
+from .reference import Reference, ask_transformers
 
 
 @pytest.fixture(scope="session")
@@ -33,14 +32,11 @@ def reference(released_file) -> Reference:
     return ask_transformers(released_file)
 
 
-# Until `from_pretrained` reads GGUF, model and tokenizer are put together here.
+@pytest.fixture(scope="session")
+def model(released_file, reference) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM.from_pretrained("released", dtype="float32")
 
 
 @pytest.fixture(scope="session")
-def model(file, reference) -> Qwen2ForCausalLM:
-    return assemble(Qwen2Config.from_dict(config_fields(file)), file.read_all())
-
-
-@pytest.fixture(scope="session")
-def tokenizer(file) -> Qwen2Tokenizer:
-    return Qwen2Tokenizer(**tokenizer_settings(file))
+def tokenizer(released_file) -> Qwen2Tokenizer:
+    return Qwen2Tokenizer.from_pretrained("released")

@@ -59,7 +59,7 @@ import re, sys, torch
 from qwen2_edu.files.gguf import GGUFFile
 peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 before = peak()
-tensors = GGUFFile(sys.argv[1]).read_all(torch.bfloat16)
+tensors = GGUFFile(sys.argv[1]).read_all(dtype=torch.bfloat16)
 print((peak() - before) / sum(tensor.nbytes for tensor in tensors.values()))
 """
 
@@ -199,7 +199,9 @@ def test_eager_attention(model, reference, name):
 
 def test_bfloat16(file, reference):
     """Rounding the weights to 8 bits moves logits by tenths, and keeps nearly every choice."""
-    model = assemble(Qwen2Config.from_dict(config_fields(file)), file.read_all(torch.bfloat16))
+    model = assemble(
+        Qwen2Config.from_dict(config_fields(file)), file.read_all(dtype=torch.bfloat16)
+    )
     answer = reference.answers["code"]
     ours = logits_of(model, answer).float()
     assert (ours.argmax(-1) == answer.greedy).float().mean() >= 0.9

@@ -659,7 +659,7 @@ def test_formats_of_a_saved_file(tmp_path, model, mini, dtype):
 
 def test_bfloat16_models_are_saved_exactly(tmp_path, model, mini):
     path = save_gguf(model.bfloat16(), mini, tmp_path / "m.gguf")
-    for name, value in GGUFFile(path).read_all(torch.bfloat16).items():
+    for name, value in GGUFFile(path).read_all(dtype=torch.bfloat16).items():
         assert torch.equal(value, model.state_dict()[name])
 
 

@@ -31,15 +31,20 @@ ROOMS = [
     "generation",
     "pretrained tokenizer decoding.beam",
     "chat text.vocabulary text.batching text.files decoding.settings decoding.streaming sampling",
-    "text.templates text.runs bpe capture",
+    "text.templates capture",
     "attention",
     "cache layers rope masks",
     "config",
-    "hub",
-    "files.saving files.weights files.checksums files.devices",
+    "hub files.gguf_model",
+    "text.runs bpe",
+    "files.saving files.weights files.released",
+    "files.gguf files.blocks files.checksums files.devices",
     "checks files.disk",
 ]
 RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room.split()}
+
+# Rooms that came after the house stood, or will: they have shelves of their own.
+LATER = "files.gguf files.gguf_model files.blocks files.released quantize parallel causes".split()
 
 # What `from qwen2_edu import …` offers, and the modules that lessons and people import by name.
 NAMES = """AutoConfig AutoModelForCausalLM AutoTokenizer ChatSession DynamicCache GenerationConfig
@@ -163,7 +168,9 @@ def lines(names: list[str]) -> int:
 def test_the_books_fit_their_shelves():
     path = "bpe tokenizer config layers rope masks attention cache model sampling generation"
     assert lines(path.split()) <= 2400
-    assert lines([name for name in FILES if name.split(".")[0] not in BESIDE]) <= 6600
+    core = [name for name in FILES if name.split(".")[0] not in BESIDE]
+    assert lines([name for name in core if name not in LATER]) <= 6600
+    assert lines(core) <= 7600
 
 
 def test_public_names_stay():

