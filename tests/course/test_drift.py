@@ -47,6 +47,11 @@ LESSON_OF = {
     "model.Qwen2Model": "08",
     "model.Qwen2ForCausalLM": "08",
     "model.next_token_loss": "08",
+    "files.blocks.half": "09",
+    "files.blocks.nibbles": "09",
+    "files.blocks.q8_0": "09",
+    "files.blocks.six_bit_scales": "09",
+    "files.blocks.q4_k": "09",
     "behaviour.to_first_token": "14",
     "behaviour.previous_token": "14",
     "behaviour.entropy": "14",
@@ -131,11 +136,14 @@ def name_of(node: ast.stmt) -> str | None:
 
 def drift(exported: str, cell: str) -> str:
     """How does the cell differ from the package's object? "" if it does not; else a diff."""
-    package, module_name, *path = exported.split(".")
+    package, *path = exported.split(".")
     try:
-        module = importlib.import_module(f"{package}.{module_name}")
+        module = importlib.import_module(package)
+        while hasattr(module, "__path__"):  # a folder: the module lies in it
+            package, *path = f"{package}.{path[0]}", *path[1:]
+            module = importlib.import_module(package)
     except ImportError:
-        return f"{exported}: there is no module {package}.{module_name}"
+        return f"{exported}: there is no module {package}"
     ours = bare(inspect.getsource(module), ".".join(path))
     theirs = bare(cell, ".".join(path)) or bare(cell, path[-1])
     if not ours or not theirs:
@@ -159,7 +167,7 @@ def missing(exported: list[str], lessons: set[str]) -> list[str]:
 
 def parts(piece: str) -> set[str]:
     """The methods of a class, as they would be exported one by one."""
-    module, name = piece.split(".")
+    module, _, name = piece.rpartition(".")
     found = getattr(importlib.import_module(f"qwen2_edu.{module}"), name)
     methods = inspect.getmembers(found, inspect.isfunction) if inspect.isclass(found) else []
     own = [method for method, _ in methods if method in vars(found)]
@@ -278,6 +286,9 @@ def test_a_change_in_the_package_is_found(monkeypatch):
     "exported, cell, says",
     [
         ("qwen2_edu.layer.RMSNorm", NORM, "no module qwen2_edu.layer"),
+        ("qwen2_edu.files.block.half", NORM, "no module qwen2_edu.files.block"),
+        ("qwen2_edu.file.blocks.half", NORM, "no module qwen2_edu.file"),
+        ("qwen2_edu.files.blocks.whole", NORM, "not defined exactly once in the package"),
         ("qwen2_edu.layers.Norm", NORM, "not defined exactly once in the package"),
         (TARGET, "x = 1", "not defined exactly once in the cell"),
         (TARGET, NORM + NORM, "not defined exactly once in the cell"),
@@ -311,6 +322,15 @@ def test_a_method_may_be_exported_alone():
     for cell in (method, inside):
         assert drift("qwen2_edu.layers.SwiGLU.forward", cell) == ""
     assert "+" in drift("qwen2_edu.layers.SwiGLU.forward", method.replace("*", "+"))
+
+
+def test_a_module_may_lie_in_a_folder():
+    half = "def half(b):\n    return b.view(torch.float16).float()"
+    assert drift("qwen2_edu.files.blocks.half", half) == ""
+    assert "+" in drift("qwen2_edu.files.blocks.half", half.replace("float16", "bfloat16"))
+    whole = [f"qwen2_edu.{piece}" for piece in LESSON_OF]
+    without = [name for name in whole if name != "qwen2_edu.files.blocks.half"]
+    assert missing(without, {"09"}) == ["files.blocks.half"] and missing(without, {"08"}) == []
 
 
 def test_what_is_missing_or_repeated_is_found():
