@@ -75,7 +75,8 @@ def resolve(
     one_of("kind", kind, tuple(FILES))
     name = os.fspath(name_or_path)
     folder = Path(name).expanduser()
-    on_disk = name in BUILT_IN or (name != "" and folder.is_dir())  # Path("") is where one stands
+    is_gguf = folder.suffix == ".gguf" and folder.is_file()
+    on_disk = name in BUILT_IN or is_gguf or (name != "" and folder.is_dir())  # Path("") is "."
     if revision is not None and on_disk:
         raise ValueError(f"revision={revision!r} is for hub repositories, but {name!r} is local")
     if name in BUILT_IN and kind not in BUILT_IN[name]:
@@ -99,8 +100,6 @@ def resolve(
         raise FileNotFoundError(f"there is no file {gguf_file!r} in {folder}")
     if on_disk:
         return folder / gguf_file
-    if folder.is_file() and folder.suffix == ".gguf":
-        return folder
     if folder.is_file():
         raise ValueError(f"{name!r} is a file: give the folder that holds it, or a GGUF file")
     if not HUB_ID.fullmatch(name):

@@ -109,6 +109,11 @@ def test_refusals(file, name, gguf_file, error, message):
             load.from_pretrained(name, **({"gguf_file": gguf_file} if gguf_file else {}))
 
 
+def test_a_revision_is_of_repositories(file):
+    with pytest.raises(ValueError, match="revision='v1' is for hub repositories"):
+        AutoModelForCausalLM.from_pretrained(file, revision="v1")
+
+
 def test_released_weights_that_are_not_here_say_how_to_get_them(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
