@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from qwen2_edu import Qwen2Config, Qwen2Tokenizer, StaticCache
+from qwen2_edu.behaviour import find_heads
 from qwen2_edu.files.gguf_model import config_fields
 from qwen2_edu.files.released import fetch_released, find_released
 
@@ -226,6 +227,17 @@ def test_llama_cpp(model, tokenizer, golden, number):
     logits[:, [151643, 151645]] = -math.inf  # it was told never to end
     assert logits.argmax(-1).tolist() == case["tokens"]
     assert tokenizer.decode(case["tokens"]) == case["text"]
+
+
+def test_heads_that_nobody_led(model):
+    """What lesson 14 says of this model, beside the small one whose first heads were led."""
+    found = find_heads(model)
+    best = {name: found.best(name) for name in ("previous_token", "induction", "first_token")}
+    assert {name: (head.layer, head.head, round(head.score, 2)) for name, head in best.items()} == {
+        "previous_token": (8, 7, 0.93),
+        "induction": (16, 2, 0.94),
+        "first_token": (11, 13, 0.83),
+    }
 
 
 # -- planted bugs ----------------------------------------------------------------------------------
