@@ -11,9 +11,12 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checks import Range, check_numbers, did_you_mean, one_of, warn_caller
+
+if TYPE_CHECKING:
+    from .files.gguf import GGUFFile
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTIONS = ("sdpa", "eager")
@@ -167,19 +170,20 @@ class Qwen2Config:
         """The configuration of a built-in name, a folder, a GGUF file or a hub id; `options` are
         those of `hub.resolve` (revision, token, cache_dir, …) and fields to change.
         """
+        from .files.gguf import open_place
         from .hub import resolve, take_options
 
-        return cls.from_place(resolve(name_or_path, "config", **take_options(options)), **options)
+        place = open_place(resolve(name_or_path, "config", **take_options(options)))
+        return cls.from_place(place, **options)
 
     @classmethod
-    def from_place(cls, place: Path, **changes: Any) -> Qwen2Config:
-        """`config.json` of a folder, or what a GGUF file says, as `hub.resolve` found it."""
-        if not place.is_file():
+    def from_place(cls, place: Path | GGUFFile, **changes: Any) -> Qwen2Config:
+        """`config.json` of a folder, or what a GGUF file says, as `open_place` answers it."""
+        if isinstance(place, Path):
             return cls.from_json_file(place / "config.json", **changes)
-        from .files.gguf import GGUFFile
         from .files.gguf_model import config_fields
 
-        return cls.from_dict(config_fields(GGUFFile(place)), **changes)
+        return cls.from_dict(config_fields(place), **changes)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Qwen2Config) and self.to_dict() == other.to_dict()

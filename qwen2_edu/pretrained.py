@@ -68,6 +68,7 @@ class Qwen2PreTrainedModel(nn.Module):
         from .decoding.settings import GenerationConfig
         from .files.checksums import check_hashes
         from .files.devices import choose_device
+        from .files.gguf import open_place
         from .files.weights import INDEX, find_weights, load_weights
         from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
 
@@ -82,11 +83,12 @@ class Qwen2PreTrainedModel(nn.Module):
         elif verify:
             check_hashes(folder, [INDEX, "config.json", "generation_config.json"], required=False)
             check_hashes(folder, [path.name for path in find_weights(folder)])
+        source = open_place(folder)
 
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
         if config is None:
-            config = Qwen2Config.from_place(folder, **options)
+            config = Qwen2Config.from_place(source, **options)
         else:
             options.setdefault("attn_implementation", config.attn_implementation)
             config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **options)
@@ -98,7 +100,7 @@ class Qwen2PreTrainedModel(nn.Module):
             model = cls(config)
         size = model.num_parameters() * (number_type or torch.float32).itemsize
         place = choose_device(device, device_map, size)
-        if fresh := load_weights(model, folder, dtype=number_type, device=place):
+        if fresh := load_weights(model, source, dtype=number_type, device=place):
             warn_caller(f"{name_or_path} has no {', '.join(fresh)}: newly initialised, so train it")
         config.torch_dtype = str(model.dtype).removeprefix("torch.")
         model.generation_config = GenerationConfig.from_pretrained(folder)

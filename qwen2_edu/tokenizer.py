@@ -19,7 +19,7 @@ from typing import Any
 from . import chat
 from .bpe import PATTERN, merge, split
 from .checks import one_of, refuse_unknown
-from .files.gguf import GGUFFile
+from .files.gguf import GGUFFile, open_place
 from .files.gguf_model import tokenizer_settings
 from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
 from .text import files
@@ -111,9 +111,9 @@ class TokenizerBase(Vocabulary):
         """
         known = {*cls.ARGUMENTS, *HUB_OPTIONS}
         refuse_unknown(f"{cls.__name__}.from_pretrained", options, known, INSTEAD)
-        place = resolve(name_or_path, "tokenizer", **take_options(options))
-        if place.is_file():
-            said = tokenizer_settings(GGUFFile(place))
+        place = open_place(resolve(name_or_path, "tokenizer", **take_options(options)))
+        if isinstance(place, GGUFFile):
+            said = tokenizer_settings(place)
         elif os.fspath(name_or_path) == "qwen2":
             said = files.read_released(place)
         else:

@@ -139,6 +139,11 @@ class GGUFFile:
             return dict(zip(names, values, strict=True))
 
 
+def open_place(place: Path) -> Path | GGUFFile:
+    """What `hub.resolve` found, opened once for all who read it: a folder stays as it is."""
+    return GGUFFile(place) if place.is_file() else place
+
+
 class _Header:
     """Reads the front of a file, in order; `what` says, for messages, which part it is at."""
 

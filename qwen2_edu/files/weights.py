@@ -103,7 +103,7 @@ class _Stored(NamedTuple):
 
 def load_weights(
     model: nn.Module,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | GGUFFile,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -116,7 +116,7 @@ def load_weights(
 
     Args:
         model: a Qwen2PreTrainedModel on the meta device.
-        folder: holds model.safetensors, or shards and their index; or it is a GGUF file.
+        folder: holds model.safetensors, or shards and their index; or an opened GGUF file.
         dtype: of the parameters; None = that of the checkpoint's first tensor.
         device: where the parameters go.
 
@@ -129,9 +129,9 @@ def load_weights(
     """
     wanted = dict(model.named_parameters(remove_duplicate=False))  # a tied head under both names
     ties = {name: other for (name, p), (other, q) in permutations(wanted.items(), 2) if p is q}
-    folder = Path(folder)
+    gguf = folder if isinstance(folder, GGUFFile) else None
+    where = gguf.path if gguf else folder
     prefix = "" if model.base_model is model else model.base_model_prefix + "."
-    gguf = GGUFFile(folder) if folder.is_file() else None
     shards = {} if gguf else find_weights(folder)
     found = _name_all(_gguf_tensors(gguf) if gguf else _safetensors(shards), prefix)
     absent = [name for name in wanted if name not in found and ties.get(name) not in found]
@@ -140,7 +140,7 @@ def load_weights(
     missing = [name for name in absent if name not in fresh]
     if faults := _faults(wanted, found, missing):
         raise ValueError(
-            f"the weights in {folder} do not fit this {type(model).__name__} and its config. "
+            f"the weights in {where} do not fit this {type(model).__name__} and its config. "
             + faults
         )
 

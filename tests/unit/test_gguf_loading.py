@@ -61,6 +61,17 @@ def test_what_was_written_is_read(model, tokenizer, file, by_name):
     assert config.hidden_size == 48 and config.attn_implementation == "eager"
 
 
+def test_a_load_opens_the_file_once(file, monkeypatch):
+    from qwen2_edu.files.gguf import GGUFFile
+
+    opened, once = [], GGUFFile.__init__
+    monkeypatch.setattr(
+        GGUFFile, "__init__", lambda self, path: opened.append(path) or once(self, path)
+    )
+    AutoModelForCausalLM.from_pretrained(file)
+    assert opened == [file]
+
+
 def test_types_heads_and_the_way_back(model, file, tmp_path):
     half = AutoModelForCausalLM.from_pretrained(file, dtype="bfloat16")
     assert half.dtype == torch.bfloat16 and half.config.dtype == "bfloat16"

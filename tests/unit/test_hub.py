@@ -6,9 +6,8 @@ import hashlib
 import json
 import re
 import socket
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
 import pytest
@@ -117,10 +116,8 @@ def checkpoint(tmp_path_factory, small_config, randomise):
 
 
 @pytest.fixture
-def hub(checkpoint, monkeypatch, tmp_path):
+def hub(checkpoint, serve_hub, tmp_path):
     """A hub of four repositories; `hub.requests` records what it was asked."""
-    from huggingface_hub import constants
-
     extras = {
         "generation_config.json": b'{"eos_token_id": [1]}',
         "tokenizer.json": b"{}",
@@ -140,21 +137,7 @@ def hub(checkpoint, monkeypatch, tmp_path):
         "org/gated": {"main": full, "v1": full},
         "org/pickle": {"main": without, "v1": without},
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.hub = state
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    for name, value in {
-        "ENDPOINT": state.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": state.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    yield state
-    server.shutdown()
-    server.server_close()
+    return serve_hub(StandIn, state, HF_HUB_CACHE=str(tmp_path / "cache"))
 
 
 def offline(monkeypatch):

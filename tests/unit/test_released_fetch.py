@@ -10,11 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -339,26 +338,11 @@ class StandIn(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(world, monkeypatch):
-    from huggingface_hub import constants
-
+def hub(world, serve_hub, monkeypatch):
     state = SimpleNamespace(data=world.whole, etag=world.facts["sha256"], requests=[])
     state.status, state.cut = None, False
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    server.hub = state
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    for name, value in {
-        "ENDPOINT": state.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": state.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its tries
-    yield state
-    server.shutdown()
-    server.server_close()
+    return serve_hub(StandIn, state)
 
 
 def test_the_hub_is_asked_first(world, hub, tmp_path):
