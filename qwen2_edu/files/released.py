@@ -77,9 +77,10 @@ def fetch_released(progress: bool = True) -> Path:
     these = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{facts()['sha256']}\n"
     if not note.is_file() or note.read_text() != these:
         _compare(path)
-        if path.parent == _folder():  # for `verify=True`, and `sha256sum --check`
-            write_whole(path.with_name(SUMS), f"{facts()['sha256']}  {path.name}\n".encode())
         write_whole(note, these.encode())
+    sums = _folder() / SUMS  # for `verify=True`, and `sha256sum --check`
+    if path.parent == _folder() and not sums.is_file():
+        write_whole(sums, f"{facts()['sha256']}  {path.name}\n".encode())
     return path
 
 

