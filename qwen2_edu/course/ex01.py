@@ -35,6 +35,19 @@ def longest_anywhere(piece: bytes, vocab: Mapping[bytes, int]) -> list[bytes]:
     return [*left, piece[i:j], *right]
 
 
+def longest_from_right(piece: bytes, vocab: Mapping[bytes, int]) -> list[bytes]:
+    tokens = []
+    while piece:
+        length = next(n for n in range(len(piece), 0, -1) if piece[-n:] in vocab)
+        tokens.insert(0, piece[-length:])
+        piece = piece[:-length]
+    return tokens
+
+
+def three_at_most(piece: bytes, vocab: Mapping[bytes, int]) -> list[bytes]:
+    return longest_match(piece, {token: rank for token, rank in vocab.items() if len(token) <= 3})
+
+
 def stream(chunks: Sequence[bytes]) -> list[str]:
     """The text that can be shown after each chunk."""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -60,6 +73,14 @@ def stream_from_the_start(chunks: Sequence[bytes]) -> list[str]:
     return ["".join(texts[: i + 1]) for i in range(len(texts))]
 
 
+_shared = codecs.getincrementaldecoder("utf-8")("replace")
+
+
+def stream_shared(chunks: Sequence[bytes]) -> list[str]:
+    """One decoder for all texts: what one left torn goes into the next."""
+    return [_shared.decode(chunk) for chunk in chunks]
+
+
 def groups(digits: str) -> list[str]:
     """Groups of three digits from the right."""
     first = len(digits) % 3
@@ -73,7 +94,8 @@ def groups_from_the_left(digits: str) -> list[str]:
 
 SAVING = (151_936 - 256) * 896  # rows fewer, times E; the table is tied, so there is only one
 # In abcd BPE takes bc first; in cdab the longest token is dab, but cd stands further left.
-SMALL = {b"a": 0, b"b": 1, b"c": 2, b"d": 3, b"bc": 4, b"ab": 5, b"cd": 6, b"dab": 7}
+# From the right abc is a, bc. A token of five bytes is there for those who stop at three.
+SMALL = {b"a": 0, b"b": 1, b"c": 2, b"d": 3, b"bc": 4, b"ab": 5, b"cd": 6, b"dab": 7, b"dabcd": 8}
 
 EXERCISES = [
     Exercise(
@@ -95,7 +117,13 @@ EXERCISES = [
         name="ex01_2",
         title="The longest match",
         answer=longest_match,
-        cases=[(b"abcd", SMALL), (b"cdab", SMALL), (b"dabab", SMALL), (b"c", SMALL)],
+        cases=[
+            (b"abcd", SMALL),
+            (b"cdab", SMALL),
+            (b"dabab", SMALL),
+            (b"abc", SMALL),
+            (b"adabcd", SMALL),
+        ],
         wrong={
             "This is BPE: the lowest rank goes first. The longest match does not look at ranks.": (
                 merge
@@ -103,6 +131,10 @@ EXERCISES = [
             "This takes the longest token anywhere in the piece. Take the longest at its start.": (
                 longest_anywhere
             ),
+            "This goes from the right. The longest token is wanted that the piece begins with.": (
+                longest_from_right
+            ),
+            "Tokens may be longer than three bytes. Begin with the whole piece.": three_at_most,
             "This takes the shortest token, always a byte. Try the long ones first.": (
                 lambda piece, vocab: [bytes([byte]) for byte in piece]
             ),
@@ -120,6 +152,7 @@ EXERCISES = [
             ([b" \xe8", b"\x80", b"\x81!"],),
             ([b"hi \xf0\x9f", b"\x91\x8b"],),
             ([b"ok \xf0\x9f\x91"],),
+            ([b"We", b"'ll be "],),  # once more: nothing may be left over from the text before
         ],
         wrong={
             "Each chunk is decoded alone, so a torn character becomes U+FFFD. Keep its bytes for "
@@ -129,6 +162,8 @@ EXERCISES = [
             ),
             "Nothing is lost, but whole characters wait for the torn one behind them. Show them at "
             "once.": stream_all_or_nothing,
+            "Right, until a text ends in a torn character: its bytes go into the next text. Make a "
+            "new decoder, or an empty rest, in each call.": stream_shared,
             "This is all the text so far, each time. Answer only what is new.": (
                 stream_from_the_start
             ),
@@ -161,7 +196,9 @@ EXERCISES = [
         answer=SAVING,
         cases=None,
         wrong={
-            "Count the table once: in Qwen2-0.5B the output matrix is tied to it.": 2 * SAVING,
+            "Twice too many. Count numbers, not their bytes, and the table once: in Qwen2-0.5B the "
+            "output matrix is tied to it.": 2 * SAVING,
+            "That is bytes in fp32. How many numbers are it?": 4 * SAVING,
             "The table has more rows than there are tokens. How many? See the cost cell.": (
                 (151_646 - 256) * 896
             ),

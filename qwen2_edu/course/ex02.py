@@ -111,8 +111,8 @@ EXERCISES = [
             "A repeated word gets the average here. Two uses pull twice as hard: add them up.": (
                 averaged
             ),
-            "Rows of one_hot are positions. The table wants one row for each word: turn it on its "
-            "side.": lambda ids, upstream, V: (
+            "Row t of this belongs to a position. The table wants a row for each word: row i is "
+            "the sum of `upstream` where word i stands.": lambda ids, upstream, V: (
                 torch.nn.functional.one_hot(ids, V).float() @ upstream
             ),
         },

@@ -61,6 +61,30 @@ def first_alone(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return not torch.allclose(attend(changed)[0], attend(x)[0])
 
 
+def first_and_last(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    return first_alone(attend, x) or changed_last(attend, x)
+
+
+def changed_next(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Row t is asked about row t + 1 only."""
+    before = attend(x)
+    for t in range(1, len(x)):
+        changed = x.clone()
+        changed[t] += 1
+        if not torch.allclose(attend(changed)[t - 1], before[t - 1]):
+            return True
+    return False
+
+
+def probed_with_nan(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    for t in range(1, len(x)):
+        changed = x.clone()
+        changed[t:] = torch.nan
+        if attend(changed)[:t].isnan().any():
+            return True
+    return False
+
+
 def compared_itself(attend: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     changed = x.clone()
     changed[-1] += 1
@@ -104,6 +128,25 @@ def peeking_late(x: Tensor) -> Tensor:
     """Only the third row does: the first one is sound."""
     out = with_past(x)
     out[2:3] += x[3:4].sum(dim=0)
+    return out
+
+
+def peeking_last(x: Tensor) -> Tensor:
+    """Only the last row but one does."""
+    out = with_past(x)
+    out[-2:-1] += x[-1:]
+    return out
+
+
+def first_apart(x: Tensor) -> Tensor:
+    """Sound, and nobody hears of the first row."""
+    return torch.cat((x[:1], with_past(x[1:])))
+
+
+def peeking_far(x: Tensor) -> Tensor:
+    """Each row at the one after the next, and not at the next."""
+    out = with_past(x)
+    out[:-2] += x[2:]
     return out
 
 
@@ -215,12 +258,22 @@ EXERCISES = [
             (peeking, ROWS),
             (peeking_once, ROWS),
             (peeking_late, ROWS),
+            (peeking_last, ROWS),
+            (peeking_far, ROWS),
+            (first_apart, ROWS),
         ],
         wrong={
             "One leak got away: it peeks early in the text, and you changed the last row alone.": (
                 changed_last
             ),
             "A later row can leak too: you looked at the first row alone.": first_alone,
+            "The first row and the last are sound, and one between them leaks. Try every row.": (
+                first_and_last
+            ),
+            "One leak got away: it looks two words ahead, and you asked each row about the next "
+            "one alone. Change all later rows.": changed_next,
+            "0 times NaN is NaN: sound attention gives the future a weight of 0, and NaN gets "
+            "through all the same. Change the rows by a number.": probed_with_nan,
             "It calls sound attention leaky. A row may depend on itself: compare earlier rows.": (
                 compared_itself
             ),

@@ -68,6 +68,9 @@ EXERCISES = [
                 lambda T, window: T * window - window * (window - 1) // 2
             ),
         },
+        without={
+            "loop": "Right or not, this goes through the text token by token. Find a formula."
+        },
     ),
     Exercise(
         name="ex06_2",

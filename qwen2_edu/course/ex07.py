@@ -123,6 +123,10 @@ EXERCISES = [
             ),
             "That is GELU. SiLU multiplies x by its plain sigmoid.": gelu,
         },
+        without={
+            name: "That is PyTorch's own. Write it with torch.exp or torch.sigmoid."
+            for name in ("silu", "SiLU", "silu_", "swish")
+        },
     ),
     Exercise(
         name="ex07_2",

@@ -49,6 +49,11 @@ def blind_to_nan(rows: list[tuple[str, float]], tolerance: float) -> str | None:
     return next((name for name, gap in rows if gap > tolerance), None)
 
 
+def nan_first(rows: list[tuple[str, float]], tolerance: float) -> str | None:
+    """NaN anywhere is reported before a difference that came earlier."""
+    return next((name for name, gap in rows if gap != gap), None) or blind_to_nan(rows, tolerance)
+
+
 def last_sound(rows: list[tuple[str, float]], tolerance: float) -> str | None:
     """The station before the one that was asked for."""
     found = None
@@ -62,6 +67,7 @@ def last_sound(rows: list[tuple[str, float]], tolerance: float) -> str | None:
 LOGITS = torch.arange(3 * 4 * 5).view(3, 4, 5).mul(7).remainder(11).float()
 LENGTHS = [3, 2, 1]
 EARLY = [("embeddings", 0.0), ("attention", 0.002), ("MLP", 0.3), ("logits", 0.1)]
+BOTH = [("embeddings", 0.0), ("attention", 0.002), ("MLP", float("nan")), ("logits", 0.5)]
 SPOILT = [("embeddings", 0.0), ("attention", 1e-7), ("MLP", float("nan")), ("logits", 0.5)]
 
 EXERCISES = [
@@ -108,7 +114,14 @@ EXERCISES = [
         name="ex08_3",
         title="The first difference",
         answer=first_difference,
-        cases=[(EARLY, 1e-5), (SPOILT, 1e-5), (EARLY, 1.0), (EARLY, 0.01), (EARLY, 0.002)],
+        cases=[
+            (EARLY, 1e-5),
+            (SPOILT, 1e-5),
+            (EARLY, 1.0),
+            (EARLY, 0.01),
+            (EARLY, 0.002),
+            (BOTH, 1e-5),
+        ],
         wrong={
             "This is the largest difference. What begins small may grow: take the first.": (
                 largest_difference
@@ -116,6 +129,7 @@ EXERCISES = [
             "NaN slips through, since every comparison with it is false. Turn the test round.": (
                 blind_to_nan
             ),
+            "NaN is reported first, though a station before it differs already.": nan_first,
             "A difference as large as the tolerance is not beyond it. Only a larger one is.": (
                 lambda rows, tolerance: next((n for n, gap in rows if not gap < tolerance), None)
             ),

@@ -7,6 +7,7 @@ function does, the answer is one line, never a stack trace.
 from __future__ import annotations
 
 import copy
+import dis
 import pkgutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import CodeType
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..checks import did_you_mean
 from .lesson import current_lesson
@@ -34,6 +39,7 @@ class Exercise:
         cases: the arguments of each call, as tuples. None if a value is asked for.
         wrong: hint -> the function (or value) of somebody who made the mistake that it explains.
         tolerance: largest absolute difference between floating-point numbers.
+        without: what the task rules out -> the hint. A name that the code may not use, or "loop".
     """
 
     name: str
@@ -42,6 +48,7 @@ class Exercise:
     cases: Sequence[tuple] | None = None
     wrong: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-5
+    without: Mapping[str, str] = field(default_factory=dict)
 
     def judge(self, answer: Any) -> str:
         """ "PASS", "not attempted", or "not yet: " and a hint, in one line."""
@@ -53,9 +60,16 @@ class Exercise:
                 "Pass its name alone, without brackets"
             )
         try:
-            got = self._outputs(answer)
+            got, touched = self._try(answer)
             if any(value is ... for value in got):
                 return "not attempted"
+            if touched:
+                return (
+                    f"not yet: case {touched} came back changed. Leave what you are given as it "
+                    "is, and work on a copy: x.clone(), list(x)"
+                )
+            for hint in [self.without[name] for name in self.without if uses(answer, name)]:
+                return f"not yet: {hint}"
             differs = self._compare(got, self.answer)
         except (Exception, SystemExit) as error:
             return f"not yet: {_in_one_line(error, answer)}"
@@ -67,15 +81,23 @@ class Exercise:
                     return f"not yet: {hint}"
         return "not yet: " + self._explain(got, differs)
 
-    def _outputs(self, answer: Any) -> list:
-        """What an answer gives on every case. Each call gets arguments of its own."""
+    def _try(self, answer: Any) -> tuple[list, int]:
+        """What an answer gives on every case, each with arguments of its own; and the number of
+        the first case whose arguments it changed, 0 if none.
+        """
         if not self.cases:
-            return [answer]
-        return [answer(*copy.deepcopy(arguments)) for arguments in self.cases]
+            return [as_meant(answer, self.answer)], 0
+        got, touched = [], 0
+        for number, arguments in enumerate(self.cases, start=1):
+            mine = copy.deepcopy(arguments)
+            got.append(answer(*mine))
+            if not touched and bits(mine) != bits(arguments):
+                touched = number
+        return got, touched
 
     def _compare(self, got: list, answer: Any) -> list[str]:
-        pairs = zip(got, self._outputs(answer), strict=True)
-        return [difference(one, other, self.tolerance) for one, other in pairs]
+        pairs = zip(got, self._try(answer)[0], strict=True)
+        return [difference(alike(one, other), other, self.tolerance) for one, other in pairs]
 
     def _explain(self, got: list, differs: list[str]) -> str:
         first = next(i for i, text in enumerate(differs) if text)
@@ -134,6 +156,55 @@ class Checks:
         for exercise, state in zip(exercises, states, strict=True):
             state = "done" if state == "PASS" else state
             print(f"  {exercise.name}  {state:13}  {exercise.title}")
+
+
+def alike(one: Any, other: Any) -> Any:
+    """`one` in the dtype of `other`, if both are integers or both floating-point numbers: how wide
+    they are is no matter of right and wrong.
+    """
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        kinds = [
+            (x.is_floating_point(), x.is_complex(), x.dtype == torch.bool) for x in (one, other)
+        ]
+        return one.to(other.dtype) if kinds[0] == kinds[1] else one
+    return one
+
+
+def as_meant(typed: Any, value: Any) -> Any:
+    """What somebody typed, read as the kind of value asked for: "3" is 3, and capitals are free."""
+    if isinstance(typed, str) and isinstance(value, str):
+        return value if typed.lower().split() == value.lower().split() else typed
+    if isinstance(typed, str) and isinstance(value, (int, float)):
+        with suppress(ValueError):
+            return type(value)(typed)
+    return typed
+
+
+def bits(value: Any) -> Any:
+    """What a value holds, to the last bit: a tensor's bytes, and those of what it contains."""
+    if isinstance(value, Tensor):
+        held = value.detach().cpu().contiguous().flatten()
+        return value.dtype, tuple(value.shape), held.view(torch.uint8).numpy().tobytes()
+    if isinstance(value, Mapping):
+        return [(key, bits(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [bits(item) for item in value]
+    return repr(value) if isinstance(value, (str, bytes, int, float, bool)) else None
+
+
+def uses(answer: Any, name: str) -> bool:
+    """Does the code of a function say this name, or, for "loop", jump back to an earlier line?"""
+    code = getattr(answer, "__code__", None)
+    codes = [code] if code else []
+    while codes:
+        code = codes.pop()
+        codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+        if name in code.co_names:
+            return True
+        steps = dis.get_instructions(code) if name == "loop" else ()
+        if any("JUMP" in step.opname and step.argval < step.offset for step in steps):
+            return True
+    return False
 
 
 def exercises_of(lesson: str) -> dict[str, Exercise]:

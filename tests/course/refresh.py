@@ -26,14 +26,23 @@ LANGUAGE = {
 }
 
 
+def kept(tags: list[str]) -> dict:
+    """The metadata of a cell with these tags. The package's own code is folded away: by then the
+    lesson has built a short version of it, and a click opens this one.
+    """
+    fold = {"jupyter": {"source_hidden": True}}
+    return ({"tags": tags} if tags else {}) | (
+        fold if any(tag.startswith("export:") for tag in tags) else {}
+    )
+
+
 def normalise(notebook: NotebookNode) -> NotebookNode:
     """Keep what readers and tests need: no times, no state of an editor."""
     CoalesceStreamsPreprocessor().preprocess(notebook, {})  # how prints arrive is chance
     notebook.metadata = from_dict({"kernelspec": KERNEL, "language_info": LANGUAGE})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags")
-        cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
+        cell.metadata = from_dict(kept(cell.metadata.get("tags", [])))
         for output in cell.get("outputs", []):  # a widget's id is chance; its one line stays
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return notebook

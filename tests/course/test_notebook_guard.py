@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 
-from tests.course.refresh import LANGUAGE
+from tests.course.refresh import LANGUAGE, kept
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -63,6 +63,8 @@ def faults(path: Path) -> list[str]:
         found.append(f"execution counts are {counts}, not 1 to {len(code)}")
     for number, cell in enumerate(code, 1):
         found += [f"code cell {number}: {fault}" for fault in faults_of_code(cell)]
+        if cell["metadata"] != kept(cell["metadata"].get("tags", [])):
+            found.append(f"code cell {number}: its metadata is not as make notebooks writes it")
     for cell in prose:
         found += faults_of_images(text_of(cell), path.parent, cell.get("attachments", {}))
 
@@ -177,7 +179,7 @@ def code_cell(count, source="print(1)", tags=(), outputs=()):
         "cell_type": "code",
         "id": f"c{count}",
         "execution_count": count,
-        "metadata": {"tags": list(tags)} if tags else {},
+        "metadata": kept(list(tags)),
         "outputs": list(outputs),
         "source": source.splitlines(keepends=True),
     }
@@ -226,6 +228,10 @@ def error(notebook):
     notebook["cells"][1]["outputs"].append(output)
 
 
+def unfolded(notebook):
+    notebook["cells"][4]["metadata"].pop("jupyter")
+
+
 def shown(kind, value):
     data = {"output_type": "display_data", "data": {kind: value}, "metadata": {}}
     return add(code_cell(5, outputs=[data]))
@@ -269,6 +275,7 @@ FAULTS = {
         add(code_cell(5, "# NBVAL_IGNORE_OUTPUT\nprint('assert')")),
         "nothing in it is asserted",
     ),
+    "an export cell that is not folded": (unfolded, "code cell 4: its metadata"),
     "a skipped cell by tag": (add(code_cell(5, tags=["nbval-skip"])), "skipped"),
     "a skipped cell by comment": (add(code_cell(5, "# NBVAL_SKIP\n1")), "skipped"),
     "a cell that may raise": (add(code_cell(5, tags=["raises-exception"])), "may raise"),
