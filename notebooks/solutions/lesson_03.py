@@ -5,6 +5,13 @@ import math
 import torch
 
 
+def my_apply_rope(x, cos, sin):
+    # Number i is paired with number i + D/2, so the quarter turn of all pairs swaps two blocks,
+    # with a minus on the one that comes to the front.
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
 def my_turn(x, angle):
     # Both new numbers need both old ones, so take the old ones out first.
     # Turning against the clock, the minus goes with the sine in the first number.
@@ -38,6 +45,7 @@ def my_to_halves(weight, H):
 my_growth = (0.1 * math.log(8) + 1) ** 2
 
 SOLUTIONS = {
+    "ex03_0": my_apply_rope,
     "ex03_1": my_turn,
     "ex03_2": my_wavelengths,
     "ex03_3": my_positions,

@@ -1,6 +1,13 @@
 """Solutions to lesson 06. Try first: the checker's hints point further than you might think."""
 
 
+def my_visible(query_positions, key_positions, window):
+    # Queries as a column, keys as a row; the comparison spreads them to (B, 1, T, S).
+    q, k = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    seen = (k >= 0) & (k <= q)
+    return seen if window is None else seen & (k > q - window)
+
+
 def my_pairs(T, window):
     # Every query has `window` keys, except the first ones, which miss w-1, w-2, ... 1 of them.
     # A window wider than the text is as good as one of T.
@@ -39,6 +46,7 @@ def my_cache_bytes(layers, sliding, G, D, window, tokens):
 
 
 SOLUTIONS = {
+    "ex06_0": my_visible,
     "ex06_1": my_pairs,
     "ex06_2": my_slides,
     "ex06_3": my_ring,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from ..bpe import BYTE_TO_CHAR, merge, token_to_text
 from .exercises import Exercise
@@ -97,7 +98,55 @@ SAVING = (151_936 - 256) * 896  # rows fewer, times E; the table is tied, so the
 # From the right abc is a, bc. A token of five bytes is there for those who stop at three.
 SMALL = {b"a": 0, b"b": 1, b"c": 2, b"d": 3, b"bc": 4, b"ab": 5, b"cd": 6, b"dab": 7, b"dabcd": 8}
 
+
+def highest_first(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    return merge(piece, {token: -rank for token, rank in ranks.items()}) if piece else []
+
+
+def one_merge(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The best pair once, and no more."""
+    tokens = [piece[i : i + 1] for i in range(len(piece))]
+    pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(tokens)) if a + b in ranks]
+    if pairs:
+        _, i = min(pairs)
+        tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+    return tokens
+
+
+def from_the_left(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The first pair that is a token, whatever its rank, until there is none."""
+    tokens = [piece[i : i + 1] for i in range(len(piece))]
+    while found := [i for i, (a, b) in enumerate(pairwise(tokens)) if a + b in ranks]:
+        tokens[found[0] : found[0] + 2] = [tokens[found[0]] + tokens[found[0] + 1]]
+    return tokens
+
+
 EXERCISES = [
+    Exercise(
+        name="ex01_0",
+        title="Merge",
+        answer=merge,
+        cases=[
+            (b"abcd", SMALL),
+            (b"dabcd", SMALL),
+            (b"bcd", SMALL),
+            (b"cdab", SMALL),
+            (b"dcb", SMALL | {b"dcb": 9}),  # no two neighbours lead to it
+            (b"a", SMALL),
+        ],
+        wrong={
+            "This merges once. Go on until no pair of neighbours is a token.": one_merge,
+            "This merges the first pair from the left. The pair with the lowest rank goes first.": (
+                from_the_left
+            ),
+            "The highest rank goes first here. Early merges have low ranks, and they come first.": (
+                highest_first
+            ),
+            "That is the longest match. BPE does not look for long tokens, it replays merges.": (
+                longest_match
+            ),
+        },
+    ),
     Exercise(
         name="ex01_1",
         title="Spelling",

@@ -80,7 +80,51 @@ def undo_case(x: Tensor, eps: float) -> tuple:
     return x * one_over_rms(x, eps) * WEIGHT, WEIGHT, x.pow(2).mean(-1, keepdim=True), eps
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (T, E) to root-mean-square 1 in fp32, back to its dtype, then times the weight (E,)."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def low_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+
 EXERCISES = [
+    Exercise(
+        name="ex02_0",
+        title="RMSNorm",
+        answer=rms_norm,
+        cases=[
+            (X, WEIGHT, 1e-6),
+            (TINY, WEIGHT, 1e-6),
+            (300 * X.half(), WEIGHT.half(), 1e-6),
+            ((0.77 * X).bfloat16(), (1.37 * WEIGHT).bfloat16(), 1e-6),
+        ],
+        wrong={
+            "Right in fp32. In 16 bits, do the squares, the mean and the root in fp32.": low_norm,
+            "The weight comes after the rounding: back to x's dtype first, then multiply.": (
+                lambda x, weight, eps: rms_norm(x.float(), weight.float(), eps).to(x.dtype)
+            ),
+            "ε stands outside the root. Tiny vectors show the difference.": (
+                lambda x, weight, eps: (
+                    weight
+                    * (x.float() / (x.float().pow(2).mean(-1, keepdim=True).sqrt() + eps)).to(x)
+                )
+            ),
+            "The weight is missing.": lambda x, weight, eps: rms_norm(x, weight / weight, eps),
+            "That takes the mean away first, which is LayerNorm.": (
+                lambda x, weight, eps: rms_norm(x - x.mean(-1, keepdim=True), weight, eps)
+            ),
+            "That is the sum of the squares. The mean is wanted, over the last dimension.": (
+                lambda x, weight, eps: (
+                    weight
+                    * (x.float() * torch.rsqrt(x.float().pow(2).sum(-1, keepdim=True) + eps)).to(x)
+                )
+            ),
+        },
+        tolerance=1e-4,
+    ),
     Exercise(
         name="ex02_1",
         title="Norm a vector without a computer",

@@ -47,7 +47,50 @@ def to_neighbours(weight: Tensor, H: int) -> Tensor:
 
 GROWTH = (0.1 * math.log(8) + 1) ** 2
 
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, H, T, D) turned by halves; cos and sin (B, 1, T, D), each angle twice."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    quarter = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    return x * cos + quarter * sin
+
+
+def rotate_unsigned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((second, first), dim=-1) * sin
+
+
+def rotation_case(B: int, H: int, T: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
+    x = (torch.arange(B * H * T * D).view(B, H, T, D) * 7 % 11).float() - 5
+    angles = torch.arange(1, T + 1)[:, None] * 100.0 ** (-torch.arange(0, D, 2) / D)
+    angles = torch.cat((angles, angles), dim=-1).expand(B, 1, T, D)
+    return x, angles.cos(), angles.sin()
+
+
 EXERCISES = [
+    Exercise(
+        name="ex03_0",
+        title="Turn queries and keys",
+        answer=rotate,
+        cases=[rotation_case(1, 2, 3, 8), rotation_case(2, 1, 4, 4)],
+        wrong={
+            "Neighbours are paired here. In this layout number i belongs to number i + D/2.": (
+                rotate_neighbours
+            ),
+            "The quarter turn is (x, y) -> (-y, x): one of its two halves changes sign.": (
+                rotate_unsigned
+            ),
+            "This turns the other way. The sign belongs to the half that comes to the front.": (
+                lambda x, cos, sin: rotate(x, cos, -sin)
+            ),
+            "cos and sin have changed places.": lambda x, cos, sin: rotate(x, sin, cos),
+        },
+        tolerance=1e-4,
+    ),
     Exercise(
         name="ex03_1",
         title="Turn one pair",

@@ -152,7 +152,43 @@ def peeking_far(x: Tensor) -> Tensor:
 
 ROWS = torch.tensor([[0.1, 0.5], [-0.3, 0.2], [0.4, 0.0], [0.2, -0.6], [-0.1, 0.3]])
 
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of every head: q, k, v (B, H, T, D) -> (B, H, T, D)."""
+    return masked(q @ k.mT / q.shape[-1] ** 0.5, 1) @ v
+
+
+def case(B: int, H: int, T: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = torch.arange(3 * B * H * T * D).view(3, B, H, T, D) * 13 % 17
+    q, k, v = (numbers - 8) / 4
+    return q, k, v
+
+
 EXERCISES = [
+    Exercise(
+        name="ex04_0",
+        title="Attention",
+        answer=attention,
+        cases=[case(1, 2, 3, 4), case(2, 3, 5, 2)],
+        wrong={
+            "Every word sees the whole text. Hide the future before the softmax.": (
+                lambda q, k, v: softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1) @ v
+            ),
+            "The scores are not scaled: divide by the root of D, the last dimension of q.": (
+                lambda q, k, v: masked(q @ k.mT, 1) @ v
+            ),
+            "The future is struck out after the softmax, so rows no longer add up to 1.": (
+                lambda q, k, v: softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1).tril() @ v
+            ),
+            "A word may see itself. The triangle hides one diagonal too many.": (
+                lambda q, k, v: masked(q @ k.mT / q.shape[-1] ** 0.5, 0) @ v
+            ),
+            "These are the weights. One product is left: what do they fetch?": (
+                lambda q, k, v: masked(q @ k.mT / q.shape[-1] ** 0.5, 1)
+            ),
+        },
+        tolerance=1e-4,
+    ),
     Exercise(
         name="ex04_1",
         title="One look",

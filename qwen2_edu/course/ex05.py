@@ -14,7 +14,7 @@ def repeat_kv(k: Tensor, n: int) -> Tensor:
 
 
 def bill(layers: int, H: int, G: int, D: int, tokens: int) -> int:
-    """Bytes of the cache: a key and a value per layer, box and token, 2 bytes a number."""
+    """Bytes of the cache: a key and a value per layer, head and token, 2 bytes each."""
     return 2 * layers * G * D * tokens * 2
 
 
@@ -25,7 +25,7 @@ def merge(weight: Tensor, H: int, G: int) -> Tensor:
 
 
 def every_gth(weight: Tensor, H: int, G: int) -> Tensor:
-    """The mean over heads g, g + G, g + 2G, …, as if the boxes were tiled."""
+    """The mean over heads g, g + G, g + 2G, …, as if heads were tiled."""
     D, E = weight.shape[0] // H, weight.shape[1]
     return weight.view(H // G, G, D, E).mean(dim=0).reshape(G * D, E)
 
@@ -43,37 +43,88 @@ def first_of_group(weight: Tensor, H: int, G: int) -> Tensor:
 LEFT = 80 * 10**9 - 7_615_616_512 * 2  # bytes beside the weights
 TEXT = bill(28, 28, 4, 128, 32_768)
 
+
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention: q (B, H, T, D), k and v (B, G, T, D) -> (B, H, T, D)."""
+    n = q.shape[1] // k.shape[1]
+    return _many_heads(q, repeat_kv(k, n), repeat_kv(v, n))
+
+
+def tiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    n = q.shape[1] // k.shape[1]
+    return _many_heads(q, k.repeat(1, n, 1, 1), v.repeat(1, n, 1, 1))
+
+
+def one_for_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _many_heads(q, k[:, :1], v[:, :1])
+
+
+def wrong_way_back(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    (B, H, T, D), G = q.shape, k.shape[1]
+    return grouped(q, k, v).view(B, G, H // G, T, D).transpose(1, 2).reshape(B, H, T, D)
+
+
+def _many_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:]).triu(1).bool()
+    return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+
+
+def grouped_case(B: int, H: int, G: int, T: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = (torch.arange(B * (H + 2 * G) * T * D).view(B, -1, T, D) * 13 % 17 - 8) / 4
+    q, k, v = numbers.split((H, G, G), dim=1)
+    return q, k, v
+
+
 EXERCISES = [
     Exercise(
+        name="ex05_0",
+        title="Grouped-query attention",
+        answer=grouped,
+        cases=[
+            grouped_case(1, 4, 2, 3, 4),
+            grouped_case(2, 6, 2, 4, 2),
+            grouped_case(1, 2, 2, 3, 2),
+        ],
+        wrong={
+            "Query heads in a row share a key/value head: 0, 0, 1, 1 and not 0, 1, 0, 1.": tiled,
+            "All query heads got key/value head 0.": one_for_all,
+            "The right numbers at the wrong heads: the answers came back in another order.": (
+                wrong_way_back
+            ),
+        },
+        tolerance=1e-4,
+    ),
+    Exercise(
         name="ex05_1",
-        title="Which box?",
+        title="Which head answers?",
         answer=lambda h, H, G: h // (H // G),
         cases=[(h, H, G) for H, G in ((4, 2), (28, 4), (6, 6), (8, 1)) for h in range(H)],
         wrong={
-            "This deals the boxes out like tiles. Readers in a row share a box.": (
+            "This deals the heads out like tiles. Query heads in a row share a key/value head.": (
                 lambda h, H, G: h % G
             ),
-            "That divides by the number of boxes. How many readers share one?": (
+            "That divides by the number of key/value heads. How many query heads share one?": (
                 lambda h, H, G: h // G
             ),
-            "This is the reader's place within its group, not the number of the box.": (
+            "This is the place within the group, not the number of the key/value head.": (
                 lambda h, H, G: h % (H // G)
             ),
-            "The box has a whole number: divide with // instead of /.": (
+            "Heads have whole numbers: divide with // instead of /.": (
                 lambda h, H, G: h / (H // G)
             ),
         },
     ),
     Exercise(
         name="ex05_2",
-        title="Copy the boxes",
+        title="Copy the heads",
         answer=repeat_kv,
         cases=[
             (torch.arange(24.0).view(1, 2, 3, 4), 3),
             (torch.arange(32.0).view(2, 2, 4, 2), 2),
         ],
         wrong={
-            "The copies of a box must stand together: 0, 0, 1, 1 and not 0, 1, 0, 1.": (
+            "The copies of a head must stand together: 0, 0, 1, 1 and not 0, 1, 0, 1.": (
                 lambda k, n: k.repeat(1, n, 1, 1)
             ),
             "The tokens were repeated. Heads are dimension 1.": (
@@ -97,7 +148,7 @@ EXERCISES = [
         answer=bill,
         cases=[(28, 28, 4, 128, 32_768), (24, 14, 2, 64, 1), (2, 8, 8, 16, 10)],
         wrong={
-            "You counted a box for each reader. How many boxes are kept?": (
+            "You counted keys for each query head. How many key/value heads are there?": (
                 lambda layers, H, G, D, tokens: bill(layers, H, H, D, tokens)
             ),
             "Half of it is missing: a key and a value are kept, and each number takes 2 bytes.": (
@@ -113,7 +164,7 @@ EXERCISES = [
     ),
     Exercise(
         name="ex05_4",
-        title="Merge the boxes",
+        title="Merge the heads",
         answer=merge,
         cases=[
             (torch.arange(48.0).view(16, 3).square(), 4, 2),
@@ -137,7 +188,7 @@ EXERCISES = [
         answer=LEFT // TEXT,
         cases=None,
         wrong={
-            "That is how many would fit with a box for each of the 28 readers.": (
+            "That is how many would fit with keys for each of the 28 query heads.": (
                 LEFT // (7 * TEXT)
             ),
             "You forgot the weights: they take their share of the 80 GB first.": (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from .exercises import Exercise
 
 
@@ -48,7 +51,53 @@ def cache_bytes(layers: int, sliding: int, G: int, D: int, window: int, tokens: 
     return 2 * G * D * 2 * ((layers - sliding) * tokens + sliding * min(window, tokens))
 
 
+def sees(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
+    """(B, T) and (B, S) -> bool (B, 1, T, S): which keys may each query see?"""
+    q, k = q_pos[:, None, :, None], k_pos[:, None, None, :]
+    seen = (k >= 0) & (k <= q)
+    return seen if window is None else seen & (k > q - window)
+
+
+def sees_padding(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
+    q, k = q_pos[:, None, :, None], k_pos[:, None, None, :]
+    return (k <= q) if window is None else (k <= q) & (k > q - window)
+
+
+def by_place(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
+    """Asks where a key lies, not which position it has."""
+    at = torch.arange(k_pos.shape[1])[None].expand_as(k_pos)
+    return sees(q_pos, torch.where(k_pos < 0, -1, at), window)
+
+
+Q_POS = torch.tensor([[-1, -1, 0, 1], [5, 6, 7, 8]])
+K_POS = torch.tensor([[-1, -1, 0, 1, 2, -1], [6, 7, 8, 3, 4, 5]])  # padding; a ring
+
 EXERCISES = [
+    Exercise(
+        name="ex06_0",
+        title="The visibility rule",
+        answer=sees,
+        cases=[(Q_POS, K_POS, 3), (Q_POS, K_POS, None), (Q_POS, K_POS, 1)],
+        wrong={
+            "One too many: the window counts the query itself, so k > q - window.": (
+                lambda q, k, window: sees(q, k, None if window is None else window + 1)
+            ),
+            "Padding is seen: -1 is not in the future of anybody. There is a third condition.": (
+                sees_padding
+            ),
+            "This asks where a key lies. In a ring, keys lie out of order: ask for its position.": (
+                by_place
+            ),
+            "A token may see itself: k <= q.": (
+                lambda q, k, window: (
+                    sees(q, k, window) & (k[:, None, None, :] < q[:, None, :, None])
+                )
+            ),
+            "Right, but turned round: True means that the query may look.": (
+                lambda q, k, window: ~sees(q, k, window)
+            ),
+        },
+    ),
     Exercise(
         name="ex06_1",
         title="Count the squares",

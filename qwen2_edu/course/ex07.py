@@ -106,7 +106,42 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=_chance)
 
 
+def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """x (T, E) -> (T, E); gate and up (F, E), down (E, F)."""
+    return (silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
 EXERCISES = [
+    Exercise(
+        name="ex07_0",
+        title="SwiGLU",
+        answer=swiglu,
+        cases=[
+            (_random(3, 4), _random(6, 4), _random(6, 4), _random(4, 6)),
+            (_random(2, 3), _random(5, 3), _random(5, 3), _random(3, 5)),
+        ],
+        wrong={
+            "Gate and up have changed places. SiLU bends the gate, and up says what passes.": (
+                lambda x, gate, up, down: swiglu(x, up, gate, down)
+            ),
+            "SiLU is missing: this multiplies gate and up as they are.": (
+                lambda x, gate, up, down: ((x @ gate.T) * (x @ up.T)) @ down.T
+            ),
+            "That is a plain sigmoid, the older GLU. SiLU multiplies it by the gate itself.": (
+                lambda x, gate, up, down: (torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T
+            ),
+            "SiLU bends the gate alone, before it is multiplied by up.": (
+                lambda x, gate, up, down: silu((x @ gate.T) * (x @ up.T)) @ down.T
+            ),
+            "That is GELU. Qwen2 has SiLU.": (
+                lambda x, gate, up, down: (gelu(x @ gate.T) * (x @ up.T)) @ down.T
+            ),
+            "The two are added. A gate multiplies.": (
+                lambda x, gate, up, down: (silu(x @ gate.T) + (x @ up.T)) @ down.T
+            ),
+        },
+        tolerance=1e-4,
+    ),
     Exercise(
         name="ex07_1",
         title="SiLU, by hand",

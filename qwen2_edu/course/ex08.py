@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import eager_attention
 from .exercises import Exercise
+
+Part = Callable[[Tensor], Tensor]
 
 
 def suspect(model: nn.Module) -> nn.Module:
@@ -70,7 +73,81 @@ EARLY = [("embeddings", 0.0), ("attention", 0.002), ("MLP", 0.3), ("logits", 0.1
 BOTH = [("embeddings", 0.0), ("attention", 0.002), ("MLP", float("nan")), ("logits", 0.5)]
 SPOILT = [("embeddings", 0.0), ("attention", 1e-7), ("MLP", float("nan")), ("logits", 0.5)]
 
+
+def flow(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    """ids (B, T) -> logits (B, T, V), with a tied table (V, E)."""
+    x = table[ids]
+    for attention, mlp, first, second in blocks:
+        x = x + attention(first(x))
+        x = x + mlp(second(x))
+    return norm(x) @ table.T
+
+
+def flow_without(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    return flow(ids, table, blocks, lambda x: x)
+
+
+def flow_stream(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    kept = []
+    flow(ids, table, blocks, lambda x: kept.append(norm(x)) or norm(x))
+    return kept[0]
+
+
+def flow_first_block(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    return flow(ids, table, blocks[:1], norm)
+
+
+def flow_without_sums(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    x = table[ids]
+    for attention, mlp, first, second in blocks:
+        x = mlp(second(attention(first(x))))
+    return norm(x) @ table.T
+
+
+def flow_side_by_side(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    x = table[ids]
+    for attention, mlp, first, second in blocks:
+        x = x + attention(first(x)) + mlp(second(x))
+    return norm(x) @ table.T
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def _before(x: Tensor) -> Tensor:
+    """Stands for attention: each token hears the mean of what came, itself included."""
+    return x.cumsum(-2) / torch.arange(1, x.shape[-2] + 1)[:, None]
+
+
+_BLOCKS = [
+    (_before, lambda x: x.flip(-1).sin(), _unit, lambda x: 0.5 * _unit(x)),
+    (lambda x: 2 * _before(x), torch.cos, lambda x: 1.5 * _unit(x), _unit),
+]
+_TABLE = (torch.arange(24.0).view(6, 4) * 5 % 7 - 3) / 2
+
 EXERCISES = [
+    Exercise(
+        name="ex08_0",
+        title="From ids to logits",
+        answer=flow,
+        cases=[
+            (torch.tensor([[0, 3, 5], [2, 2, 1]]), _TABLE, _BLOCKS, lambda x: 2 * _unit(x)),
+            (torch.tensor([[4]]), _TABLE, _BLOCKS[:1], _unit),
+        ],
+        wrong={
+            "The last norm is missing: the head reads a normed stream.": flow_without,
+            "Only the first block was run.": flow_first_block,
+            "Parts replace the stream here. Each one adds to it.": flow_without_sums,
+            "The MLP reads the stream from before attention. It should see what attention added.": (
+                flow_side_by_side
+            ),
+            "That is the stream. Hold it against every row of the table: one product is left.": (
+                flow_stream
+            ),
+        },
+        tolerance=1e-4,
+    ),
     Exercise(
         name="ex08_1",
         title="Tensors in a file",
