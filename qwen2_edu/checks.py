@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+import types
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -49,6 +50,54 @@ def check_kind(name: str, value: Any, kind: type, said: str) -> None:
     """Raise ValueError unless `value` is of a kind, or None, which stands for "not said"."""
     if value is not None and not isinstance(value, kind):
         raise ValueError(f"{name} must be {said}, not {value!r}")
+
+
+DEPTH = 64  # of lists and dicts in one another; what is deeper is no setting
+
+
+def plain(value: Any, whole: bool = False, depth: int = DEPTH) -> Any:
+    """`value` in Python's own types, which every file can hold and every check knows.
+
+    Numbers, booleans, arrays and tensors of numpy and torch become int, float, bool or lists of
+    them, also inside lists, tuples and dicts. `whole`: a float without a fraction becomes an int,
+    as JSON may write a length (1e30). ValueError: nested more than 64 deep.
+    """
+    if depth < 0:
+        raise ValueError(f"lists or objects are nested more than {DEPTH} deep: no setting is")
+    if isinstance(value, dict):
+        return {plain(k): plain(v, whole, depth - 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([plain(v, whole, depth - 1) for v in value])
+    if callable(convert := getattr(value, "tolist", None)):  # what numpy and torch both call it
+        value = convert()
+    return int(value) if whole and isinstance(value, float) and value.is_integer() else value
+
+
+def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> None:
+    """Raise ValueError for the first value that is not of the type its field has in `hints`.
+
+    Types are written as annotations: int, float, str, bool, None, Any, list[int], dict[str, Any],
+    a class, unions of these. An int is a float too, but a bool is no number. Fields without a hint
+    pass. `where`: the file, or what else is at fault.
+    """
+    for name, value in values.items():
+        if not _is_a(value, hints.get(name, Any)):
+            kind, shown = hints[name], repr(value)
+            kind = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
+            shown = shown if len(shown) < 80 else shown[:77] + "…"
+            raise ValueError(f"{where}{': ' if where else ''}{name} must be {kind}, not {shown}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    parts = get_args(kind)
+    if kind is Any or isinstance(kind, types.UnionType):
+        return kind is Any or any(_is_a(value, part) for part in parts)
+    kind = get_origin(kind) or {None: types.NoneType, float: (float, int)}.get(kind, kind)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+        return False
+    if isinstance(value, dict) and parts:
+        return all(_is_a(k, parts[0]) and _is_a(v, parts[1]) for k, v in value.items())
+    return not parts or all(_is_a(item, parts[0]) for item in value)
 
 
 class Range(NamedTuple):

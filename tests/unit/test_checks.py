@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from qwen2_edu.checks import did_you_mean
+from qwen2_edu.checks import check_json, did_you_mean, plain
 from qwen2_edu.files.disk import write_whole
 
 
@@ -28,3 +33,66 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == b"one"
     write_whole(path, b"two")
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == {"file": b"two"}
+
+
+def test_numbers_of_numpy_and_torch_become_pythons_own():
+    given = [np.int64(3), np.bool_(True), np.float32(0.5), torch.tensor(7), torch.tensor(True)]
+    found = plain(given)
+    assert found == [3, True, 0.5, 7, True]
+    assert [type(value) for value in found] == [int, bool, float, int, bool]
+    assert plain(torch.arange(3)) == plain(np.arange(3)) == [0, 1, 2]
+    assert plain({np.int64(1): (np.int32(2), [torch.tensor(3)])}) == {1: (2, [3])}
+    assert json.dumps(plain({np.int64(1): np.bool_(False)})) == '{"1": false}'
+    kept = ["text", None, 1.5, 10**400, torch.float16, object]
+    assert plain(kept) == kept
+
+
+def test_a_whole_float_is_a_length():
+    assert plain(1e30, whole=True) == int(1e30) and type(plain(32768.0, whole=True)) is int
+    assert plain(1e30) == 1e30 and plain(0.5, whole=True) == 0.5
+    assert plain(math.inf, whole=True) == math.inf and math.isnan(plain(math.nan, whole=True))
+
+
+def test_what_is_nested_too_deep_is_refused():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested more than 64 deep"):
+        plain(deep)
+    with pytest.raises(ValueError, match="nested more than 64 deep"):
+        plain({"a": {"b": deep}})
+
+
+HINTS = {"n": int | None, "x": float, "words": list[str], "on": bool, "d": dict[int, str]}
+HINTS |= {"t": str | dict[str, str] | None, "any": Any, "ids": int | list[int] | None}
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"n": None, "x": 1, "words": [], "on": False, "d": {}, "any": object()},
+        {"n": 3, "x": 0.5, "words": ["a"], "on": True, "d": {1: "a"}, "any": True, "other": 3},
+        {"t": {"a": "b"}, "ids": [1, 2]},
+        {"t": "a", "ids": None},
+    ],
+)
+def test_values_of_the_right_type_pass(right):
+    check_json(right, HINTS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n": "3"}, {"n": True}, {"n": 3.0}, {"x": None}, {"x": "0.1"}, {"x": False}, {"words": 5}]
+    + [{"words": [5]}, {"words": "ab"}, {"words": [[]]}, {"on": 1}, {"on": None}, {"d": ["a"]}]
+    + [{"d": {"1": "a"}}, {"d": {1: 2}}, {"t": 5}, {"t": {"a": 5}}, {"ids": [1, True]}],
+)
+def test_values_of_the_wrong_type_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"^a/config.json: {name} must be .*, not "):
+        check_json(wrong, HINTS, "a/config.json")
+
+
+def test_a_wrong_value_is_said_in_a_line():
+    with pytest.raises(ValueError, match=r"n must be int \| None, not \[0, 1, .*…$") as caught:
+        check_json({"n": list(range(1000))}, HINTS)
+    assert len(str(caught.value)) < 120
