@@ -85,7 +85,8 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
             kind, shown = hints[name], repr(value)
             kind = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
             shown = shown if len(shown) < 80 else shown[:77] + "…"
-            raise ValueError(f"{where}{': ' if where else ''}{name} must be {kind}, not {shown}")
+            said = f"{name} must be {kind}, not {shown}".replace("typing.", "")
+            raise ValueError(f"{where}: {said}" if where else said)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -112,7 +113,7 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         noun = "an integer" if self.whole else "a number"
         if self.high < math.inf:
-            return f"{noun} in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+            return f"{noun} in {'(' if self.above else '['}{self.low:,}, {self.high:,}]"
         if self.low == -math.inf:
             return noun
         if self.whole and self.low == 1:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from .checks import Range, check_numbers, did_you_mean, one_of, warn_caller
+from .checks import Range, check_json, check_numbers, did_you_mean, one_of, plain, warn_caller
 
 if TYPE_CHECKING:
     from .files.gguf import GGUFFile
@@ -22,14 +23,31 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTIONS = ("sdpa", "eager")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-SIZE, POSITIVE = Range(1, whole=True), Range(0, above=True)
+# Far above any model, and low enough that no product of two overflows, whatever a file says.
+SIZE, HEADS, POSITIVE = Range(1, 2**27, True), Range(1, 2**14, True), Range(0, 1e30, above=True)
+LABELS = Range(1, 2**20, whole=True)
 RANGES = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), SIZE),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), SIZE),
-    "max_position_embeddings": SIZE,
-    "rope_theta": POSITIVE,
-    "rms_norm_eps": POSITIVE,
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), SIZE),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), HEADS),
+    "num_hidden_layers": Range(1, 10_000, whole=True),
+    "max_position_embeddings": Range(1, 2**53, whole=True),
+    **dict.fromkeys(("rope_theta", "rms_norm_eps"), POSITIVE),
+    "initializer_range": Range(0, 1e30),
     "attention_dropout": Range(0, 0.99999),
+}
+# Fields of other models that change what is computed, by the value at which they do not. None does
+# not either. Whatever else is unknown is kept and has no effect.
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys("partial_rotary_factor rotary_pct attention_multiplier".split(), 1),
+    **dict.fromkeys("embedding_multiplier residual_multiplier logits_scaling".split(), 1),
+    **dict.fromkeys("logit_scale scale_emb".split(), 1),
+    **dict.fromkeys("use_mrope use_qk_norm qk_norm use_logn_attn use_dynamic_ntk".split(), False),
+    **dict.fromkeys("add_cross_attention is_encoder_decoder".split(), False),
+    **dict.fromkeys("use_bidirectional_attention rope_interleave alibi".split(), False),
+    **dict.fromkeys("attention_chunk_size attn_logit_softcapping num_experts".split()),
+    **dict.fromkeys("final_logit_softcapping kv_sharing_modes no_rope_layers".split()),
+    **dict.fromkeys("per_layer_config pruned_heads".split(), {}),
+    "tie_last_hidden_states": True,
 }
 
 
@@ -38,8 +56,8 @@ class Qwen2Config:
 
     Args:
         **fields: any field of a released `config.json`, in the spelling of transformers 4 or 5.
-            Unknown fields are kept and written back unchanged. `num_labels=n` names n labels
-            LABEL_0, LABEL_1, …
+            Unknown fields are kept and written back unchanged, but those that would change what
+            is computed (`NEUTRAL`) are refused. `num_labels=n` names n labels LABEL_0, LABEL_1, …
 
     For sliding layers it takes three fields: `use_sliding_window=True`, `sliding_window`, and
     `max_window_layers` below the number of layers.
@@ -77,32 +95,39 @@ class Qwen2Config:
     # Written only where they say something that the others do not.
     head_dim: int | None = None  # D; None = E / H
     id2label: dict[int, str] | None = None
+    is_causal: bool = True  # False = every token sees every other, as embedding models are made
     label2id: dict[str, int] | None = None
     layer_types: list[str] | None = None  # None = as use_sliding_window and max_window_layers say
     pad_token_id: int | None = None
     problem_type: str | None = None
     rope_scaling: dict[str, Any] | None = None
 
-    def __init__(self, **fields: Any):
+    def __init__(self, /, **fields: Any):
+        self._fill(fields)
+        self._warn_of_slips(fields, cutoff=0.7)
+
+    def _fill(self, fields: dict[str, Any]) -> None:
+        fields = _read_v5_spelling(fields)
         found = fields.pop("model_type", self.model_type)
         if found != self.model_type:
             raise ValueError(f"model_type is {found!r}: only 'qwen2' is read (Qwen2, Qwen2.5, …)")
         num_labels = fields.pop("num_labels", None)
         self.attn_implementation: str = fields.pop("attn_implementation", None) or "sdpa"
-        _read_v5_spelling(fields)
         vars(self).update({name: fields.pop(name) for name in FIELDS if name in fields})
         self.extra: dict[str, Any] = fields
-        if self.torch_dtype is not None:
-            self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        check_numbers(vars(type(self)) | vars(self), RANGES)
+        own = {name: getattr(self, name) for name in FIELDS}
+        check_numbers(own | {"num_labels": num_labels}, RANGES | {"num_labels": LABELS})
+        check_json(own, HINTS)
         self._check_heads()
         self.head_dim = self.head_dim or self._derived_head_dim()
         self.layer_types = list(self.layer_types or self._derived_layer_types())
-        self._set_labels(num_labels)
+        if num_labels is not None:
+            self.num_labels = num_labels
+        if self.id2label:
+            self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
         self._check_kinds()
-        self._warn_of_slips()
 
     # -- derived numbers ---------------------------------------------------------------------------
 
@@ -122,23 +147,36 @@ class Qwen2Config:
         """The rotary settings as transformers 5 spells them: type, theta, what the type needs."""
         scaling = dict(self.rope_scaling or {})
         old_name = scaling.pop("type", "default")
-        return {"rope_type": old_name, "rope_theta": self.rope_theta, **scaling}
+        rope = {"rope_type": old_name, "rope_theta": self.rope_theta, **scaling}
+        trained = self.extra.get("original_max_position_embeddings")
+        if rope["rope_type"] == "yarn" and trained:  # some write it beside, and there it counts
+            rope["original_max_position_embeddings"] = trained
+        return rope
 
     @property
     def num_labels(self) -> int:
         """How many classes a classification head has."""
         return len(self.id2label) if self.id2label else 2
 
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        check_numbers({"num_labels": count}, {"num_labels": LABELS})
+        if not self.id2label or len(self.id2label) != count:
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+            self.label2id = {name: i for i, name in self.id2label.items()}
+
     # -- reading and writing -----------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a release spells them, in alphabetical order."""
         fields = {name: getattr(self, name) for name in FIELDS}
-        derived = {"head_dim": self._derived_head_dim(), "layer_types": self._derived_layer_types()}
+        derived = {"is_causal": True, "layer_types": self._derived_layer_types()}
+        if self.head_dim * self.num_attention_heads == self.hidden_size:
+            derived["head_dim"] = self.head_dim
         for name in OPTIONAL:
             if fields[name] in (None, derived.get(name)):
                 del fields[name]
-        return dict(sorted({**fields, **self.extra, "model_type": self.model_type}.items()))
+        return plain(dict(sorted({**fields, **self.extra, "model_type": self.model_type}.items())))
 
     def to_json_string(self) -> str:
         """The text of `config.json`, laid out as the releases lay it out."""
@@ -155,15 +193,29 @@ class Qwen2Config:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **changes: Any) -> Qwen2Config:
-        """A configuration from the parsed `config.json`; `changes` win over it."""
-        return cls(**(fields | changes))
+        """A configuration from the parsed `config.json`; `changes` win over it, however spelt."""
+        old, new = _read_v5_spelling(fields), _read_v5_spelling(changes)
+        for name in new:
+            for follows in FOLLOWS.get(name, ()):
+                old.pop(follows, None)
+        if isinstance(count := new.get("num_hidden_layers"), int) and old.get("layer_types"):
+            old["layer_types"] = old["layer_types"][:count]
+        config = cls.__new__(cls)
+        config._fill(old | new)
+        config._warn_of_slips(changes, cutoff=0.7)
+        config._warn_of_slips(set(fields) - set(changes), cutoff=0.9)  # written by a program
+        return config
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str], **changes: Any) -> Qwen2Config:
-        """Read a `config.json`; ValueError if it is no JSON object, or of another model."""
+        """Read a `config.json`; ValueError, with file and field, if it is not of a Qwen2 model."""
         from .files.disk import read_json
 
-        return cls.from_dict(read_json(Path(path)), **changes)
+        fields = read_json(Path(path))
+        try:
+            return cls.from_dict(fields, **changes)
+        except ValueError as error:
+            raise ValueError(f"{error}; read from {path}") from None
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Qwen2Config:
@@ -198,17 +250,9 @@ class Qwen2Config:
 
     def _derived_layer_types(self) -> list[str]:
         """Layer i slides iff `use_sliding_window` and `i >= max_window_layers`: the upper ones."""
-        first = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
+        slides = self.use_sliding_window and self.sliding_window is not None
+        first = self.max_window_layers if slides else self.num_hidden_layers
         return [SLIDING if i >= first else FULL for i in range(self.num_hidden_layers)]
-
-    def _set_labels(self, num_labels: int | None) -> None:
-        if num_labels is not None and (not self.id2label or len(self.id2label) != num_labels):
-            self.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
-            self.label2id = None
-        if self.id2label:
-            # The keys of a JSON object are strings.
-            self.id2label = {int(i): name for i, name in self.id2label.items()}
-            self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
 
     def _check_heads(self) -> None:
         E, H, G = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
@@ -222,8 +266,12 @@ class Qwen2Config:
             raise ValueError(f"head_dim ({D}) must be even: rotary embedding turns pairs")
 
     def _check_kinds(self) -> None:
-        for name in ("tie_word_embeddings", "use_sliding_window", "use_cache"):
-            one_of(name, getattr(self, name), (True, False))
+        for name, off in NEUTRAL.items():
+            if (value := self.extra.get(name)) not in (None, off):
+                raise ValueError(
+                    f"{name}={value!r} changes what a model computes, and Qwen2 has no such part: "
+                    f"only {off!r} is read"
+                )
         one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
         if self.hidden_act != "silu":
@@ -240,37 +288,52 @@ class Qwen2Config:
             raise ValueError("layers slide, so sliding_window must be a number, not None")
         if SLIDING in kinds:
             check_numbers({"sliding_window": self.sliding_window}, {"sliding_window": SIZE})
-
-    def _warn_of_slips(self) -> None:
-        for name in self.extra:
-            if hint := did_you_mean(name, FIELDS, cutoff=0.7):
-                warn_caller(f"{name} is kept and has no effect; {hint}")
-        if self.use_sliding_window and SLIDING not in self.layer_types:
+        elif self.use_sliding_window and SLIDING not in self.layer_types:
             warn_caller(
                 f"use_sliding_window is on and no layer slides: layers from max_window_layers="
-                f"{self.max_window_layers} on would, and there are {self.num_hidden_layers}"
+                f"{self.max_window_layers} on would, and there are {self.num_hidden_layers}, with "
+                f"sliding_window={self.sliding_window}"
             )
+
+    def _warn_of_slips(self, names: Iterable[str], cutoff: float) -> None:
+        for name in self.extra.keys() & set(names) - {"attention_bias"}:
+            longer = any(name.startswith(f"{f}_") or name.endswith(f"_{f}") for f in FIELDS)
+            hint = did_you_mean(name, FIELDS, cutoff=cutoff)
+            if hint and not longer and not name.endswith("_token_id"):  # mm_hidden_size is no slip
+                warn_caller(f"{name} is kept and has no effect; {hint}")
 
 
 FIELDS = tuple(Qwen2Config.__annotations__)
-OPTIONAL = "head_dim id2label label2id layer_types pad_token_id problem_type rope_scaling".split()
+HINTS = get_type_hints(Qwen2Config)
+OPTIONAL = """head_dim id2label is_causal label2id layer_types pad_token_id problem_type
+rope_scaling""".split()
+# What a file says and a change of the field on the left makes void.
+FOLLOWS = {"id2label": ("num_labels", "label2id")}
+FOLLOWS |= dict.fromkeys(("use_sliding_window", "max_window_layers"), ("layer_types",))
 
 
-def _read_v5_spelling(fields: dict[str, Any]) -> None:
-    """Turn transformers 5's `dtype` and `rope_parameters` into the released fields, in place."""
+def _read_v5_spelling(given: dict[str, Any]) -> dict[str, Any]:
+    """A copy in Python's own types, with transformers 5's `dtype` and `rope_parameters` as the
+    released fields.
+    """
+    fields = plain(given)
     if "dtype" in fields:
         fields["torch_dtype"] = fields.pop("dtype")
+    if str(fields.get("torch_dtype")).startswith("torch."):
+        fields["torch_dtype"] = str(fields["torch_dtype"]).removeprefix("torch.")
+    if isinstance(labels := fields.get("id2label"), dict):  # the keys of a JSON object are strings
+        fields["id2label"] = {int(i) if str(i).isdecimal() else i: n for i, n in labels.items()}
+    kinds = dict.fromkeys(("rope_parameters", "rope_scaling"), dict[str, Any] | None)
+    check_json(fields, kinds | {"self": None})  # a name that no reader could pass on
     rope = dict(fields.pop("rope_parameters", None) or {})
     if "rope_theta" in rope:
         fields["rope_theta"] = rope.pop("rope_theta")
     if rope:
         fields["rope_scaling"] = rope
-    scaling = fields.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        example = {"rope_type": "linear", "factor": 2.0}
-        raise ValueError(f"rope_scaling must be a dict such as {example}, not {scaling!r}")
-    if scaling.get("rope_type", scaling.get("type", "default")) == "default":
+    scaling = fields.get("rope_scaling")
+    if scaling and scaling.get("rope_type", scaling.get("type", "default")) == "default":
         fields["rope_scaling"] = None
+    return fields
 
 
 # -- the releases ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .checks import Range, check_numbers, one_of
 from .config import Qwen2Config
 
 _YARN = "attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
@@ -21,6 +22,11 @@ _OPTIONS = {
     "dynamic": {"factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings", *_YARN},
 }
+
+_POSITIVE = Range(0, 1e30, above=True)
+_RANGES = {"factor": Range(1, 1e30), "original_max_position_embeddings": Range(1, 2**53)}
+_RANGES |= dict.fromkeys(("attention_factor", "beta_fast", "beta_slow"), _POSITIVE)
+_RANGES |= dict.fromkeys(("mscale", "mscale_all_dim"), Range(-1e30, 1e30))
 
 
 def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, float]:
@@ -41,7 +47,7 @@ def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, floa
     """
     rope = config.rope_parameters
     kind, theta, D = rope["rope_type"], float(rope["rope_theta"]), config.head_dim
-    _check(rope)
+    _check(rope, D)
     # On the CPU even where a model is built on the meta device: frequencies are no parameters.
     exponents = torch.arange(0, D, 2, dtype=torch.float32, device="cpu") / D  # 0 … 1 over the pairs
     if kind == "dynamic":  # a larger theta, and so slower turns, for longer text
@@ -89,19 +95,23 @@ def _yarn(frequencies: Tensor, rope, theta: float, config: Qwen2Config) -> tuple
     return mixed, scaling
 
 
-def _check(rope: dict) -> None:
-    """Refuse an unknown type, an option that the type does not have, or a factor below 1."""
+def _check(rope: dict, D: int) -> None:
+    """Refuse an unknown type, an option that the type does not have, or a value that cannot be."""
     kind = rope["rope_type"]
-    if kind not in _OPTIONS:
+    if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(f"unknown rope type {kind!r}; known: {', '.join(_OPTIONS)}")
     unknown = set(rope) - {"rope_type", "rope_theta"} - _OPTIONS[kind]
     if unknown:
         raise ValueError(
             f"rope type {kind!r} has no option {sorted(unknown)}; known: {sorted(_OPTIONS[kind])}"
         )
-    factor = rope.get("factor")
-    if kind != "default" and not (isinstance(factor, (int, float)) and factor >= 1):
-        raise ValueError(f"rope type {kind!r} needs a factor of at least 1, not {factor!r}")
+    given = dict.fromkeys(_RANGES) | rope
+    check_numbers(given, _RANGES)
+    one_of("truncate", given.get("truncate"), (True, False, None))
+    if kind != "default" and given["factor"] is None:
+        raise ValueError(f"rope type {kind!r} needs a factor of at least 1, not None")
+    if (kind == "yarn" and rope["rope_theta"] <= 1) or (kind == "dynamic" and D == 2):
+        raise ValueError(f"rope type {kind!r}: rope_theta {rope['rope_theta']} or D={D} too small")
 
 
 class RotaryEmbedding(nn.Module):
@@ -115,6 +125,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.frequencies, self.scaling = rope_frequencies(config)
+        self.dynamic = config.rope_parameters["rope_type"] == "dynamic"
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """
@@ -125,15 +136,14 @@ class RotaryEmbedding(nn.Module):
         Returns:
             cos and sin, each (B, 1, T, D): the same for all heads, each angle twice.
         """
-        if self.config.rope_parameters["rope_type"] == "dynamic":
-            self.frequencies, self.scaling = rope_frequencies(
-                self.config, int(position_ids.max()) + 1
-            )
-        if self.frequencies.device != position_ids.device:
+        if self.frequencies.device != position_ids.device:  # the same numbers for every thread
             self.frequencies = self.frequencies.to(position_ids.device)
-        angles = position_ids[..., None].float() * self.frequencies  # (B, T, D/2)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, D)
-        return (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+        frequencies, scaling = self.frequencies, self.scaling
+        if self.dynamic:  # this pass's own: other threads come through here meanwhile
+            frequencies, scaling = rope_frequencies(self.config, int(position_ids.max()) + 1)
+        angles = position_ids[..., None].float() * frequencies.to(position_ids.device)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, T, D/2) -> (B, 1, T, D)
+        return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
 
 
 def rotate_half(x: Tensor) -> Tensor:

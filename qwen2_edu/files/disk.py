@@ -29,9 +29,10 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict:
     """The JSON object that the file holds; ValueError if it holds something else."""
+    text = read_text(path)
     try:
-        data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # or a number of thousands of digits
         raise ValueError(f"{path} is not JSON ({error}): fetch or save it anew") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a JSON object")
