@@ -6,6 +6,7 @@ share key head g. H = G is multi-head, G = 1 multi-query, and what lies between 
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention, softmax
 
 from .cache import Cache
 from .config import ATTENTIONS, Qwen2Config
+from .masks import LongMask
 from .rope import apply_rope
 
 
@@ -36,7 +38,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
     """
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     # The H/G query heads of a group are H/G * T queries to one key head: no key is copied.
-    scores = q.reshape(B, G, H // G * T, D) @ k.mT * scale  # (B, G, H/G * T, S)
+    # A power of two, which changes no bit, before the product, lest that overflow in fp16.
+    rest, power = math.frexp(scale)  # scale = rest * 2**power
+    scores = (q * 2.0**power).reshape(B, G, H // G * T, D) @ k.mT * rest  # (B, G, H/G * T, S)
     scores = scores.view(B, H, T, S)
     if mask is not None:
         scores = scores + mask
@@ -66,7 +70,7 @@ def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
 ) -> Tensor:
     """The same by PyTorch's fused kernels, which never store the weights; same shapes."""
-    causal = mask is None and q.shape[2] > 1
+    causal = bool(mask is None and q.shape[2] > 1)  # bool: to `torch.export` T is a symbol
     if causal and q.shape[2] != k.shape[2]:  # the kernel aligns its triangle top left
         raise ValueError(
             f"{q.shape[2]} queries over {k.shape[2]} keys need a mask: "
@@ -107,10 +111,16 @@ class Qwen2Attention(nn.Module):
         self.attend = BACKENDS[config.attn_implementation]
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | LongMask | None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """x: (B, T, E) -> (B, T, E). cos, sin: (B, 1, T, D), the rotation of these T positions;
-        mask: (B, 1, T, S), None = plain causal; cache: keys and values seen before, these T join.
+        mask: (B, 1, T, S), None = plain causal, or a `LongMask`, which is worked off in blocks;
+        cache: keys and values seen before, these T join.
         """
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
@@ -122,10 +132,17 @@ class Qwen2Attention(nn.Module):
         scale, dropout = self.head_dim**-0.5, self.dropout if self.training else 0.0
         records = () if torch.compiler.is_compiling() else RECORDS.get()
         if watching := [record for record in records if self in record.layers]:
+            mask = mask.whole() if isinstance(mask, LongMask) else mask
             weights = attention_weights(q, k, mask, scale)
             for record in watching:
                 record.attentions.append(weights)
             out = weighted_values(drop(weights, dropout) if dropout else weights, v)
+        elif isinstance(mask, LongMask):
+            parts = [
+                self.attend(q[:, :, i], k[:, :, j], v[:, :, j], block, scale, dropout)
+                for i, j, block in mask.blocks()
+            ]
+            out = torch.cat(parts, dim=2)
         else:
             out = self.attend(q, k, v, mask, scale, dropout)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, H*D) -> (B, T, E)

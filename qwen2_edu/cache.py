@@ -33,6 +33,8 @@ class Growing:
             return new
         if start > 0 and (new.requires_grad or self.data.requires_grad):
             self.data = self.data.clone()  # the backward pass needs the old one unchanged
+        elif start > 0:
+            self.data = _writable(self.data)
         if limit is None or end <= limit:
             if self.data.shape[2] < end:  # a quarter more than asked for, so that copying is rare
                 room = end + end // 4 + 16
@@ -57,6 +59,13 @@ class Growing:
         """Nothing to do: columns beyond the clock are never answered and will be overwritten."""
 
 
+def _writable(data: Tensor) -> Tensor:
+    """The tensor, or a copy if it was made under inference_mode and we are outside."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return data
+    return data.clone() if data.is_inference() else data
+
+
 def _widened(columns: Tensor, S: int) -> Tensor:
     """A copy with room for S columns, (B, G, S, D); the new ones are 0."""
     return pad(columns, (0, 0, 0, S - columns.shape[2]))
@@ -74,6 +83,7 @@ class Fixed:
         T = new.shape[2]
         if self.data is None or len(self.data) != len(new):
             self.data = new.new_full((*new.shape[:2], self.columns, new.shape[3]), self.fill)
+        self.data = _writable(self.data)
         slots = start + torch.arange(T, device=new.device)
         if not self.wraps:
             return self.data.index_copy_(2, slots, new)
@@ -89,6 +99,7 @@ class Fixed:
     def crop(self, length: int) -> None:
         """Empty the slots from `length` on."""
         if self.data is not None:
+            self.data = _writable(self.data)
             self.data[:, :, length:] = self.fill
 
 
@@ -108,7 +119,7 @@ class Cache:
         self.layers = [tuple(self._columns(self.windows[kind]) for _ in "kv") for kind in kinds]
         self.positions = {kind: self._columns(w, fill=-1) for kind, w in self.windows.items()}
         self.length: int | Tensor = 0
-        self.pads: int | Tensor = 0  # padding tokens of each row so far, (B, 1)
+        self.pads: int | Tensor = 0  # what rotary positions leave out: padding on the left, (B, 1)
 
     def _columns(self, window: int | None, fill: int = 0) -> Growing | Fixed:
         return Growing(window)
@@ -174,7 +185,7 @@ class Cache:
             )
         if isinstance(self.pads, Tensor) and length < now:  # no ring has wrapped yet
             kept = next(iter(self.positions.values())).data[:, 0, :length, 0]
-            self.pads = (kept < 0).sum(-1, keepdim=True) if length else 0
+            self.pads = (kept >= 0).cumsum(-1).eq(0).sum(-1, keepdim=True) if length else 0
         for columns in self._all_columns():
             columns.crop(length)
         self.advance(length - now)
@@ -223,11 +234,11 @@ class StaticCache(Cache):
 
     def advance(self, tokens: int) -> None:
         """Move the clock in place: a compiled step must find the same tensor again."""
-        self.length.add_(tokens)
+        self.length = _writable(self.length).add_(tokens)
 
     def reset(self) -> None:
         """Forget everything, keep the memory."""
         for columns in self.positions.values():
             columns.crop(0)
-        self.length.zero_()
+        self.length = _writable(self.length).zero_()
         self.pads = 0

@@ -35,20 +35,16 @@ RANGES = {
     "initializer_range": Range(0, 1e30),
     "attention_dropout": Range(0, 0.99999),
 }
-# Fields of other models that change what is computed, by the value at which they do not. None does
+# Fields of other models that change what is computed, by the value at which they do not; None does
 # not either. Whatever else is unknown is kept and has no effect.
-NEUTRAL: dict[str, Any] = {
-    **dict.fromkeys("partial_rotary_factor rotary_pct attention_multiplier".split(), 1),
-    **dict.fromkeys("embedding_multiplier residual_multiplier logits_scaling".split(), 1),
-    **dict.fromkeys("logit_scale scale_emb".split(), 1),
-    **dict.fromkeys("use_mrope use_qk_norm qk_norm use_logn_attn use_dynamic_ntk".split(), False),
-    **dict.fromkeys("add_cross_attention is_encoder_decoder".split(), False),
-    **dict.fromkeys("use_bidirectional_attention rope_interleave alibi".split(), False),
-    **dict.fromkeys("attention_chunk_size attn_logit_softcapping num_experts".split()),
-    **dict.fromkeys("final_logit_softcapping kv_sharing_modes no_rope_layers".split()),
-    **dict.fromkeys("per_layer_config pruned_heads".split(), {}),
-    "tie_last_hidden_states": True,
-}
+_OFF = """use_mrope use_qk_norm qk_norm use_logn_attn use_dynamic_ntk rope_interleave alibi
+add_cross_attention is_encoder_decoder use_bidirectional_attention""".split()
+_ONE = """partial_rotary_factor rotary_pct attention_multiplier embedding_multiplier
+residual_multiplier logits_scaling logit_scale scale_emb""".split()
+_NONE = """attention_chunk_size attn_logit_softcapping final_logit_softcapping num_experts
+kv_sharing_modes no_rope_layers per_layer_config pruned_heads""".split()
+NEUTRAL = dict.fromkeys(_OFF, False) | dict.fromkeys(_ONE, 1) | dict.fromkeys(_NONE)
+NEUTRAL |= {"tie_last_hidden_states": True}
 
 
 class Qwen2Config:
@@ -267,7 +263,7 @@ class Qwen2Config:
 
     def _check_kinds(self) -> None:
         for name, off in NEUTRAL.items():
-            if (value := self.extra.get(name)) not in (None, off):
+            if (value := self.extra.get(name)) not in (None, off, {}):
                 raise ValueError(
                     f"{name}={value!r} changes what a model computes, and Qwen2 has no such part: "
                     f"only {off!r} is read"

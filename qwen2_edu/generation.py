@@ -31,7 +31,11 @@ def prefill(model: Any, input_ids: Tensor, cache: Cache, mask: Tensor | None = N
     """
     held = cache.get_seq_length()
     new = None if mask is None or mask[:, held:].all() else mask[:, held:]
-    out = model(input_ids[:, held:], attention_mask=new, past_key_values=cache, logits_to_keep=1)
+    options = {} if new is None else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, held:]}
+    options |= {"attention_mask": new, "past_key_values": cache, "logits_to_keep": 1}
+    out = model(input_ids[:, held:], **options)
+    if new is not None:  # count real tokens alone from here on, as transformers' generate does
+        cache.pads = (~mask).sum(-1, keepdim=True)
     return out.logits[:, -1]
 
 

@@ -7,24 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from .config import Qwen2Config
-from .model import CausalLMOutput, Qwen2Model
+from .model import CausalLMOutput, Output, Qwen2Model, mean_loss
 from .pretrained import Qwen2PreTrainedModel
 
 
+@dataclass(repr=False)
 class ClassifierOutput(CausalLMOutput):
     """logits: (B, labels) for a text, (B, T, labels) for tokens; loss: mean over the labels."""
 
 
-@dataclass
-class SpanOutput:
+@dataclass(repr=False)
+class SpanOutput(Output):
     """start_logits, end_logits: (B, T), is this token the first, or the last, of the answer?"""
 
-    start_logits: Tensor
-    end_logits: Tensor
     loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -46,14 +47,17 @@ class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **options: Any,
     ) -> ClassifierOutput:
         """Classify B texts. Arguments as in `Qwen2Model.forward`, and:
 
         Args:
-            attention_mask: (B, T), 0 = padding on either side. Without it `config.pad_token_id`
-                tells where a text ends; padding on the left is then read as text. Several texts
-                with neither are a ValueError.
+            attention_mask: (B, T), 0 = padding on either side. It alone tells where a text ends:
+                transformers asks for `config.pad_token_id` even then, and so misses the end of a
+                text that really ends in that token, as one may whose padding is <|endoftext|>.
+                Without a mask that id does tell; padding on the left is then read as text. Several
+                texts with neither are a ValueError. Embeddings without a mask are all text.
             labels: (B,) class ids; (B, labels) of 0 and 1 for several labels at once; floats for
                 regression. `config.problem_type` says which; unset, it follows from the number of
                 labels and their dtype.
@@ -65,15 +69,17 @@ class Qwen2ForSequenceClassification(Qwen2PreTrainedModel):
             real = attention_mask[:, -T:].bool()
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
-        elif B == 1:
-            real = logits.new_ones(1, T)
+        elif B == 1 or input_ids is None:
+            real = logits.new_ones(B, T)
         else:
             raise ValueError(f"where do {B} texts end? Give attention_mask or config.pad_token_id")
         last = (torch.arange(T, device=real.device) * real).argmax(-1)  # (B,)
         logits = logits[torch.arange(B, device=logits.device), last]  # (B, labels)
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config, num_items_in_batch)
         return ClassifierOutput(
-            logits, loss, out.past_key_values, out.hidden_states, out.attentions
+            loss, logits, out.past_key_values, out.hidden_states, out.attentions
         )
 
 
@@ -84,21 +90,30 @@ class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
 
     def __init__(self, config: Qwen2Config):
         super().__init__(config)
-        rate = config.extra.get("classifier_dropout")
+        rates = [config.extra.get(name) for name in ("classifier_dropout", "hidden_dropout")]
+        bias = config.extra.get("token_classification_bias", True)
         self.model = Qwen2Model(config)
-        self.dropout = nn.Dropout(0.1 if rate is None else rate)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=bias)
         self.init_weights(self.score)
 
-    def forward(self, *inputs: Any, labels: Tensor | None = None, **options: Any):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **options: Any,
+    ) -> ClassifierOutput:
         """As `Qwen2Model.forward`, and labels: (B, T) class ids, -100 = not counted."""
-        out = self.model(*inputs, **options)
+        out = self.model(input_ids, attention_mask, **options)
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
-            loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten().long())
+            loss = mean_loss(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
         return ClassifierOutput(
-            logits, loss, out.past_key_values, out.hidden_states, out.attentions
+            loss, logits, out.past_key_values, out.hidden_states, out.attentions
         )
 
 
@@ -116,31 +131,41 @@ class Qwen2ForQuestionAnswering(Qwen2PreTrainedModel):
 
     def forward(
         self,
-        *inputs: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **options: Any,
     ) -> SpanOutput:
-        """As `Qwen2Model.forward`; start_positions, end_positions: (B,), from T on not counted."""
-        out = self.transformer(*inputs, **options)
+        """As `Qwen2Model.forward`, and start_positions, end_positions: (B,). As transformers has
+        it: from T on not counted, a negative one is 0, and the loss needs both.
+        """
+        out = self.transformer(input_ids, attention_mask, **options)
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:
             T, loss = start.shape[1], 0
             for scores, at in ((start, start_positions), (end, end_positions)):
-                loss = loss + cross_entropy(scores.float(), at.clamp(0, T), ignore_index=T) / 2
-        return SpanOutput(start, end, loss, out.hidden_states, out.attentions)
+                at = at.flatten().clamp(0, T)
+                loss = loss + mean_loss(scores, at.where(at < T, -100), num_items_in_batch) / 2
+        return SpanOutput(loss, start, end, out.hidden_states, out.attentions)
 
 
-def classification_loss(logits: Tensor, labels: Tensor, config: Qwen2Config) -> Tensor:
-    """The loss that `config.problem_type` names, or that labels (B,) or (B, labels) imply; fp32."""
+def classification_loss(
+    logits: Tensor, labels: Tensor, config: Qwen2Config, count: int | Tensor | None = None
+) -> Tensor:
+    """The loss that `config.problem_type` names, or that labels (B,) or (B, labels) imply; fp32.
+    `count`: of classes alone, as in `mean_loss`.
+    """
     kind, logits = config.problem_type, logits.float()
     if kind is None and config.num_labels == 1:
         kind = "regression"
     elif kind is None and labels.dtype in (torch.int64, torch.int32):
         kind = "single_label_classification"
     if kind == "single_label_classification":
-        return cross_entropy(logits, labels.view(-1).long())
+        return mean_loss(logits, labels.flatten(), count)
     if kind == "regression":
         return mse_loss(logits.reshape(labels.shape), labels.float())
     return binary_cross_entropy_with_logits(logits, labels.float())

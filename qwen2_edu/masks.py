@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+BLOCK = 1024  # queries of a long text whose mask is made at once
+
 
 def visible(
-    query_positions: Tensor, key_positions: Tensor, window: int | Tensor | None = None
+    query_positions: Tensor,
+    key_positions: Tensor,
+    window: int | Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
     """Which keys may each query see?
 
@@ -17,6 +25,8 @@ def visible(
             them turned.
         window: tokens visible including the query itself; None = no limit. A tensor (B, T) gives
             each query its own: that is how packed documents stay apart (`tokens_of_own_document`).
+        causal: False = what comes after is seen too, and a window reaches as far to both sides: as
+            transformers has it, `window` tokens before and `window` after.
 
     Returns:
         Bool (B, 1, T, S), True = may attend.
@@ -24,11 +34,39 @@ def visible(
     Source: sliding windows as in Mistral 7B, arXiv:2310.06825, section 2.
     """
     q, k = query_positions[:, None, :, None], key_positions[:, None, None, :]
-    seen = (k >= 0) & (k <= q)
+    seen = (k >= 0) & (k <= q) if causal else (k >= 0).expand(-1, -1, q.shape[2], -1)
     if window is not None:
         reach = window[:, None, :, None] if isinstance(window, Tensor) else window
-        seen = seen & (k > q - reach)
+        seen = seen & (k > q - reach) if causal else seen & ((k - q).abs() <= reach)
     return seen
+
+
+class LongMask(NamedTuple):
+    """The mask of a long text, made for one block of queries at a time: whole, it would grow as the
+    square of the text. Fields as in `visible`; queries stand in order, `dtype` as in `additive`.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    window: int | Tensor | None
+    causal: bool
+    dtype: torch.dtype
+
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """(queries, keys, mask) of each block: no key is left out that one of its queries sees."""
+        T, S = self.queries.shape[1], self.keys.shape[1]
+        for start in range(0, T, BLOCK):
+            rows, columns = slice(start, min(start + BLOCK, T)), slice(0, S)
+            if self.causal and S == T:  # nothing was read before, so keys stand in order too
+                first = start - self.window + 1 if isinstance(self.window, int) else 0
+                columns = slice(max(first, 0), rows.stop)
+            reach = self.window[:, rows] if isinstance(self.window, Tensor) else self.window
+            seen = visible(self.queries[:, rows], self.keys[:, columns], reach, self.causal)
+            yield rows, columns, additive(seen, self.dtype)
+
+    def whole(self) -> Tensor:
+        """All of it, (B, 1, T, S): for who must have every weight."""
+        return additive(visible(*self[:4]), self.dtype)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

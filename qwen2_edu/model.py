@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,41 +10,79 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
+from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 from .attention import RECORDS, Qwen2Attention
 from .cache import Cache, DynamicCache, StaticCache
 from .capture import capture
-from .checks import check_ids
-from .config import Qwen2Config
+from .checks import check_ids, refuse_unknown
+from .config import FULL, Qwen2Config
 from .layers import RMSNorm, SwiGLU
-from .masks import additive, tokens_of_own_document, visible
+from .masks import BLOCK, LongMask, tokens_of_own_document
 from .pretrained import Qwen2PreTrainedModel
 from .rope import RotaryEmbedding
 
 if TYPE_CHECKING:
     from .decoding.settings import GenerationConfig
 
+ARGUMENTS = """input_ids attention_mask position_ids past_key_values inputs_embeds use_cache
+output_attentions output_hidden_states return_dict labels logits_to_keep""".split()
+INSTEAD = {  # what callers of transformers pass
+    "is_causal": "set it in the configuration",
+    "cache_position": "the cache counts by itself",
+    "token_type_ids": "Qwen2 does not tell segments apart: leave it out",
+    "shift_labels": "pass labels, which are shifted here",
+}
 
-@dataclass
-class ModelOutput:
+
+class Output(dict):
+    """What a model answers, as transformers has it. Fields by name, `out.logits`, `out["logits"]`,
+    or by number among those that are not None: `out[0]`, `out[:2]`, `out.to_tuple()`.
+    """
+
+    def __init_subclass__(cls) -> None:  # so that `torch.export` knows it
+        def build(values: Iterable, names: list[str]) -> Output:
+            return cls(**dict(zip(names, values, strict=True)))
+
+        name = f"qwen2_edu.{cls.__name__}"
+        take = lambda out: (list(out.values()), list(out))  # noqa: E731
+        register_pytree_node(cls, take, build, serialized_type_name=name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if value is not None:
+            super().__setitem__(name, value)
+
+    __setitem__ = __setattr__
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple:
+        """The fields that are not None."""
+        return tuple(self.values())
+
+
+@dataclass(repr=False)
+class ModelOutput(Output):
     """last_hidden_state: (B, T, E), after the final norm; hidden_states: the embeddings, then each
     layer's output, the last after the final norm; attentions: of each layer, (B, H, T, S). What was
     not asked for is None.
     """
 
-    last_hidden_state: Tensor
+    last_hidden_state: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
-class CausalLMOutput:
+@dataclass(repr=False)
+class CausalLMOutput(Output):
     """logits: (B, T, V), or the positions that `logits_to_keep` names; loss: mean nats a label."""
 
-    logits: Tensor
     loss: Tensor | None = None
+    logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -78,7 +117,7 @@ class Qwen2Model(Qwen2PreTrainedModel):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing, self.checkpointing_options = False, {}
         self.init_weights()
 
     def forward(
@@ -90,32 +129,45 @@ class Qwen2Model(Qwen2PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         *,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **unknown: Any,
     ) -> ModelOutput:
         """Read T more tokens.
 
         Args:
             input_ids: (B, T), or give `inputs_embeds` (B, T, E) instead.
             attention_mask: (B, T), 0 = padding; None = all real. Of (B, past + T), as transformers
-                wants it, the last T columns are read: the cache knows the rest.
-            position_ids: (B, T) or (1, T) for the rotary embedding; None counts the real tokens of
-                each row. Without a mask and a cache, a position that does not follow its neighbour
-                starts a new document, unseen by others.
+                wants it, the last T columns are new; the others must be as the cache read them.
+            position_ids: (B, T) or (1, T) for the rotary embedding; None counts the columns, but
+                for padding on the left. Without a mask and a cache, a position that does not follow
+                its neighbour starts a new document, unseen by others; with one it only rotates.
             past_key_values: a cache; None starts one if `use_cache`.
-            use_cache: None = as configured, but never while training or for packed documents.
+            use_cache: None = as configured, but never while training, while exporting, or for
+                packed documents.
+            output_attentions, output_hidden_states: None = as the configuration says.
+            return_dict: False = a plain tuple of what is not None.
 
         Raises:
             ValueError: both or none of ids and embeddings, or shapes that do not fit.
+            TypeError: an unknown argument.
         """
+        if unknown:
+            given = [name for name, value in unknown.items() if value is not None]
+            refuse_unknown("forward()", given, ARGUMENTS, INSTEAD)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, E)
         B, T, _ = x.shape
+        if output_attentions is None:
+            output_attentions = self.config.extra.get("output_attentions")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.extra.get("output_hidden_states")
         if position_ids is not None and tuple(position_ids.shape) not in ((1, T), (B, T)):
             shape = tuple(position_ids.shape)
             raise ValueError(f"position_ids {shape} do not fit {B} rows of {T} tokens")
         packed = position_ids is not None and attention_mask is None and past_key_values is None
+        packed = packed and not use_cache and self.config.is_causal
         own = tokens_of_own_document(position_ids) if packed else None
         if packed and not torch.compiler.is_compiling() and (own[:, -1] == own.shape[1]).all():
             own = None  # one document a row after all
@@ -124,11 +176,12 @@ class Qwen2Model(Qwen2PreTrainedModel):
         cos, sin = self.rotary_emb(rope_positions, x.dtype)
 
         keep_little = self.gradient_checkpointing and self.training and cache is None
+        options = {"use_reentrant": False, **self.checkpointing_options}
         states = [x] if output_hidden_states else None
         with capture(self) if output_attentions else nullcontext() as record:
             for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
                 if keep_little and not RECORDS.get():  # else the way back would be recorded too
-                    x = checkpoint(layer, x, cos, sin, masks[kind], use_reentrant=False)
+                    x = checkpoint(layer, x, cos, sin, masks[kind], **options)
                 else:
                     x = layer(x, cos, sin, masks[kind], cache)
                 if states is not None:
@@ -156,12 +209,9 @@ class Qwen2Model(Qwen2PreTrainedModel):
                     f"{self.config.num_hidden_layers} layers, this is {layers}"
                 )
             return cache
-        if use_cache and packed:
-            raise ValueError(
-                "several documents packed into one row cannot share a cache: pass use_cache=False"
-            )
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and not packed
+            idle = self.training or packed or torch.compiler.is_exporting()
+            use_cache = self.config.use_cache and not idle
         return DynamicCache(self.config) if use_cache else None
 
     def _place(self, x: Tensor, attention_mask, position_ids, cache: Cache | None, own):
@@ -169,7 +219,8 @@ class Qwen2Model(Qwen2PreTrainedModel):
         `tokens_of_own_document` answers, or None.
 
         A *slot* is a column of the cache, padding included. A *position* is the slot of a real
-        token, -1 for padding: it decides what is seen. The *rotary* position counts real tokens.
+        token, -1 for padding: it decides what is seen. The *rotary* position leaves out padding on
+        the left, so that a row counts as if it stood alone.
 
         Returns:
             Rotary positions, (B, T), and for each kind of layer a mask (B, 1, T, S) or None.
@@ -181,7 +232,8 @@ class Qwen2Model(Qwen2PreTrainedModel):
         if attention_mask is not None:
             real = _new_columns(attention_mask, B, T, start)
             if torch.compiler.is_compiling() or not real.all():  # all real is the faster case
-                pads = pads + (~real).cumsum(-1)  # (B, T)
+                leading = (real.cumsum(-1) == 0) & (pads == start)  # nothing real came before
+                pads = pads + leading.cumsum(-1)  # (B, T)
                 positions = slots.where(real, -1)
         if position_ids is None:
             position_ids = (slots - pads).clamp(min=0)
@@ -189,21 +241,37 @@ class Qwen2Model(Qwen2PreTrainedModel):
             keys = cache.place(positions)
             if isinstance(pads, Tensor):
                 cache.pads = pads[:, -1:]
+            if attention_mask is not None and attention_mask.shape[1] > T:
+                _check_past(attention_mask.bool(), keys)
         else:
             keys = dict.fromkeys(self.config.window_by_type, positions)
 
-        plain = own is None and not isinstance(pads, Tensor) and not isinstance(cache, StaticCache)
-        masks: dict[str, Tensor | None] = {}
+        causal, compiling = self.config.is_causal, torch.compiler.is_compiling()
+        plain = own is None and positions is slots and not isinstance(pads, Tensor)
+        plain = plain and not isinstance(cache, StaticCache)
+        masks: dict[str, Tensor | LongMask | None] = {}
         for kind, window in self.config.window_by_type.items():
             S = keys[kind].shape[1]
-            if plain and T in (1, S) and (window is None or S <= window):
+            if plain and (T == 1 or (T == S and causal)) and (window is None or S <= window):
                 masks[kind] = None  # one new token, or all: plain causal, which needs no mask
                 continue
             reach: int | Tensor | None = window
             if own is not None:
                 reach = own if window is None else own.clamp(max=window)
-            masks[kind] = additive(visible(positions, keys[kind], reach), x.dtype)
+            mask = LongMask(slots, keys[kind], reach, causal, x.dtype)
+            masks[kind] = mask if T > BLOCK and not compiling else mask.whole()
         return position_ids, masks
+
+
+def _check_past(mask: Tensor, keys: dict[str, Tensor]) -> None:
+    """Refuse a mask (B, past + T) that has other padding than the cache has read."""
+    for kind, held in {} if torch.compiler.is_compiling() else keys.items():
+        wrong = ((held >= 0) & ~mask.gather(1, held.clamp(0, mask.shape[1] - 1))).any()
+        if wrong or (kind == FULL and ((held >= 0).sum(-1) != mask.sum(-1)).any()):
+            raise ValueError(
+                "attention_mask and the cache disagree on which cached tokens are padding: a cache "
+                "keeps what it has read, so pass the same mask again, or start another cache"
+            )
 
 
 def _new_columns(attention_mask: Tensor, B: int, T: int, start: int | Tensor) -> Tensor:
@@ -241,19 +309,29 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
 
     def forward(
         self,
-        *inputs: Tensor | Cache | None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        *,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
         **options: Any,
     ) -> CausalLMOutput:
         """Logits for the token after each position. Arguments as in `Qwen2Model.forward`, and:
 
         Args:
-            labels: (B, T) ids, -100 = not counted; position t is judged on label t + 1.
+            labels: (B, T) ids, -100 = not counted; position t is judged on label t + 1. Padding
+                counts unless its labels are -100.
             logits_to_keep: only the last n positions (0 = all), or a tensor of positions.
+            num_items_in_batch: what the sum of the losses is divided by; None = the labels counted.
         """
-        out = self.model(*inputs, **options)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        past = past_key_values
+        out = self.model(input_ids, attention_mask, position_ids, past, inputs_embeds, **options)
+        whole = isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim > 0
+        keep = logits_to_keep if whole else slice(-int(logits_to_keep), None)
         logits = self.lm_head(out.last_hidden_state[:, keep])  # (B, T, V)
         loss = None
         if labels is not None:
@@ -262,8 +340,8 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
                     f"labels {tuple(labels.shape)} do not fit logits of "
                     f"{tuple(logits.shape[:2])} positions"
                 )
-            loss = next_token_loss(logits, labels)
-        return CausalLMOutput(logits, loss, out.past_key_values, out.hidden_states, out.attentions)
+            loss = next_token_loss(logits, labels, num_items_in_batch)
+        return CausalLMOutput(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
 
     def generate(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
@@ -280,9 +358,19 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         return effective_settings(self, **options)
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats of each label given what came before it; fp32. Logits (B, T, V),
-    labels (B, T) with -100 = not counted -> ().
+    labels (B, T) with -100 = not counted -> (); `count` as in `mean_loss`.
     """
     following = pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T): the label of the next position
-    return cross_entropy(logits.float().flatten(0, 1), following.flatten().long())
+    return mean_loss(logits.flatten(0, 1), following.flatten(), count)
+
+
+def mean_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits (N, classes) and labels (N,), -100 = not counted; fp32. The sum over
+    labels is divided by `count`, None = their number: a trainer that adds up the gradients of
+    several batches counts the labels of all.
+    """
+    summed = "mean" if count is None else "sum"
+    loss = cross_entropy(logits.float(), labels.long(), reduction=summed)
+    return loss if count is None else loss / count

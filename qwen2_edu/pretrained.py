@@ -32,6 +32,11 @@ class Qwen2PreTrainedModel(nn.Module):
         super().__init__()
         self.config = config
 
+    def __call__(self, *inputs: Any, return_dict: bool | None = None, **options: Any) -> Any:
+        """As `forward`, which each class describes. `return_dict=False` answers a plain tuple."""
+        out = super().__call__(*inputs, **options)
+        return out.to_tuple() if return_dict is False else out
+
     @classmethod
     def from_pretrained(
         cls,
@@ -193,9 +198,26 @@ class Qwen2PreTrainedModel(nn.Module):
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """In training, keep each block's input only and compute the rest anew going back."""
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """In training, keep each block's input only and compute the rest anew going back. Options
+        are those of torch.utils.checkpoint; `use_reentrant` is False if not said.
+        """
+        self.base_model.checkpointing_options = dict(gradient_checkpointing_kwargs or {})
         self.base_model.gradient_checkpointing = True
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach the embeddings' output even where every weight below is frozen."""
+        if not hasattr(self, "_input_hook"):
+            ask = lambda module, inputs, out: out.requires_grad_()  # noqa: E731
+            self._input_hook = self.get_input_embeddings().register_forward_hook(ask)
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        if hasattr(self, "_input_hook"):
+            self._input_hook.remove()
+            del self._input_hook
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep every intermediate result, as usual."""

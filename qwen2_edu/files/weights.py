@@ -27,7 +27,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 # Every checkpoint has the same trunk, alone or under "model." ("transformer." for span heads).
 TRUNK = re.compile(r"(?:model\.|transformer\.)?((?:embed_tokens|layers|norm)\..+)")
 HEADS = ("lm_head.", "score.", "qa_outputs.")  # a checkpoint may have a head the model has not
-ROTARY = ".rotary_emb.inv_freq"  # in very old checkpoints; it follows from the config
+ROTARY = "rotary_emb.inv_freq"  # in very old checkpoints; it follows from the config
 
 
 def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]:

@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, layer_norm
 from qwen2_edu import Qwen2Config, Qwen2ForCausalLM
 from qwen2_edu import attention as attention_module
 from qwen2_edu import layers as layers_module
-from qwen2_edu import model as model_module
+from qwen2_edu import masks as masks_module
 from qwen2_edu.attention import eager_attention
 from qwen2_edu.layers import RMSNorm
 from qwen2_edu.masks import additive, visible
@@ -221,9 +221,10 @@ def scaled_embedding(model, patch):
 
 
 def window_off_by_one(model, patch):
-    patch.setattr(
-        model_module, "visible", lambda q, k, w: visible(q, k, None if w is None else w + 1)
-    )
+    def wider(q, k, window, causal):
+        return visible(q, k, None if window is None else window + 1, causal)
+
+    patch.setattr(masks_module, "visible", wider)
 
 
 def no_final_norm(model, patch):

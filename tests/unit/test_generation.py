@@ -419,7 +419,7 @@ class Scripted:
         said = past_key_values.get_seq_length() - len(self.prompt)
         logits = torch.zeros(1, 1, self.config.vocab_size)
         logits[..., self.script[said]] = 1.0
-        return CausalLMOutput(logits)
+        return CausalLMOutput(logits=logits)
 
 
 def test_a_stop_string_of_torn_characters(byte_model, tokenizer):

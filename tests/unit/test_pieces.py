@@ -212,10 +212,6 @@ def test_wrong_inputs_are_named(small_config):
         ),
         ({"input_ids": ids, "position_ids": torch.zeros(2, 4).long()}, r"\(2, 4\) do not fit 2"),
         ({"input_ids": ids, "labels": ids[:, :3]}, r"labels \(2, 3\).*\(2, 5\)"),
-        (
-            {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1, 2]]), "use_cache": True},
-            "use_cache=False",
-        ),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
