@@ -157,7 +157,8 @@ def classification_loss(
     logits: Tensor, labels: Tensor, config: Qwen2Config, count: int | Tensor | None = None
 ) -> Tensor:
     """The loss that `config.problem_type` names, or that labels (B,) or (B, labels) imply; fp32.
-    `count`: of classes alone, as in `mean_loss`.
+    `count` as in `mean_loss`: transformers' heads take no notice of it here, so that its Trainer
+    gives accumulated batches too much weight.
     """
     kind, logits = config.problem_type, logits.float()
     if kind is None and config.num_labels == 1:
@@ -166,6 +167,9 @@ def classification_loss(
         kind = "single_label_classification"
     if kind == "single_label_classification":
         return mean_loss(logits, labels.flatten(), count)
+    labels = labels.float()
     if kind == "regression":
-        return mse_loss(logits.reshape(labels.shape), labels.float())
-    return binary_cross_entropy_with_logits(logits, labels.float())
+        loss = mse_loss(logits.reshape(labels.shape), labels)
+    else:
+        loss = binary_cross_entropy_with_logits(logits, labels)
+    return loss if count is None else loss * labels.numel() / count

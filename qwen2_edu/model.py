@@ -155,22 +155,13 @@ class Qwen2Model(Qwen2PreTrainedModel):
         if unknown:
             given = [name for name, value in unknown.items() if value is not None]
             refuse_unknown("forward()", given, ARGUMENTS, INSTEAD)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
-        x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, E)
-        B, T, _ = x.shape
         if output_attentions is None:
             output_attentions = self.config.extra.get("output_attentions")
         if output_hidden_states is None:
             output_hidden_states = self.config.extra.get("output_hidden_states")
-        if position_ids is not None and tuple(position_ids.shape) not in ((1, T), (B, T)):
-            shape = tuple(position_ids.shape)
-            raise ValueError(f"position_ids {shape} do not fit {B} rows of {T} tokens")
-        packed = position_ids is not None and attention_mask is None and past_key_values is None
-        packed = packed and not use_cache and self.config.is_causal
-        own = tokens_of_own_document(position_ids) if packed else None
-        if packed and not torch.compiler.is_compiling() and (own[:, -1] == own.shape[1]).all():
-            own = None  # one document a row after all
+        x = self._embed(input_ids, inputs_embeds)  # (B, T, E)
+        alone = attention_mask is None and past_key_values is None and not use_cache
+        own = self._own_documents(position_ids, x, alone and self.config.is_causal)
         cache = self._choose_cache(past_key_values, use_cache, own is not None)
         rope_positions, masks = self._place(x, attention_mask, position_ids, cache, own)
         cos, sin = self.rotary_emb(rope_positions, x.dtype)
@@ -196,9 +187,26 @@ class Qwen2Model(Qwen2PreTrainedModel):
             attentions=tuple(record.attentions) if record is not None else None,
         )
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+        if inputs_embeds is not None:
+            return inputs_embeds
         check_ids(input_ids, self.config.vocab_size)
         return self.embed_tokens(input_ids)
+
+    def _own_documents(self, position_ids: Tensor | None, x: Tensor, alone: bool) -> Tensor | None:
+        """`tokens_of_own_document` where positions alone tell documents apart, else None."""
+        if position_ids is None:
+            return None
+        B, T, _ = x.shape
+        if tuple(position_ids.shape) not in ((1, T), (B, T)):
+            shape = tuple(position_ids.shape)
+            raise ValueError(f"position_ids {shape} do not fit {B} rows of {T} tokens")
+        own = tokens_of_own_document(position_ids) if alone else None
+        if alone and not torch.compiler.is_compiling() and (own[:, -1] == T).all():
+            return None  # one document a row after all
+        return own
 
     def _choose_cache(self, cache, use_cache: bool | None, packed: bool) -> Cache | None:
         if cache is not None:
@@ -295,6 +303,8 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
     the head is the embedding matrix itself (`tie_word_embeddings`).
     """
 
+    loss_type = "ForCausalLM"  # by which transformers' Trainer knows that labels are shifted here
+
     def __init__(self, config: Qwen2Config):
         super().__init__(config)
         self.model = Qwen2Model(config)
@@ -371,6 +381,5 @@ def mean_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None)
     labels is divided by `count`, None = their number: a trainer that adds up the gradients of
     several batches counts the labels of all.
     """
-    summed = "mean" if count is None else "sum"
-    loss = cross_entropy(logits.float(), labels.long(), reduction=summed)
-    return loss if count is None else loss / count
+    loss = cross_entropy(logits.float(), labels.long(), reduction="sum")
+    return loss / (labels.ne(-100).sum() if count is None else count)

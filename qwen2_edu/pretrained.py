@@ -198,14 +198,28 @@ class Qwen2PreTrainedModel(nn.Module):
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """In training, keep each block's input only and compute the rest anew going back. Options
         are those of torch.utils.checkpoint; `use_reentrant` is False if not said.
         """
-        self.base_model.checkpointing_options = dict(gradient_checkpointing_kwargs or {})
+        if every_n_layers != 1 or offload:
+            given = f"every_n_layers={every_n_layers}, offload={offload}"
+            raise ValueError(
+                f"{given}: every block is treated so, on its own device; leave them out"
+            )
+        self.base_model.checkpointing_options = dict(activation_checkpointing_kwargs or {})
         self.base_model.gradient_checkpointing = True
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The same by its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def enable_input_require_grads(self) -> None:
         """Let gradients reach the embeddings' output even where every weight below is frozen."""
