@@ -33,7 +33,7 @@ class Growing:
             return new
         if start > 0 and (new.requires_grad or self.data.requires_grad):
             self.data = self.data.clone()  # the backward pass needs the old one unchanged
-        elif start > 0:
+        elif start > 0 and self.data.is_inference():
             self.data = _writable(self.data)
         if limit is None or end <= limit:
             if self.data.shape[2] < end:  # a quarter more than asked for, so that copying is rare
@@ -61,9 +61,9 @@ class Growing:
 
 def _writable(data: Tensor) -> Tensor:
     """The tensor, or a copy if it was made under inference_mode and we are outside."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or not data.is_inference():
         return data
-    return data.clone() if data.is_inference() else data
+    return data if torch.is_inference_mode_enabled() else data.clone()
 
 
 def _widened(columns: Tensor, S: int) -> Tensor:

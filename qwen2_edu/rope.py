@@ -141,8 +141,9 @@ class RotaryEmbedding(nn.Module):
         frequencies, scaling = self.frequencies, self.scaling
         if self.dynamic:  # this pass's own: other threads come through here meanwhile
             frequencies, scaling = rope_frequencies(self.config, int(position_ids.max()) + 1)
-        angles = position_ids[..., None].float() * frequencies.to(position_ids.device)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, T, D/2) -> (B, 1, T, D)
+            frequencies = frequencies.to(position_ids.device)
+        angles = position_ids[..., None].float() * frequencies  # (B, T, D/2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (B, 1, T, D)
         return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
 
 
