@@ -293,6 +293,23 @@ def test_dynamic_rope_in_threads(pair):
     assert torch.equal(ours.model.rotary_emb.frequencies, before)
 
 
+def test_threads_that_generate_on_one_model(pair):
+    ours, theirs = pair(**STACKS["mixed"])
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    texts = [ids_of(1, 5 + n, seed=n) for n in range(4)]
+    right, wrong = [theirs.generate(ids, **options) for ids in texts], []
+
+    def write(ids, want):
+        for _ in range(5):
+            if not torch.equal(ours.generate(ids, **options), want):
+                wrong.append(ids.shape[1])
+
+    threads = [threading.Thread(target=write, args=pair) for pair in zip(texts, right, strict=True)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not wrong
+
+
 @pytest.mark.parametrize("rope", [4.0, 2.5])
 @torch.no_grad()
 def test_dynamic_rope_of_a_fresh_model_is_transformers(pair, rope):

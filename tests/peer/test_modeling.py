@@ -1,0 +1,475 @@
+"""What transformers' tests of Qwen2's model classes check, as cases of our own, with the calls as
+people write them for transformers: building, forward, caches, losses, embeddings, save and load.
+
+Each case runs on transformers' class and on ours, so that a case that asks for too much shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+
+import pytest
+import torch
+import transformers
+
+import qwen2_edu
+
+HEADS = (
+    "ForCausalLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
+CLASSES = ["Qwen2Model", *(f"Qwen2{head}" for head in HEADS)]
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_labels": 3,
+}
+BOTH = pytest.mark.parametrize(
+    "house", [transformers, qwen2_edu], ids=["transformers", "qwen2_edu"]
+)
+EACH = pytest.mark.parametrize("name", CLASSES)
+
+
+def build(house, name="Qwen2ForCausalLM", **fields):
+    torch.manual_seed(0)
+    return getattr(house, name)(house.Qwen2Config(**{**SMALL, **fields})).eval()
+
+
+def inputs(rows=3, length=7):
+    ids = torch.randint(3, 99, (rows, length), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": torch.ones(rows, length).tril(length - rows).long()}
+
+
+def labels_for(name, rows=3, length=7):
+    if name.endswith("QuestionAnswering"):
+        return {
+            "start_positions": torch.ones(rows).long(),
+            "end_positions": torch.ones(rows).long(),
+        }
+    return {
+        "labels": torch.ones(rows).long() if "Sequence" in name else torch.ones(rows, length).long()
+    }
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+# -- forward ---------------------------------------------------------------------------------------
+
+
+@BOTH
+@EACH
+def test_forward_signature(house, name):
+    assert list(inspect.signature(build(house, name).forward).parameters)[:2] == [
+        "input_ids",
+        "attention_mask",
+    ]
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_determinism(house, name):
+    model = build(house, name)
+    close(model(**inputs())[0], model(**inputs())[0], 0)
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_shapes(house, name):
+    shape = {
+        "Qwen2Model": (3, 7, 32),
+        "Qwen2ForCausalLM": (3, 7, 99),
+        "Qwen2ForSequenceClassification": (3, 3),
+    }
+    shape |= {"Qwen2ForTokenClassification": (3, 7, 3), "Qwen2ForQuestionAnswering": (3, 7)}
+    assert tuple(build(house, name)(**inputs())[0].shape) == shape[name]
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_tuple_and_dict_agree(house, name):
+    model = build(house, name)
+    for options in ({}, {"output_hidden_states": True}):
+        told = {**inputs(), "use_cache": False, **options}
+        answer, plain = model(**told, return_dict=True), model(**told, return_dict=False)
+        assert isinstance(plain, tuple) and len(plain) == len(answer.to_tuple())
+        for a, b in zip(plain, answer.to_tuple(), strict=True):
+            [close(x, y) for x, y in zip(a, b, strict=True)]
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_inputs_embeds(house, name):
+    model, told = build(house, name), inputs()
+    embeds = model.get_input_embeddings()(told["input_ids"])
+    if "Sequence" in name:
+        told["attention_mask"] = torch.ones_like(told["attention_mask"])
+    got = model(inputs_embeds=embeds, attention_mask=told["attention_mask"])[0]
+    close(got, model(**told)[0])
+
+
+@BOTH
+@EACH
+def test_neither_and_both_inputs(house, name):
+    model = build(house, name)
+    with pytest.raises(ValueError):
+        model(input_ids=inputs()["input_ids"], inputs_embeds=torch.zeros(3, 7, 32))
+    with pytest.raises(ValueError):
+        model()
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_hidden_states(house, name):
+    model = build(house, name)
+    found = model(**inputs(), output_hidden_states=True).hidden_states
+    assert len(found) == 3 and all(tuple(t.shape) == (3, 7, 32) for t in found)
+    model.config.output_hidden_states = True
+    if house is qwen2_edu:
+        model.config.extra["output_hidden_states"] = True
+    assert len(model(**inputs()).hidden_states) == 3
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_attentions(house, name):
+    model = build(house, name, attn_implementation="eager")
+    found = model(**inputs(), output_attentions=True).attentions
+    assert len(found) == 2 and all(tuple(t.shape) == (3, 4, 7, 7) for t in found)
+
+
+@BOTH
+@EACH
+def test_gradients_of_states_and_maps(house, name):
+    model = build(house, name, attn_implementation="eager")
+    out = model(**inputs(), output_hidden_states=True, output_attentions=True)
+    out.hidden_states[0].retain_grad()
+    out.attentions[0].retain_grad()
+    out[0].flatten()[0].backward(retain_graph=True)
+    assert out.hidden_states[0].grad is not None and out.attentions[0].grad is not None
+
+
+@BOTH
+@torch.no_grad()
+def test_eager_and_sdpa_and_left_padding(house):
+    eager, sdpa = (build(house, attn_implementation=name) for name in ("eager", "sdpa"))
+    told = inputs()
+    told["attention_mask"] = told["attention_mask"].flip(1)
+    real = told["attention_mask"].bool()
+    close(eager(**told).logits[real], sdpa(**told).logits[real])
+    positions = (told["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    row = told["input_ids"][:1, int(real[0].int().argmax()) :]
+    close(eager(**told, position_ids=positions).logits[:1, -1], eager(row).logits[:, -1])
+
+
+@BOTH
+@pytest.mark.parametrize("kept", [0, 1, 3, torch.tensor([0, 4])])
+@torch.no_grad()
+def test_logits_to_keep(house, kept):
+    model = build(house)
+    whole, some = model(**inputs()).logits, model(**inputs(), logits_to_keep=kept).logits
+    close(some, whole[:, kept] if torch.is_tensor(kept) else whole[:, -kept:])
+
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["Qwen2Model", "Qwen2ForCausalLM"])
+@torch.no_grad()
+def test_past_key_values(house, name):
+    model, told = build(house, name), inputs()
+    first = model(**told, use_cache=True)
+    more = {"input_ids": torch.full((3, 3), 5), "past_key_values": first.past_key_values}
+    mask = torch.cat((told["attention_mask"], torch.ones(3, 3).long()), 1)
+    tail = model(**more, attention_mask=mask)[0]
+    ids = torch.cat((told["input_ids"], more["input_ids"]), 1)
+    close(tail, model(ids, attention_mask=mask)[0][:, -3:])
+
+
+@BOTH
+@torch.no_grad()
+def test_masked_past_does_not_matter(house):
+    model, ids = build(house, "Qwen2Model"), inputs()["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[:, 4:] = 0
+    first = model(ids, attention_mask=mask, use_cache=True)
+    new, changed = torch.full((3, 1), 5), ids.clone()
+    changed[:, 5] = 8
+    mask = torch.cat((mask, torch.ones(3, 1).long()), 1)
+    whole = model(torch.cat((changed, new), 1), attention_mask=mask)[0][:, -1]
+    past = model(new, past_key_values=first.past_key_values, attention_mask=mask)[0][:, -1]
+    close(past, whole)
+
+
+@BOTH
+@torch.no_grad()
+def test_no_cache_on_request(house):
+    model = build(house)
+    assert model(**inputs(), use_cache=False).past_key_values is None
+    assert model(**inputs(), use_cache=True).past_key_values.get_seq_length() == 7
+
+
+@BOTH
+@torch.no_grad()
+def test_a_cache_handed_in(house):
+    model, ids = build(house), inputs()["input_ids"]
+    cache = house.DynamicCache(config=model.config)
+    model(ids[:, :4], past_key_values=cache, use_cache=True)
+    close(model(ids[:, 4:], past_key_values=copy.deepcopy(cache)).logits, model(ids).logits[:, 4:])
+    cache.crop(-2)  # of four
+    close(model(ids[:, 2:], past_key_values=cache).logits, model(ids).logits[:, 2:])
+
+
+# -- losses and training ---------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("name", CLASSES[1:])
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": True}, {"use_reentrant": False}])
+@pytest.mark.filterwarnings("ignore")
+def test_training(house, name, checkpointing):
+    model = build(house, name).train()
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+    out = model(**inputs(), **labels_for(name))
+    assert out[0].ndim == 0 and out.loss is out[0]
+    out.loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@BOTH
+def test_input_gradients_can_be_asked_for(house):
+    model = build(house).requires_grad_(False)
+    model.enable_input_require_grads()
+    assert model(**inputs()).logits.requires_grad
+    model.disable_input_require_grads()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "problem", ["single_label_classification", "multi_label_classification", "regression"]
+)
+@pytest.mark.filterwarnings("error")  # a broadcast of the loss would warn
+def test_problem_types(house, problem):
+    count = 1 if problem == "regression" else 3
+    model = build(house, "Qwen2ForSequenceClassification", problem_type=problem, num_labels=count)
+    labels = {
+        "single_label_classification": torch.tensor([0, 2, 1]),
+        "multi_label_classification": torch.eye(3),
+        "regression": torch.tensor([[0.1], [0.2], [0.3]]),
+    }
+    model(**inputs(), labels=labels[problem]).loss.backward()
+
+
+@BOTH
+def test_one_batch_is_learned(house):
+    model, ids = build(house).train(), inputs()["input_ids"]
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(30):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] * 0.6
+
+
+# -- embeddings and parts --------------------------------------------------------------------------
+
+
+@BOTH
+@EACH
+def test_embeddings_get_and_set(house, name):
+    model = build(house, name)
+    assert isinstance(model.get_input_embeddings(), torch.nn.Embedding)
+    model.set_input_embeddings(torch.nn.Embedding(10, 32))
+    assert model.get_input_embeddings().weight.shape == (10, 32)
+
+
+@BOTH
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [109, 84])
+@torch.no_grad()
+def test_resize(house, tied, size):
+    model = build(house, tie_word_embeddings=tied)
+    before = model.get_input_embeddings().weight.clone()
+    model.resize_token_embeddings(size)
+    kept = min(size, 99)
+    assert model.config.vocab_size == size and model.get_output_embeddings().weight.shape[0] == size
+    close(model.get_input_embeddings().weight[:kept], before[:kept], 0)
+    same = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert same == tied
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, size)
+
+
+@BOTH
+def test_tied_weights_are_one(house):
+    model = build(house, tie_word_embeddings=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    with torch.no_grad():
+        model.lm_head.weight[0] = 7
+    assert model.get_input_embeddings().weight[0, 0] == 7
+
+
+@BOTH
+@EACH
+def test_initial_values(house, name):
+    model = build(house, name, initializer_range=1e-10)
+    for key, parameter in model.named_parameters():
+        assert round(parameter.mean().item(), 6) in (0.0, 1.0), key
+
+
+@BOTH
+@EACH
+def test_counts_and_places(house, name):
+    model = build(house, name)
+    assert model.num_parameters() == sum(p.numel() for p in model.parameters())
+    assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
+    assert model.base_model is getattr(model, model.base_model_prefix, model)
+
+
+# -- save and load ---------------------------------------------------------------------------------
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_save_and_load(house, name, tmp_path):
+    model = build(house, name)
+    model.save_pretrained(tmp_path)
+    again = getattr(house, name).from_pretrained(tmp_path)
+    close(again(**inputs())[0], model(**inputs())[0], 1e-6)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [name]
+
+
+@BOTH
+@torch.no_grad()
+def test_shards(house, tmp_path):
+    model = build(house)
+    model.save_pretrained(tmp_path, max_shard_size="20kB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    close(
+        house.Qwen2ForCausalLM.from_pretrained(tmp_path)(**inputs()).logits,
+        model(**inputs()).logits,
+    )
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_trunk_and_head_read_each_other(house, tmp_path):
+    model = build(house)
+    model.save_pretrained(tmp_path / "head")
+    trunk = house.Qwen2Model.from_pretrained(tmp_path / "head")
+    close(trunk(**inputs())[0], model.model(**inputs())[0], 1e-6)
+    trunk.save_pretrained(tmp_path / "trunk")
+    classifier = house.Qwen2ForSequenceClassification.from_pretrained(
+        tmp_path / "trunk", num_labels=5
+    )
+    assert classifier(**inputs()).logits.shape == (3, 5)
+
+
+@BOTH
+@EACH
+@torch.no_grad()
+def test_bf16_and_half(house, name, tmp_path):
+    build(house, name).save_pretrained(tmp_path)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = getattr(house, name).from_pretrained(tmp_path, dtype=dtype)
+        assert model.dtype == dtype and model(**inputs())[0].dtype == dtype
+
+
+@BOTH
+@torch.no_grad()
+def test_copies(house):
+    model = build(house)
+    want = model(**inputs()).logits
+    close(copy.deepcopy(model)(**inputs()).logits, want, 0)
+    again = build(house)
+    again.load_state_dict(pickle.loads(pickle.dumps(model.state_dict())))
+    close(again(**inputs()).logits, want, 0)
+
+
+@BOTH
+def test_config(house, tmp_path):
+    config = house.Qwen2Config(**SMALL)
+    config.save_pretrained(tmp_path)
+    again = house.Qwen2Config.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict() and again.num_labels == 3
+    assert house.Qwen2Config.from_dict(config.to_dict()).to_json_string() == config.to_json_string()
+    config.num_labels = 5
+    assert len(config.id2label) == len(config.label2id) == 5
+    assert config.dtype is None and config.rope_parameters["rope_theta"] == 10000.0
+
+
+# -- rope and windows ------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+@torch.no_grad()
+def test_rope_scaling(house, kind):
+    plain = build(house)
+    scaled = build(
+        house, rope_parameters={"rope_type": kind, "factor": 10.0, "rope_theta": 10000.0}
+    )
+    scaled.load_state_dict(plain.state_dict())
+    short, long = inputs(1, 10)["input_ids"], inputs(1, 90)["input_ids"]
+    same = torch.allclose(plain(short)[0], scaled(short)[0], atol=1e-5)
+    assert same == (kind == "dynamic")
+    assert not torch.allclose(plain(long)[0], scaled(long)[0], atol=1e-5)
+
+
+@BOTH
+@torch.no_grad()
+def test_a_window_hides_what_is_older(house):
+    model = build(
+        house, use_sliding_window=True, sliding_window=3, max_window_layers=0, num_hidden_layers=1
+    )
+    ids = inputs(1)["input_ids"]
+    changed = ids.clone()
+    changed[0, 0] = (ids[0, 0] + 1) % 99
+    a, b = model(ids)[0], model(changed)[0]
+    close(a[:, 3:], b[:, 3:])
+    assert not torch.allclose(a[:, 2], b[:, 2])
+
+
+@BOTH
+@torch.no_grad()
+def test_generate_from_a_model_in_training(house):
+    model = build(house).train()
+    out = model.generate(
+        inputs(1)["input_ids"], max_new_tokens=4, do_sample=False, eos_token_id=None
+    )
+    assert out.shape == (1, 11)
+
+
+@BOTH
+@torch.no_grad()
+def test_export(house):
+    model = build(house)
+    ids = inputs()["input_ids"]
+    program = torch.export.export(model, (ids,), {"use_cache": False}, strict=False)
+    close(program.module()(ids, use_cache=False).logits, model(ids).logits)
