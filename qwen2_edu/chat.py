@@ -8,20 +8,22 @@
 
 `render_chatml` writes this text in plain Python. A checkpoint brings a template of its own, a small
 program that writes it; `spans` runs that, and tells the control tokens that the template wrote from
-the same letters in a message. A tokenizer makes ids of the spans.
+the same letters in a message: each character of the text knows where it comes from. A tokenizer
+makes ids of the spans.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain, islice
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .checks import did_you_mean
 from .text.runs import Finder
 from .text.templates import compile_template, render, to_json
+from .text.traced import LAST, SAID, SPOKEN, WHO, WRITTEN, Traced, origins
 
+_WHO = bytes(byte & WHO for byte in range(256))
 ROLES = ("system", "user", "assistant", "tool")
 DEFAULT_SYSTEM = {
     "qwen2": "You are a helpful assistant.",
@@ -83,11 +85,16 @@ def render_chatml(
     return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
 
-def check_messages(messages: Any) -> list[dict[str, Any]]:
+def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list[dict[str, Any]]:
     """The conversation as a copy in plain dicts, checked; keys whose value is None are left out.
+
+    Args:
+        messages: dicts, or a single one.
+        roles: those there are; None = any.
 
     Raises TypeError: not a list of dicts. ValueError: no message, an unknown role, no content.
     """
+    messages = [messages] if isinstance(messages, Mapping) else messages
     if not isinstance(messages, (list, tuple)):
         raise TypeError(f"a conversation is a list of messages, not {type(messages).__name__}")
     if not messages:
@@ -98,7 +105,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
             raise TypeError(f"message {number} must be a dict of role and content, not {message!r}")
         message = {key: value for key, value in message.items() if value is not None}
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or (roles is not None and role not in roles):
             raise ValueError(f"message {number} has the role {role!r}; the roles are {ROLES}")
         if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
             needed = "give it one: only an assistant's with tool_calls goes without"
@@ -111,161 +118,178 @@ class Span(NamedTuple):
     """A piece of a rendered conversation.
 
     text: as it stands there.
-    control: the id of the control token that the template wrote here; None = plain text.
-    spoken: (start, end) of each part of `text` that the assistant says.
+    control: the id of the control token that stands here; None = plain text.
+    spoken: for each character 1 if the assistant says it, else 0.
     """
 
     text: str
     control: int | None
-    spoken: tuple[tuple[int, int], ...] = ()
+    spoken: bytes
 
 
 def choose_template(template: str | None, own: str | dict[str, str] | None, tools: Any) -> str:
     """The template to use: Jinja source, the name of one of the tokenizer's `own`, or its default.
 
-    Raises ValueError: there is none, or none by default.
+    Raises ValueError: there is none, none of this name, or none by default.
     """
-    if not isinstance(own, dict):
-        template = own if template is None else template
-        if template is None:
-            raise ValueError("this tokenizer has no chat template: give one as chat_template=…")
-        return template
+    named = own if isinstance(own, dict) else {} if own is None else {"default": own}
     if template is None:
-        template = "tool_use" if tools and "tool_use" in own else "default"
-        if template not in own:
-            raise ValueError(f"none is the default: name one of {sorted(own)} as chat_template")
-    return own.get(template, template)
+        template = "tool_use" if tools and "tool_use" in named else "default"
+        if not named:
+            raise ValueError("this tokenizer has no chat template: give one as chat_template=…")
+        if template not in named:
+            raise ValueError(f"none is the default: name one of {sorted(named)} as chat_template")
+    if isinstance(template, str) and template not in named and "{" not in template:
+        hint = did_you_mean(template, named, f"its templates are {sorted(named)}")
+        raise ValueError(f"{template!r} is no chat template of this tokenizer, nor Jinja: {hint}")
+    return named.get(template, template) if isinstance(template, str) else template
 
 
 def spans(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     controls: Finder | None,
+    own_words: Container[int] = (),
     *,
     special_tokens: Mapping[str, str] | None = None,
     continue_final_message: bool = False,
     find_spoken: bool = False,
     **variables: Any,
 ) -> list[Span]:
-    """Render a conversation, and cut it at the control tokens that the template wrote.
+    """Render a conversation, and cut it at its control tokens.
+
+    A control token is one where the template wrote all of it. In the content of an assistant's
+    message, those of `own_words` are, such as <tool_call>: a model that was trained on them says
+    them. Anywhere else, and however a template pastes them together, the same letters are text.
 
     Args:
         template: Jinja source.
-        messages: see `render_chatml`.
+        messages: see `check_messages`; roles and kinds of content are for the template to refuse.
         controls: finds the control tokens; None = do not cut, answer one span.
+        own_words: ids of those that the assistant may say.
         special_tokens: names that the template may read, such as `eos_token`.
         continue_final_message: leave the last message open.
         find_spoken: tell where the assistant speaks: what the template puts between
             {% generation %} and {% endgeneration %}; if it has no such mark, what follows
             "<|im_start|>assistant\\n" up to and with <|im_end|>.
-        **variables: further names that the template reads, `tools` among them.
+        **variables: further names that the template may read, `tools` among them.
 
     Raises:
-        TypeError: not a list of dicts of plain data; a variable that the template does not read.
-        ValueError: see `check_messages` and `render`; a template that changes its course because
-            of control tokens in the content.
+        TypeError: not a list of dicts of plain data; a name that is nearly one that is read.
+        ValueError: see `check_messages` and `render`.
     """
+    if not isinstance(template, str):
+        kind = type(template).__name__
+        raise ValueError(f"a chat template is Jinja source, a string, not of type {kind}")
     _, names = compile_template(template)
     if variables.get("tools") and "tools" not in names:
         one_that_does = "chat_template=qwen2_edu.text.templates.QWEN2_5_TEMPLATE"
         raise ValueError(f"this chat template does not read `tools`: give {one_that_does}")
-    for name in variables.keys() - names - {"tools", "add_generation_prompt"}:
-        raise TypeError(f"{name!r} is neither an option nor a name that this chat template reads")
-    inputs = {"messages": check_messages(messages), **variables}
-    inputs = {name: _plain(value, name, {}) for name, value in inputs.items()}
-    for i, message in enumerate(inputs["messages"]):
-        if isinstance(message.get("content"), (list, dict)):
-            kind = type(message["content"]).__name__
-            raise ValueError(f"message {i}: a {kind} is multi-part content: give one text instead")
-    # Characters that the inputs do not hold: printable symbols first, then private ones.
-    used = set(template + json.dumps(inputs, ensure_ascii=False))
-    candidates = chain(range(0x2801, 0x2900), range(0xF0000, 0xFFFFE))
-    spare = (c for c in map(chr, candidates) if c not in used)
-    end_mark, *marks = islice(spare, 3)
+    known = {*names, "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
+    for name in variables.keys() - known:  # what no template reads is harmless, a slip is not
+        if hint := did_you_mean(name, known, cutoff=0.8):
+            raise TypeError(f"{name!r} is neither an option nor read by this template: {hint}")
+    inputs = {"messages": check_messages(messages, None), **variables}
+    inputs = {name: _plain(value, name) for name, value in inputs.items()}
+    for message in inputs["messages"]:
+        if message["role"] == "assistant" and "content" in message:
+            message["content"] = _marked(message["content"], SAID)
     if continue_final_message:
         last = inputs["messages"][-1]
-        if not isinstance(last.get("content"), str):
-            raise ValueError(f"continue_final_message needs a text in the last message, not {last}")
-        last["content"] += end_mark + " "  # the space shows whether the template trims
-    fixed = {**(special_tokens or {}), "generation_marks": () if controls is None else marks}
+        last["content"] = _left_open(last.get("content"))
+    fixed = {name: Traced(token, WRITTEN) for name, token in (special_tokens or {}).items()}
 
     text = render(template, **{**fixed, **inputs})
-    if controls is not None:
-        edges = {edge for content in controls.id_of for edge in (content[0], content[-1])}
-        stand_in = dict(zip(sorted(edges), spare, strict=False))
-        text = _render_inert(template, fixed, inputs, stand_in, text)
     if continue_final_message:
-        text = _cut_at(end_mark, text)
+        text = _cut_at_end(text)
+    text, origin = str.__str__(text), origins(text)
     if controls is None:
-        return [Span(text, None)]
-    typed = {ord(mark): edge for edge, mark in stand_in.items()}
-    said, text = _assistant_parts(text, marks, find_spoken)
-    cut = []
-    for start, end, control in controls.cuts(text):
-        spoken = tuple((a - start, b - start) for a, b in said if a < end and start < b)
-        cut.append(Span(text[start:end].translate(typed), control, spoken))
-    return cut
+        return [Span(text, None, b"")]
+    spoken = _spoken(text, origin) if find_spoken else bytes(len(text))
+    return list(_cut(text, origin.translate(_WHO), spoken, controls, own_words))
 
 
-def _render_inert(template: str, fixed: dict, inputs: dict, stand_in: dict, as_is: str) -> str:
-    """Render with everything that people supplied made unable to spell a control token.
-
-    A control token begins with some character, "<", and ends with another, ">". In every string of
-    the inputs, keys of dicts included, each of these is replaced by its stand-in: a character that
-    occurs nowhere in the inputs or the template. One for one, so slicing, trimming, joining and
-    JSON treat it alike. Whatever the template then does with the pieces, a control token in the
-    result has its first and its last character from the template.
-
-    Who cuts the text at its control tokens can then turn the stand-ins back. If a template looks
-    into the content, and goes another way because it finds no "<" there, the text is not `as_is`,
-    the one that it writes for the inputs as they are. That is refused, not guessed at.
-    """
-    table = str.maketrans(stand_in)
-    inert = {name: _plain(value, name, table) for name, value in inputs.items()}
-    if inert == inputs:
-        return as_is
-    text = render(template, **{**fixed, **inert})
-    if text.translate({ord(mark): edge for edge, mark in stand_in.items()}) != as_is:
-        raise ValueError(
-            f"this chat template goes another way where the content holds {' or '.join(stand_in)}, "
-            "so its own control tokens cannot be told from typed ones: remove them from the "
-            "content, or take tokenize=False and encode the text yourself"
-        )
-    return text
+def _cut(
+    text: str, who: bytes, spoken: bytes, controls: Finder, own_words: Container[int]
+) -> Iterator[Span]:
+    """Cut at the control tokens, which never reach from what one wrote into what another did."""
+    begun = 0
+    not_own = [i for i in controls.id_of.values() if i not in own_words]
+    for run in re.finditer(rb"(?s)\x01+|\x02+", who):
+        ignore = () if who[run.start()] == WRITTEN else not_own
+        for start, end, control in controls.cuts(text[run.start() : run.end()], ignore):
+            if control is not None:
+                start, end = start + run.start(), end + run.start()
+                if begun < start:
+                    yield Span(text[begun:start], None, spoken[begun:start])
+                yield Span(text[start:end], control, spoken[start:end])
+                begun = end
+    if begun < len(text):
+        yield Span(text[begun:], None, spoken[begun:])
 
 
-def _assistant_parts(text: str, marks: list[str], find: bool) -> tuple[list[tuple[int, int]], str]:
-    """Where does the assistant speak? (start, end) of each time, in the text without the marks."""
-    parts = re.split(f"[{''.join(marks)}]", text)  # outside, inside, outside, …
-    places = list(accumulate(map(len, parts), initial=0))
-    text = "".join(parts)
-    if len(parts) > 1:
-        return list(zip(places[1::2], places[2::2], strict=False)), text
-    if find and "<|im_start|>" not in text:
+def _spoken(text: str, origin: bytes) -> bytes:
+    """For each character 1 if the assistant says it: by {% generation %} marks, else by ChatML."""
+    if any(byte & SPOKEN for byte in set(origin)):
+        return bytes(byte & SPOKEN > 0 for byte in origin)
+    if "<|im_start|>" not in text:
         needed = "a template in ChatML or with {% generation %} marks"
         raise ValueError(f"return_assistant_tokens_mask needs {needed}: give it as chat_template")
-    turn = re.compile(r"(?s)<\|im_start\|>assistant\n(.*?(?:<\|im_end\|>|\Z))")
-    return [match.span(1) for match in turn.finditer(text)], text
+    spoken, begun = bytearray(len(text)), None
+    for turn in re.finditer(r"(<\|im_start\|>)assistant\n|(<\|im_end\|>)", text):
+        start, end = turn.span(turn.lastindex)
+        if set(origin[start:end].translate(_WHO)) != {WRITTEN}:
+            continue
+        if turn.lastindex == 1 and begun is None:
+            begun = turn.end()
+        elif turn.lastindex == 2 and begun is not None:
+            spoken[begun:end], begun = b"\1" * (end - begun), None
+    if begun is not None:
+        spoken[begun:] = b"\1" * (len(text) - begun)
+    return bytes(spoken)
 
 
-def _plain(value: Any, where: str, table: Mapping[int, str]) -> Any:
-    """A copy in plain data, so that a template finds no method to call; its strings translated."""
+def _marked(content: Any, origin: int) -> Any:
+    """A message's content, a text or parts, with the origin of its texts."""
+    if isinstance(content, str):
+        return Traced(content, origin)
+    if isinstance(content, list):
+        return [_marked(part, origin) for part in content]
+    if isinstance(content, dict) and isinstance(content.get("text"), str):
+        return content | {"text": Traced(content["text"], origin)}
+    return content
+
+
+def _left_open(content: Any) -> Any:
+    """The last message's content, followed by a mark that is told by its origin, not its letters.
+
+    The blank at its end shows whether the template trims."""
+    if isinstance(content, str):
+        return content + Traced("CONTINUE_FINAL_MESSAGE_TAG ", LAST)
+    for i, part in reversed(list(enumerate(content if isinstance(content, list) else ()))):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            return [*content[:i], part | {"text": _left_open(part["text"])}, *content[i + 1 :]]
+    raise ValueError(f"continue_final_message needs a text in the last message, not {content!r}")
+
+
+def _cut_at_end(text: str) -> str:
+    marks = list(re.finditer(rb"[\x08-\x0f]+", origins(text)))
+    if len(marks) != 1:
+        times = f"does not write the end of the last message once, but {len(marks)} times"
+        raise ValueError(f"continue_final_message: this chat template {times}; take another")
+    start, end = marks[0].span()
+    return text[:start] if text[end - 1] == " " else text[:start].rstrip()
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy in plain data, so that a template finds no method to call."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
-        return str.__str__(value).translate(table)
+        return str.__str__(value)
     if isinstance(value, Mapping):
-        pairs = value.items()
-        return {_plain(key, where, table): _plain(item, where, table) for key, item in pairs}
+        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where, table) for item in value]
+        return [_plain(item, where) for item in value]
     hint = "; describe a function by its JSON schema" if callable(value) else ""
     raise TypeError(f"{where} must be plain data, not {type(value).__name__}{hint}")
-
-
-def _cut_at(mark: str, text: str) -> str:
-    if text.count(mark) != 1:
-        times = f"does not write the end of the last message once, but {text.count(mark)} times"
-        raise ValueError(f"continue_final_message: this chat template {times}; take another")
-    before, after = text.split(mark)
-    return before if after.startswith(" ") else before.rstrip()

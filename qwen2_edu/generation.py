@@ -242,7 +242,7 @@ def prepare(
     if s.stop_strings and s.pad_token_id is None and rows > 1:
         raise ValueError(f"{rows} rows that stop at their own time need pad_token_id=… to fill up")
     if tokenizer is not None:
-        vocab_limit = min(len(tokenizer), vocab_limit or len(tokenizer))
+        vocab_limit = min(tokenizer.vocab_limit, vocab_limit or tokenizer.vocab_limit)
     if s.seed is not None:
         if generator is not None:
             raise ValueError(f"seed={s.seed} and generator=… say the same thing: give one")

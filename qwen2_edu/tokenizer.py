@@ -17,14 +17,15 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from . import chat
-from .bpe import PATTERN, merge, split
-from .checks import one_of, refuse_unknown
+from .bpe import PATTERN, merge
+from .checks import one_of, plain, refuse_unknown
 from .files.gguf import GGUFFile, open_place
 from .files.gguf_model import tokenizer_settings
 from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
 from .text import files
 from .text.batching import BATCH_OPTIONS, NO_LIMIT, SIDES, BatchEncoding, batch
 from .text.runs import origins_of, runs
+from .text.unicode import pieces
 from .text.vocabulary import Vocabulary
 
 # tiktoken's regular expressions give up on a run of a million white space characters. Half as many
@@ -81,7 +82,7 @@ class TokenizerBase(Vocabulary):
     ):
         super().__init__(vocab, merges, **tokens)
         self.chat_template = chat_template
-        self.model_max_length = NO_LIMIT if model_max_length is None else model_max_length
+        self.model_max_length = model_max_length
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.split_special_tokens = split_special_tokens
         self.config = dict(config or {})
@@ -89,6 +90,8 @@ class TokenizerBase(Vocabulary):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("padding_side", "truncation_side"):
             one_of(name, value, SIDES)
+        if name == "model_max_length":
+            value = NO_LIMIT if value is None else plain(value, whole=True)
         super().__setattr__(name, value)
 
     def _encode_text(self, text: str) -> list[int]:
@@ -228,7 +231,7 @@ class TokenizerBase(Vocabulary):
     def _bytes(self, ids: list[int], skip_special_tokens: bool) -> bytes:
         if min(ids, default=0) < 0:
             raise ValueError(f"no token has the id {min(ids)}: leave out labels of -100")
-        skip = self._special_ids if skip_special_tokens else ()
+        skip = self._skipped if skip_special_tokens else ()
         return b"".join(self._token_of.get(i, b"") for i in ids if i not in skip)
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
@@ -241,13 +244,14 @@ class TokenizerBase(Vocabulary):
             TypeError: not ids, such as tokens or floats.
             ValueError: a negative id.
         """
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        ids = [ids] if isinstance(ids, int) else ids
+        ids = token_ids["input_ids"] if isinstance(token_ids, Mapping) else token_ids
+        ids = plain(ids)
+        ids = [ids] if type(ids) is int else ids
         if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):
-            ids = [i.tolist() if hasattr(i, "tolist") else i for i in ids]
-            if ids and not isinstance(ids[0], int):
+            ids = list(ids)
+            if ids and isinstance(ids[0], (list, tuple)):
                 return [self.decode(row, skip_special_tokens) for row in ids]
-        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             found = f"not {reprlib.repr(token_ids)}: for tokens, use convert_tokens_to_ids first"
             raise TypeError(f"decode takes ids (ints, lists or tensors of ints), {found}")
         return self._bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
@@ -278,7 +282,7 @@ class TokenizerBase(Vocabulary):
         """Render a conversation, or a batch of them, as text or as ids; `chat.py` says how.
 
         Args:
-            conversation: a list of messages, or a list of such lists.
+            conversation: a list of messages, or one of them; or a list of such lists.
             tools, add_generation_prompt: as in `chat.render_chatml`.
             chat_template: Jinja source, or a name of one; None = the tokenizer's own.
             continue_final_message: leave the last message open, for the model to go on with.
@@ -298,6 +302,7 @@ class TokenizerBase(Vocabulary):
         if mask and not (tokenize and return_dict):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True, return_dict=True")
         template = chat.choose_template(chat_template, self.chat_template, tools)
+        own_words = set(self._controls.id_of.values()) - self._special_ids
         of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
         asked = {
             "tools": tools,
@@ -310,7 +315,10 @@ class TokenizerBase(Vocabulary):
         listed = isinstance(conversation, (list, tuple)) and len(conversation) > 0
         batched = listed and isinstance(conversation[0], (list, tuple))
         conversations = conversation if batched else [conversation]
-        spans = [chat.spans(template, one, controls, **asked, **options) for one in conversations]
+        settings = {**asked, **options}
+        spans = [
+            chat.spans(template, one, controls, own_words, **settings) for one in conversations
+        ]
         if not tokenize:
             texts = [row[0].text for row in spans]
             return texts if batched else texts[0]
@@ -328,8 +336,7 @@ class TokenizerBase(Vocabulary):
             else:
                 new, offsets = [control], [(0, len(text))]
             ids += new
-            for start, end in offsets:
-                speaks.append(int(any(a < end and start < b for a, b in spoken)))
+            speaks += [int(any(spoken[start:end])) for start, end in offsets]
         return {"input_ids": ids, "assistant_masks": speaks} if mask else {"input_ids": ids}
 
 
@@ -349,7 +356,7 @@ class Qwen2Tokenizer(TokenizerBase):
 
     def _encode_text(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in split(text):
+        for piece in pieces(text):
             ids += self._cache.get(piece) or self._encode_piece(piece)
         return ids
 
@@ -389,7 +396,7 @@ class Qwen2TokenizerFast(TokenizerBase):
     def _encode_text(self, text: str) -> list[int]:
         starts = range(0, len(text) - _BLOCK + 1, _BLOCK)
         if any(text[i : i + _BLOCK].isspace() for i in starts):
-            pieces = (merge(piece.encode(), self._ranks) for piece in split(text))
-            return [self.vocab[token] for tokens in pieces for token in tokens]
+            merged = (merge(piece.encode(), self._ranks) for piece in pieces(text))
+            return [self.vocab[token] for tokens in merged for token in tokens]
         ranks = self._engine.encode_ordinary(text)
         return ranks if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ranks]

@@ -7,12 +7,13 @@ which ones of the text each of the new ones stands for.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import regex
+
+from .unicode import nfc
 
 # A character and all that NFC may fuse with it: marks, and later parts of a Korean syllable.
 CLUSTER = regex.compile(r"(?s).[\p{M}\u1160-\u11FF]*")
@@ -75,9 +76,9 @@ def runs(
         if token_id is not None:
             yield Run(text[start:end], token_id, start, end)
             continue
-        nfc = unicodedata.normalize("NFC", text[start:end])
-        for a, b, token_id in in_nfc.cuts(nfc, ignore):
-            yield Run(nfc[a:b], token_id, start, end, a)
+        normal = nfc(text[start:end])
+        for a, b, token_id in in_nfc.cuts(normal, ignore):
+            yield Run(normal[a:b], token_id, start, end, a)
 
 
 def check_text(text: Any) -> None:
@@ -94,12 +95,12 @@ def check_text(text: Any) -> None:
 
 def origins_of(text: str) -> list[tuple[int, int]]:
     """Of which characters of `text`, (start, end), was each character of its NFC form made?"""
-    if unicodedata.is_normalized("NFC", text):
+    if nfc(text) == text:
         return [(i, i + 1) for i in range(len(text))]
     origins = []
     for cluster in CLUSTER.finditer(text):
         start, end = cluster.span()
-        nfc = unicodedata.normalize("NFC", cluster.group())
+        normal = nfc(cluster.group())
         one_by_one = [(i, i + 1) for i in range(start, end)]
-        origins += one_by_one if nfc == cluster.group() else [(start, end)] * len(nfc)
+        origins += one_by_one if normal == cluster.group() else [(start, end)] * len(normal)
     return origins

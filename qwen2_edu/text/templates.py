@@ -1,23 +1,71 @@
 """Chat templates: the sandbox that they run in, and those of the releases, to the letter.
 
-A template is a small program in the language Jinja2 that writes ChatML.
+A template is a small program in the language Jinja2 that writes ChatML. It comes with a checkpoint,
+as someone else's program: so it sees plain data alone, and its work is counted. A step is a round
+of a loop, a call, a filter, an item of a list, or 100 characters put together; `STEPS` are enough
+for 100,000 turns with tools, and take a few seconds.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .traced import SPOKEN, WRITTEN, Traced, join, origins
 
-@functools.lru_cache
-def compile_template(template: str) -> tuple[Any, set[str]]:
-    """The template, ready to render in its sandbox, and the names that it reads."""
+STEPS = 3_000_000
+_left: ContextVar[list[int]] = ContextVar("steps left to the template that runs")
+# What gives more than it was given, as a product of lengths and numbers: methods and filters.
+_GROWING = """join replace translate center ljust rjust zfill expandtabs indent wordwrap batch
+slice""".split()
+_WIDE = re.compile(
+    r"\*|\d{5}|:[^}]*\{"
+)  # in a format: as wide as a large number or a variable says
+_SPOKEN = bytes(byte | SPOKEN for byte in range(256))
+
+
+def _spend(steps: int) -> None:
+    _left.get()[0] -= steps
+    if _left.get()[0] < 0:
+        raise OverflowError(f"it takes more than {STEPS:,} steps; a turn needs some ten")
+
+
+def _pay(result: Any) -> Any:
+    """The result of an operation, with the steps that it took to make it."""
+    if isinstance(result, int):
+        _spend(1 + result.bit_length() // 1000)
+    elif isinstance(result, str):
+        _spend(1 + len(result) // 100)
+    else:
+        _spend(1 + len(result) if isinstance(result, (list, tuple, dict, range)) else 1)
+    return result
+
+
+def _foresee(function: Callable, *args: Any, **kwargs: Any) -> None:
+    """Pay for what is looked through; and beforehand for what could grow too large to be made."""
+    given = [getattr(function, "__self__", None), *args, *kwargs.values()]
+    for value in given:
+        _pay(value)
+    name = getattr(function, "__name__", "").rpartition("do_")[2]
+    if name in _GROWING:
+        sizes = [len(v) if hasattr(v, "__len__") else v for v in given if v is not None]
+        *_, second, first = sorted([1, 1, *(n for n in sizes if isinstance(n, int))])
+        _spend(first * second // 100)
+    if name.startswith("format") and any(isinstance(v, str) and _WIDE.search(v) for v in given):
+        raise OverflowError(f"a format asks for too many blanks: {given[:2]}")
+
+
+@functools.cache
+def _environment() -> Any:
+    """The sandbox. What a template brings becomes `Traced`, and what it does is counted."""
     import jinja2  # here, so that `import qwen2_edu` does not wait for it
-    from jinja2 import meta
+    from jinja2.compiler import CodeGenerator
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -33,28 +81,110 @@ def compile_template(template: str) -> tuple[Any, set[str]]:
         def parse(self, parser):
             line = next(parser.stream).lineno
             body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            marks = jinja2.nodes.Name("generation_marks", "load")
-            call = self.call_method("_mark", [marks])
+            call = self.call_method("_mark")
             return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
-        def _mark(self, marks, caller):
-            return f"{marks[0]}{caller()}{marks[1]}" if marks else caller()
+        def _mark(self, caller):
+            text = caller()
+            return Traced(text, origins(text).translate(_SPOKEN))
+
+    class Generator(CodeGenerator):
+        """Makes the strings of a template `Traced`, and its `~` add them as `+` does."""
+
+        def visit_Const(self, node, frame):
+            self.write("environment.written(" if isinstance(node.value, str) else "(")
+            super().visit_Const(node, frame)
+            self.write(")")
+
+        def _output_const_repr(self, group):
+            return f"environment.written({super()._output_const_repr(group)})"
+
+        def visit_Concat(self, node, frame):
+            self.write("environment.concat(map(str, ")
+            self.visit(jinja2.nodes.Tuple(node.nodes, "load"), frame)
+            self.write("))")
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        code_generator_class = Generator
+        intercepted_binops = frozenset("+ * ** %".split())
+        written = staticmethod(functools.lru_cache(lambda text: Traced(text, WRITTEN)))
+
+        def concat(self, parts):
+            return _pay(join("", parts))
+
+        def step(self):
+            return True
+
+        def call(self, context, function, /, *args, **kwargs):
+            _foresee(function, *args, **kwargs)
+            return _pay(super().call(context, function, *args, **kwargs))
+
+        def wrap_str_format(self, value):
+            _foresee(value)
+            return super().wrap_str_format(value)
+
+        def call_binop(self, context, operator, left, right):
+            sizes = [len(v) if hasattr(v, "__len__") else v for v in (left, right)]
+            if operator == "%":
+                _foresee(format, left)
+            elif operator == "*" and sizes != [left, right]:
+                _spend(abs(sizes[0] * sizes[1]) // 100)
+            elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+                _spend(left.bit_length() * abs(right) // 1000)
+            return _pay(self.binop_table[operator](left, right))
 
     def raise_exception(message: str):
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = to_json
+    join_filter = environment.filters["join"]
+
+    @jinja2.pass_eval_context
+    def do_join(eval_ctx, value, d="", attribute=None):
+        return join_filter(eval_ctx, value, Traced(d), attribute)
+
+    environment.filters |= {"tojson": to_json, "join": do_join}
+    for name, function in environment.filters.items():
+        environment.filters[name] = _counted(function)
+    del environment.globals["lipsum"]  # random text, as much as is asked for
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _counted(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        _foresee(function, *args, **kwargs)
+        return _pay(function(*args, **kwargs))
+
+    return run
+
+
+@functools.lru_cache
+def compile_template(template: str) -> tuple[Any, set[str]]:
+    """The template, ready to render in its sandbox, and the names that it reads.
+
+    Raises ValueError: it is not valid, or nested too deep.
+    """
+    environment = _environment()
+    from jinja2 import TemplateError, meta, nodes
+
     try:
         tree = environment.parse(template)
-        compiled = environment.from_string(template)
-    except jinja2.TemplateError as error:
+        names = meta.find_undeclared_variables(tree)
+        for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            step = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(step))
+            if getattr(node, "test", None):
+                node.test = nodes.And(step, node.test)
+        return environment.from_string(tree), names
+    except TemplateError as error:
         raise ValueError(f"the chat template is not valid Jinja: {error}") from error
-    return compiled, meta.find_undeclared_variables(tree)
+    except (RecursionError, MemoryError, SyntaxError) as error:
+        raise ValueError(f"the chat template is nested too deep: {error}") from error
 
 
 def to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
@@ -70,7 +200,7 @@ def render(
     add_generation_prompt: bool = False,
     **variables: Any,
 ) -> str:
-    """Run a chat template in a sandbox: it comes with a checkpoint, as someone else's program.
+    """Run a chat template in its sandbox; what it writes tells the origin of each character.
 
     Args:
         template: Jinja source.
@@ -78,14 +208,18 @@ def render(
         **variables: further names that the template reads.
 
     Raises:
-        ValueError: the template is not valid, refuses the conversation, or fails on it.
+        ValueError: the template is not valid, refuses the conversation, fails on it, or takes more
+            than `STEPS` steps.
     """
     compiled, _ = compile_template(template)
-    inputs = {"messages": messages, "tools": tools, "generation_marks": (), **variables}
+    inputs = {"messages": messages, "tools": tools, **variables}
+    token = _left.set([STEPS])
     try:
         return compiled.render(inputs, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # whatever it does wrong, it is the template that fails
         raise ValueError(f"the chat template failed: {type(error).__name__}: {error}") from error
+    finally:
+        _left.reset(token)
 
 
 def _shipped(name: str) -> str:

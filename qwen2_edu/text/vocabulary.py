@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
-from ..checks import one_of
+from ..checks import one_of, plain
 from .runs import AddedToken, Finder
 
 Token = str | AddedToken
@@ -82,6 +82,10 @@ class Vocabulary:
             added_tokens = ()
         self.add_tokens(added_tokens, special_tokens=True)
         self._parts: dict[str, str | None] = {}
+        parts = [bos_token, eos_token, unk_token, pad_token, *additional_special_tokens]
+        named = [token for token in parts if token is not None]
+        new = [t for t in named if self._id_of(t) is None or t in self._added_ids]
+        self.add_tokens(new, special_tokens=True)  # what plays a part is special, and is there
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
         self.additional_special_tokens = list(additional_special_tokens)
@@ -95,6 +99,11 @@ class Vocabulary:
     def vocab_size(self) -> int:
         """Number of tokens, without those added."""
         return len(self.vocab)
+
+    @property
+    def vocab_limit(self) -> int:
+        """The highest id + 1: what bounds ids, as these may have gaps; `len` counts tokens."""
+        return max(self._token_of) + 1
 
     def __len__(self) -> int:
         return len(self._token_of)
@@ -132,12 +141,17 @@ class Vocabulary:
     def all_special_ids(self) -> list[int]:
         return self.convert_tokens_to_ids(self.all_special_tokens)
 
+    @property
+    def _skipped(self) -> set[int]:
+        """What `skip_special_tokens` leaves out: special by its flag, or by the part it plays."""
+        return self._special_ids | set(self.all_special_ids)
+
     def add_tokens(self, new_tokens: Token | Iterable[Token], special_tokens: bool = False) -> int:
         """Add tokens that are matched whole wherever they stand. Their ids follow the highest one.
 
         A plain string is looked for in the NFC form of a text; or, if special, in the text as it
         is, and then `skip_special_tokens` drops it. Returns how many are new: if there are any,
-        call `model.resize_token_embeddings(len(tokenizer))`.
+        call `model.resize_token_embeddings(tokenizer.vocab_limit)`.
         """
         before = len(self._added)
         for token in [new_tokens] if isinstance(new_tokens, Token) else new_tokens:
@@ -175,6 +189,9 @@ class Vocabulary:
         if known not in (None, token_id) or (known is None and holder != token.content.encode()):
             other = f"it has id {known}" if known is not None else f"that is {holder!r}"
             raise ValueError(f"{token.content!r} cannot be added as id {token_id}: {other}")
+        was = self._added.get(token_id, token)
+        if was.special and not token.special:
+            token = was  # once special, always special
         self._added[token_id], self._added_ids[token.content] = token, token_id
 
     def _find_added(self) -> None:
@@ -213,10 +230,10 @@ class Vocabulary:
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | None | list[str | None]:
         """Tokens of ids, spelled as in vocab.json; None for an id that no token has."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        ids = plain(ids)
         if isinstance(ids, int):
             return self._spell(ids)
-        skip = set(self.all_special_ids) if skip_special_tokens else ()
+        skip = self._skipped if skip_special_tokens else ()
         return [self._spell(token_id) for token_id in ids if token_id not in skip]
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
