@@ -61,11 +61,13 @@ class TokenizerBase(Vocabulary):
         model_max_length: what `truncation=True` cuts to without a `max_length`.
         padding_side, truncation_side: "right" or "left".
         split_special_tokens: read special tokens in a text as plain text.
+        before, after: ids that `add_special_tokens` puts around each text; Qwen2 has none.
         config: further entries of tokenizer_config.json, kept for `save_pretrained`.
     """
 
     ARGUMENTS = ("vocab", "merges", "added_tokens", "chat_template", "config")
-    ARGUMENTS += ("additional_special_tokens", *files.SAID)
+    ARGUMENTS += ("additional_special_tokens", "before", "after", *files.SAID)
+    model_input_names = ("input_ids", "attention_mask")
 
     def __init__(
         self,
@@ -77,6 +79,8 @@ class TokenizerBase(Vocabulary):
         padding_side: str = "right",
         truncation_side: str = "right",
         split_special_tokens: bool = False,
+        before: Sequence[int] = (),
+        after: Sequence[int] = (),
         config: Mapping[str, Any] | None = None,
         **tokens: Any,
     ):
@@ -85,6 +89,7 @@ class TokenizerBase(Vocabulary):
         self.model_max_length = model_max_length
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.split_special_tokens = split_special_tokens
+        self.before, self.after = tuple(before), tuple(after)
         self.config = dict(config or {})
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -144,11 +149,13 @@ class TokenizerBase(Vocabulary):
 
     def __call__(
         self,
-        text: str | Sequence[str],
+        text: str | Sequence[str] | Sequence[Sequence[str]],
         text_pair: None = None,
         *,
         add_special_tokens: bool = True,
+        is_split_into_words: bool = False,
         return_offsets_mapping: bool = False,
+        return_special_tokens_mask: bool = False,
         split_special_tokens: bool | None = None,
         **options: Any,
     ) -> BatchEncoding:
@@ -156,7 +163,11 @@ class TokenizerBase(Vocabulary):
 
         Args:
             text_pair: not offered; here to be refused by name.
-            add_special_tokens: has no effect, as Qwen2 puts no token before or after a text.
+            add_special_tokens: put the tokenizer's own tokens around a text; Qwen2 has none, the
+                distilled R1 models have one before it.
+            is_split_into_words: each text is a list of words, encoded one by one, with offsets in
+                its word; `result.word_ids(i)` tells the words of row i.
+            return_special_tokens_mask: 1 for those tokens and padding, 0 for the text's.
             return_offsets_mapping: (start, end) of each token's characters in `text`. A token that
                 has a part of a character gets the whole, and where NFC rewrote several characters
                 together, all of them. Padding gets (0, 0).
@@ -176,16 +187,26 @@ class TokenizerBase(Vocabulary):
             way_out = "join the two into one text yourself, or give a list for a batch"
             raise TypeError(f"text_pair={text_pair!r}: Qwen2 has no pairs of texts; {way_out}")
         single = isinstance(text, str)
-        if not single and not isinstance(text, (list, tuple)):
+        if is_split_into_words and isinstance(text, (list, tuple)):
+            single = not text or isinstance(text[0], str)
+        if not isinstance(text, str) and not isinstance(text, (list, tuple)):
             raise TypeError(f"text must be a string or a list of them, not {type(text).__name__}")
         plain = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         ignore = self._special_ids if plain else ()
         rows = []
         for one in [text] if single else text:
-            ids, offsets = self._encode(one, ignore, return_offsets_mapping)
-            row = {"input_ids": ids, "offset_mapping": offsets}
-            rows.append(row if return_offsets_mapping else {"input_ids": ids})
-        return self._batch(rows, single, options)
+            row = {"input_ids": [], "offset_mapping": [], "word_ids": []}
+            for number, part in enumerate(one if is_split_into_words else [one]):
+                ids, offsets = self._encode(part, ignore, return_offsets_mapping)
+                for name, new in zip(row, (ids, offsets, [number] * len(ids)), strict=True):
+                    row[name] += new
+            if return_special_tokens_mask:
+                row["special_tokens_mask"] = [0] * len(row["input_ids"])
+            left_out = {"word_ids"} if not is_split_into_words else set()
+            left_out |= set() if return_offsets_mapping else {"offset_mapping"}
+            rows.append({name: values for name, values in row.items() if name not in left_out})
+        around = {"before": self.before, "after": self.after} if add_special_tokens else {}
+        return self._batch(rows, single, {**options, **around})
 
     def encode(self, text: str, text_pair: None = None, **options: Any) -> list[int]:
         """The ids of a text; options as in `__call__`."""
@@ -195,6 +216,27 @@ class TokenizerBase(Vocabulary):
         """The tokens of a text, spelled as in vocab.json: a space is "Ġ"."""
         ids = self.encode(text, split_special_tokens=split_special_tokens)
         return self.convert_ids_to_tokens(ids)
+
+    def pad(
+        self,
+        encoded_inputs: Mapping | Sequence[Mapping],
+        padding: bool | str = True,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Pad what was encoded before, as a collator does; options of `batching.batch`.
+
+        Args:
+            encoded_inputs: a row, or rows by name, or a list of rows; further entries, such as
+                labels, stay as they are.
+        """
+        refuse_unknown(f"{type(self).__name__}.pad", options, BATCH_OPTIONS)
+        rows = encoded_inputs
+        single = isinstance(rows, Mapping) and not isinstance(plain(rows["input_ids"][0]), list)
+        if isinstance(rows, Mapping):
+            names, columns = list(rows), zip(*rows.values(), strict=True)
+            rows = [rows] if single else [dict(zip(names, c, strict=True)) for c in columns]
+        rows = [plain(dict(row)) for row in rows]
+        return self._batch(rows, single, {"padding": padding, "truncation": False, **options})
 
     def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
         own = {
@@ -234,11 +276,17 @@ class TokenizerBase(Vocabulary):
         skip = self._skipped if skip_special_tokens else ()
         return b"".join(self._token_of.get(i, b"") for i in ids if i not in skip)
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str | list[str]:
         """The text of an id or of ids (T,), or the texts of a batch (B, T): lists or tensors.
 
         Bytes that are not UTF-8 become U+FFFD. Ids past the last token, for which models have spare
-        rows, become nothing.
+        rows, become nothing. `clean_up_tokenization_spaces` has no effect, as in transformers: here a
+        space is text.
 
         Raises:
             TypeError: not ids, such as tokens or floats.
@@ -256,7 +304,12 @@ class TokenizerBase(Vocabulary):
             raise TypeError(f"decode takes ids (ints, lists or tensors of ints), {found}")
         return self._bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
         """The texts of rows of ids: lists, or a tensor (B, T)."""
         texts = self.decode(sequences, skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts

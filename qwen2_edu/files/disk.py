@@ -71,8 +71,9 @@ def replacing(
         yield new
         arriving = sorted((path.name for path in new.iterdir()), key=lambda name: name in last)
         for name in arriving:
-            with open(new / name, "rb+") as file:
-                os.fsync(file.fileno())  # a power cut after the rename must find the bytes
+            for path in [p for p in [new / name, *(new / name).glob("*")] if p.is_file()]:
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())  # a power cut after the rename must find the bytes
         leaving = [p.name for p in directory.iterdir() if stale(p.name) or p.name in arriving]
         leaving.sort(key=lambda name: name not in last)
         if leaving == arriving and len(arriving) == 1:

@@ -13,10 +13,19 @@ NO_LIMIT = int(1e30)  # model_max_length of a tokenizer that does not say, as in
 SIDES = ("right", "left")
 BATCH_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of")
 BATCH_OPTIONS += ("return_tensors", "return_attention_mask")  # what callers may ask of `batch`
+# What stands at padding, besides the padding token; other entries of a row are left as they are.
+FILLERS = {"attention_mask": 0, "offset_mapping": (0, 0), "special_tokens_mask": 1}
+FILLERS |= {"assistant_masks": 0, "token_type_ids": 0, "word_ids": None}
 
 
 class BatchEncoding(dict):
     """A result of tokenizing: `result["input_ids"]`, `result.input_ids`, `model(**result)`."""
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token of a row the number of its word, after `is_split_into_words=True`."""
+        if "_words" not in self.__dict__:
+            raise ValueError("there are word_ids of texts given as words, is_split_into_words=True")
+        return self._words[batch_index]
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -39,6 +48,8 @@ def batch(
     pad_token_id: int | None,
     model_max_length: int,
     padding_side: str,
+    before: Sequence[int] = (),
+    after: Sequence[int] = (),
     padding: bool | str = False,
     truncation: bool | str | None = None,
     max_length: int | None = None,
@@ -50,17 +61,18 @@ def batch(
 
     Args:
         rows: for each text its `input_ids`, and other lists of the same length.
+        before, after: ids to put around each row; they count for the lengths.
         single: there is one row, and it shall come back as such, unless as a tensor.
         padding: True or "longest" = to the longest row; "max_length"; False = not at all.
         padding_side: "left", as generation needs it, or "right".
         truncation: to `max_length`, else `model_max_length`; None = to `max_length`, unless padded.
-        return_tensors: "pt" for tensors (B, T); None for lists.
+        return_tensors: "pt" for tensors (B, T), "np" for arrays; None for lists.
     """
     cuts = (True, "longest_first", "only_first")
     one_of("truncation", truncation, (*cuts, False, None, "do_not_truncate"))
     one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))
     one_of("padding_side", padding_side, SIDES)
-    one_of("return_tensors", return_tensors, ("pt", None))
+    one_of("return_tensors", return_tensors, ("pt", "np", None))
     if max_length is not None and max_length < 0:
         raise ValueError(f"max_length must be 0 or more, not {max_length}")
     limit = model_max_length if max_length is None else max_length
@@ -71,11 +83,18 @@ def batch(
         warn_caller(f"{what}: add truncation=True, or use padding='max_length'")
     if cut:
         right = truncation_side == "right"
+        room = max(limit - len(before) - len(after), 0)
         for i, row in enumerate(rows):
-            first = 0 if right else max(len(row["input_ids"]) - limit, 0)
-            rows[i] = {name: values[first : first + limit] for name, values in row.items()}
+            first = 0 if right else max(len(row["input_ids"]) - room, 0)
+            rows[i] = {name: values[first : first + room] for name, values in row.items()}
+    for row in rows if before or after else ():
+        for name, values in row.items():
+            head, tail = ([FILLERS.get(name, 0)] * len(ids) for ids in (before, after))
+            ids = name == "input_ids"
+            row[name] = [*(before if ids else head), *values, *(after if ids else tail)]
     if return_attention_mask:  # 1 for a token, 0 for padding
-        rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        rows = [{"attention_mask": [1] * len(row["input_ids"])} | row for row in rows]
+        rows = [{"input_ids": row["input_ids"]} | row for row in rows]
 
     if padding not in (False, "do_not_pad"):
         if pad_token_id is None:
@@ -86,20 +105,29 @@ def batch(
             raise ValueError("padding='max_length' needs max_length: this tokenizer has none")
         if pad_to_multiple_of:
             width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
-        fillers = {"input_ids": pad_token_id, "offset_mapping": (0, 0)}
+        fillers = {**FILLERS, "input_ids": pad_token_id}
         for row in rows:
-            for name, values in row.items():
-                fill = [fillers.get(name, 0)] * (width - len(values))
+            for name, values in ((n, list(v)) for n, v in row.items() if n in fillers):
+                fill = [fillers[name]] * (width - len(values))
                 row[name] = values + fill if padding_side == "right" else fill + values
 
     nothing = ["input_ids", "attention_mask"] if return_attention_mask else ["input_ids"]
     names = rows[0] if rows else nothing
     columns = {name: [row[name] for row in rows] for name in names}
+    words = columns.pop("word_ids", None)
     if return_tensors is None:
-        return BatchEncoding({n: column[0] if single else column for n, column in columns.items()})
-    lengths = {len(row["input_ids"]) for row in rows}
-    if len(lengths) > 1:
-        few, many = min(lengths), max(lengths)
-        raise ValueError(f"rows of {few} to {many} tokens make no tensor: use padding=True")
-    tensors = {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
-    return BatchEncoding(tensors)
+        columns = {name: column[0] if single else column for name, column in columns.items()}
+    else:
+        lengths = {len(row["input_ids"]) for row in rows}
+        if len(lengths) > 1:
+            few, many = min(lengths), max(lengths)
+            raise ValueError(f"rows of {few} to {many} tokens make no tensor: use padding=True")
+        known = {"input_ids", *FILLERS}
+        for name, column in columns.items():
+            kind = torch.long if name in known else None
+            columns[name] = torch.tensor(column, dtype=kind)
+            columns[name] = columns[name].numpy() if return_tensors == "np" else columns[name]
+    result = BatchEncoding(columns)
+    if words is not None:
+        result.__dict__["_words"] = words
+    return result

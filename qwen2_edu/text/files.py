@@ -4,7 +4,8 @@ arguments of a tokenizer, and written from the same dict, to the released bytes.
 vocab.json             token -> id, tokens spelled in the byte alphabet of `bpe.py`
 merges.txt             one merge a line, "left right", in the order of training
 tokenizer.json         both of them, and the steps around them
-tokenizer_config.json  special tokens, the chat template, the longest input
+tokenizer_config.json  special tokens, the longest input
+chat_template.jinja    the chat template; others by name in additional_chat_templates/
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ from .runs import AddedToken
 from .templates import QWEN2_TEMPLATE
 
 Folder = str | os.PathLike
+NAMED = "additional_chat_templates"  # a folder: a file for each chat template but the default
+# All that a tokenizer may have; a save takes those away that it does not write. For the template,
+# chat_template.jinja and the folder of named ones come before what tokenizer_config.json says.
+FILES = (
+    """vocab.json merges.txt tokenizer.json tokenizer_config.json special_tokens_map.json
+added_tokens.json chat_template.jinja chat_template.json""".split()
+    + [NAMED]
+)
 RELEASED_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 # What Qwen2's own tokenizer_config.json says, as of Qwen2-0.5B-Instruct.
 RELEASED_SETTINGS = {
@@ -39,6 +48,7 @@ SAID = (*PARTS, "model_max_length", "padding_side", "truncation_side", "split_sp
 # Entries of tokenizer_config.json that would change ids or text, with what Qwen2 has there.
 FIXED = {"add_prefix_space": False, "add_bos_token": False, "add_eos_token": False}
 FIXED |= {"errors": "replace"}
+ADDING = ("add_bos_token", "add_eos_token")  # counts without a tokenizer.json alone
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False}  # no Qwen2's added token has any
 
 # The parts of tokenizer.json that say what happens to a text. They are the same for every Qwen2.
@@ -80,7 +90,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
     if (whole := folder / "tokenizer.json").is_file():
         vocab_file = merges_file = whole
-        vocab, merges, added = _read_tokenizer_json(whole)
+        vocab, merges, added, config["before"], config["after"] = _read_tokenizer_json(whole)
     elif vocab_file.is_file() or merges_file.is_file():
         vocab, merges, added = _read_vocab_and_merges(vocab_file, merges_file)
     else:
@@ -91,11 +101,17 @@ def read_folder(folder: Path) -> dict[str, Any]:
     added |= _parse_added(listed, folder / "tokenizer_config.json")
     if not added and merges_file != whole:
         added = _special_after(vocab)
+    contents = {token.content: i for i, token in added.items()}
+    if merges_file != whole:
+        for adds, part, where in zip(
+            ADDING, ("bos_token", "eos_token"), ("before", "after"), strict=True
+        ):
+            if config.get(adds) and config.get(part) in contents:
+                config[where] = [contents[config[part]]]
     settings = _settings(config, vocab, added)
 
-    contents = {token.content for token in added.values()}
-    try:  # from spelled tokens to bytes
-        spelled = {t: t.encode() if t in contents else text_to_token(t) for t in vocab}
+    try:  # from spelled tokens to bytes; an added one may have letters that stand for no byte
+        spelled = {t: _token(t, t in contents) for t in vocab}
     except ValueError as error:
         raise ValueError(f"{vocab_file}: {error}") from None
     for i, merge in enumerate(merges, 1):
@@ -104,6 +120,15 @@ def read_folder(folder: Path) -> dict[str, Any]:
     settings["vocab"] = {spelled[text]: token_id for text, token_id in vocab.items()}
     settings["merges"] = [(spelled[left], spelled[right]) for left, right in merges]
     return settings | {"added_tokens": added}
+
+
+def _token(text: str, added: bool) -> bytes:
+    try:
+        return text_to_token(text)
+    except ValueError:
+        if added:
+            return text.encode()
+        raise
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -116,13 +141,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     extras = config.get("additional_special_tokens") or newer or []
     extras = extras.values() if isinstance(extras, dict) else extras
     config["additional_special_tokens"] = [_content(token, path) for token in extras]
-    for name, value in FIXED.items():
-        if config.get(name) not in (None, value):
+    for name, value in FIXED.items():  # whether to add tokens, tokenizer.json says
+        if config.get(name) not in (None, value) and name not in ADDING:
             raise ValueError(f"{path}: {name} is {config[name]!r}, and Qwen2 knows only {value!r}")
     if isinstance(config.get("chat_template"), list):  # several, by name
         config["chat_template"] = {t["name"]: t["template"] for t in config["chat_template"]}
-    if (newer := folder / "chat_template.jinja").is_file():
-        config["chat_template"] = read_text(newer)
+    more = sorted((folder / NAMED).glob("*.jinja"))
+    if (newer := folder / "chat_template.jinja").is_file() or more:
+        default = {"default": read_text(newer)} if newer.is_file() else {}
+        named = default | {path.stem: read_text(path) for path in more}
+        config["chat_template"] = named if more else named["default"]
     elif (newer := folder / "chat_template.json").is_file():
         config["chat_template"] = read_json(newer).get("chat_template")
     return config
@@ -138,13 +166,13 @@ def _settings(config: dict, vocab: dict[str, int], added: dict[int, AddedToken])
         if content is not None and content not in present and content not in vocab:
             added[max([*vocab.values(), *added]) + 1] = AddedToken(content, special=True)
             present.add(content)
-    names = ("chat_template", "additional_special_tokens", *SAID)
+    names = ("chat_template", "additional_special_tokens", "before", "after", *SAID)
     said = {name: config[name] for name in names if config.get(name) is not None}
     return said | {"config": {name: config[name] for name in config if name not in names}}
 
 
-def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict]:
-    """The vocabulary and the merges, as spelled there, and the added tokens."""
+def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict, list[int], list[int]]:
+    """The vocabulary and merges as spelled there, the added tokens, the ids around each text."""
     data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
@@ -157,13 +185,59 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict]:
             )
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     added = ((token["id"], token) for token in data.get("added_tokens", []))
-    return model["vocab"], merges, _parse_added(added, path)
+    return model["vocab"], merges, _parse_added(added, path), *_around(data, path)
+
+
+def _around(data: dict[str, Any], path: Path) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor puts before each text and after it."""
+    step, sides = data.get("post_processor") or _BYTES, ([], [])
+    for part in step["processors"] if step["type"] == "Sequence" else [step]:
+        if part["type"] == "ByteLevel":
+            continue
+        try:
+            if part["type"] != "TemplateProcessing":
+                raise KeyError(part["type"])
+            ids = {name: token["ids"] for name, token in part["special_tokens"].items()}
+            at = [next(iter(piece)) for piece in part["single"]].index("Sequence")
+            for side, pieces in zip(
+                sides, (part["single"][:at], part["single"][at + 1 :]), strict=True
+            ):
+                side += [i for piece in pieces for i in ids[piece["SpecialToken"]["id"]]]
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(
+                f"{path}: post_processor is {part['type']!r}, not one we know"
+            ) from None
+    return sides
+
+
+def _post_processor(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same, written."""
+    around = {}
+    for side in ("before", "after"):
+        names = [(_spelled(settings, i), i) for i in settings[side]]
+        around[side] = [{"SpecialToken": {"id": name, "type_id": 0}} for name, _ in names]
+        around.setdefault("tokens", {}).update(
+            {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in names}
+        )
+    if not around["tokens"]:
+        return _BYTES
+    text = [[{"Sequence": {"id": name, "type_id": n}}] for n, name in enumerate("AB")]
+    single, second = ([*around["before"], *one, *around["after"]] for one in text)
+    template = {"type": "TemplateProcessing", "single": single, "pair": single + second}
+    template["special_tokens"] = around["tokens"]
+    return {"type": "Sequence", "processors": [_BYTES, template]}
+
+
+def _spelled(settings: dict[str, Any], token_id: int) -> str:
+    added = settings["added_tokens"].get(token_id)
+    found = (token for token, i in settings["vocab"].items() if i == token_id)
+    return added.content if added else token_to_text(next(found))
 
 
 def _steps_of(data: dict[str, Any]) -> dict[str, Any]:
     """All in a tokenizer.json that decides about ids, in one spelling."""
     steps = {name: _essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")}
-    steps |= {name: (data.get(name) or _BYTES)["type"] for name in ("post_processor", "decoder")}
+    steps |= {name: (data.get(name) or _BYTES)["type"] for name in ("decoder",)}
     return steps | {f"model.{n}": data["model"].get(n, MODEL[n]) or None for n in MODEL}
 
 
@@ -228,7 +302,7 @@ def write_all(settings: dict, folder: Folder, prefix: str | None = None) -> tupl
     }
     whole = {"version": "1.0", "truncation": None, "padding": None}
     whole |= {"added_tokens": [{"id": token_id, **token} for token_id, token in added.items()]}
-    whole |= {**STEPS, "model": MODEL | spelled}
+    whole |= {**STEPS, "post_processor": _post_processor(settings), "model": MODEL | spelled}
     config = {
         **FIXED,
         "clean_up_tokenization_spaces": False,
@@ -238,11 +312,12 @@ def write_all(settings: dict, folder: Folder, prefix: str | None = None) -> tupl
         "tokenizer_class": "Qwen2Tokenizer",
     }
     template = settings["chat_template"]
-    if isinstance(template, dict):
-        template = [{"name": name, "template": text} for name, text in template.items()]
-    if template is not None:
-        config["chat_template"] = template
+    named = template if isinstance(template, dict) else {"default": template} if template else {}
     others = {"tokenizer.json": json.dumps(whole, ensure_ascii=False, indent=2)}
+    for name, source in named.items():
+        if not name or Path(name).name != name:
+            raise ValueError(f"a chat template cannot be saved under the name {name!r}")
+        others["chat_template.jinja" if name == "default" else f"{NAMED}/{name}.jinja"] = source
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
     return _write(folder, prefix, spelled, others | {"tokenizer_config.json": text + "\n"})
 
@@ -262,7 +337,10 @@ def _write(folder: Folder, prefix: str | None, spelled: dict, others: dict) -> t
     files = {"vocab.json": json.dumps(spelled["vocab"], ensure_ascii=False, separators=(",", ":"))}
     files |= {"merges.txt": "".join(f"{merge}\n" for merge in spelled["merges"]), **others}
     before = f"{prefix}-" if prefix else ""
-    with replacing(folder) as draft:
+    stale = {f"{before}{name}" for name in FILES} if others else set()
+    with replacing(folder, stale=stale.__contains__) as draft:
         for name, text in files.items():
-            (draft / f"{before}{name}").write_bytes(text.encode())
+            path = draft / f"{before}{name}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(text.encode())
     return tuple(str(Path(folder) / f"{before}{name}") for name in files)

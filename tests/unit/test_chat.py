@@ -480,7 +480,7 @@ def test_template_errors(fast, template, message):
             TypeError,
             "'add_generation_promt' is neither an option nor read",
         ),
-        ({"return_tensors": "np"}, ValueError, "return_tensors must be one of"),
+        ({"return_tensors": "tf"}, ValueError, "return_tensors must be one of"),
     ],
 )
 def test_options_that_cannot_be(fast, options, error, message):
