@@ -285,8 +285,8 @@ class TokenizerBase(Vocabulary):
         """The text of an id or of ids (T,), or the texts of a batch (B, T): lists or tensors.
 
         Bytes that are not UTF-8 become U+FFFD. Ids past the last token, for which models have spare
-        rows, become nothing. `clean_up_tokenization_spaces` has no effect, as in transformers: here a
-        space is text.
+        rows, become nothing. `clean_up_tokenization_spaces` has no effect, as in transformers:
+        a space is text.
 
         Raises:
             TypeError: not ids, such as tokens or floats.

@@ -2,7 +2,7 @@
 
 A chat template pastes together text of its own, control tokens among it, and what people typed. In
 what comes out the two may look alike. So what the template brings is a `Traced`: a string, and
-beside it one byte a character that says where this comes from. Adding, slicing, trimming, splitting,
+beside it one byte a character that says where this comes from. Adding, slicing, trimming, cutting,
 replacing and joining carry these bytes along, and give the same text as those of any string.
 
 A plain string was typed by people, and so is whatever any other operation makes: what is forgotten

@@ -24,7 +24,7 @@ _MARKS = regex.compile(r"\p{M}{32,}")
 
 
 def pieces(text: str) -> list[str]:
-    """Cut a text by `bpe.split`, which reads characters newer than Unicode 16 as it reads "\\uffff".
+    """Cut a text by `bpe.split`, which takes characters newer than Unicode 16 for no letters.
 
     What is cut is the text itself: joined, the pieces are the text again.
     """

@@ -1,4 +1,5 @@
-"""What users of chat templates met, and what attacks reached; right is what transformers answers."""
+"""What users of chat templates met, and attacks; right is what transformers answers."""
+# ruff: noqa: E501
 
 from __future__ import annotations
 
