@@ -40,6 +40,8 @@ def nfc(text: str) -> str:
     """A text in NFC. `unicodedata` sorts a run of marks in a time that grows with its square: so
     long runs come to it sorted.
     """
+    if text.isascii():
+        return text
     return unicodedata.normalize("NFC", _MARKS.sub(_in_order, text))
 
 
