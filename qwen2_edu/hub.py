@@ -6,27 +6,66 @@ import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .checks import one_of
+from .checks import one_of, refuse_unknown
 
 # What each kind of load reads. Pickles, ONNX files and what lies in sub-folders is never fetched.
 FILES = {
     "config": ["config.json"],
+    "generation": ["generation_config.json"],
     "tokenizer": """tokenizer.json tokenizer_config.json vocab.json merges.txt added_tokens.json
-        special_tokens_map.json chat_template.jinja chat_template.json""".split(),
+        special_tokens_map.json chat_template.jinja chat_template.json
+        additional_chat_templates/*.jinja""".split(),
     "model": ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"],
 }
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "gguf_file")
-# What transformers knows as an option of from_pretrained, and what stands in its place here.
+# Options of transformers that change nothing here at these values.
+NEUTRAL: dict[str, tuple] = {
+    **dict.fromkeys("low_cpu_mem_usage _fast_init is_main_process".split(), (None, True, False)),
+    **dict.fromkeys("save_peft_format save_original_format".split(), (None, True, False)),
+    **dict.fromkeys("use_safetensors safe_serialization weights_only".split(), (None, True)),
+    **dict.fromkeys("trust_remote_code force_download resume_download".split(), (None, False)),
+    **dict.fromkeys("load_in_8bit load_in_4bit output_loading_info".split(), (None, False)),
+    **dict.fromkeys("push_to_hub from_tf from_flax use_flash_attention_2".split(), (None, False)),
+    **dict.fromkeys("offload_state_dict offload_buffers use_kernels".split(), (None, False)),
+    **dict.fromkeys("proxies mirror variant quantization_config max_memory".split(), (None,)),
+    **dict.fromkeys("offload_folder tp_plan tp_size state_dict key_mapping".split(), (None,)),
+    **dict.fromkeys("adapter_kwargs adapter_name use_auth_token".split(), (None,)),
+    "subfolder": (None, ""),
+}
+# What to do in place of what transformers knows and we have not.
+_UNSAFE = "only safetensors are read and written, as a pickle can run any code; leave it out"
+_WHOLE = "weights are read as they are; load a checkpoint that is not quantised"
+_ONE = "a model lives on one device here, see device_map"
 INSTEAD = {
     "trust_remote_code": "it is never needed, as no remote code is run; leave it out",
     "use_fast": "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch; both "
     "give the same ids",
+    **dict.fromkeys("use_safetensors safe_serialization weights_only from_tf".split(), _UNSAFE),
+    **dict.fromkeys("load_in_8bit load_in_4bit quantization_config".split(), _WHOLE),
+    **dict.fromkeys("max_memory offload_folder offload_state_dict tp_plan tp_size".split(), _ONE),
+    "force_download": "delete the model's folder in the hub's cache, and it is fetched anew",
+    "proxies": "set the variable HTTPS_PROXY",
+    "subfolder": "download it, and give the folder that holds config.json",
+    "variant": "only files named model*.safetensors are read",
+    "use_auth_token": "it is called token",
+    "state_dict": "call load_state_dict, after loading or before saving",
+    "push_to_hub": "save, then huggingface_hub.upload_folder",
+    "output_loading_info": "what is missing or left out is said in a warning or an error",
+    "use_flash_attention_2": "attn_implementation is 'sdpa' or 'eager'",
+}
+# What an answer of the hub means that the client has no type for.
+STATUS = {
+    401: (PermissionError, "is refused to this token: log in anew, or pass another token=…"),
+    403: (PermissionError, "is forbidden to this login: its token lacks the right to read it"),
+    404: (FileNotFoundError, "has a file that the hub does not find: is the revision complete?"),
+    429: (ConnectionError, "is held back, as the hub got too many requests: wait some minutes"),
 }
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
-ALL = ("config", "tokenizer", "model")
+ALL = ("config", "generation", "tokenizer", "model")
 BUILT_IN = {"tiny": ALL, "released": ALL, "qwen2": ("tokenizer",)}  # kinds of load
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -58,7 +97,7 @@ def resolve(
 
     Args:
         name_or_path: "tiny", "released", "qwen2", "./my-model", "model.gguf" or "Qwen/Qwen2-0.5B".
-        kind: "config", "tokenizer" or "model".
+        kind: "config", "generation", "tokenizer" or "model".
         revision: branch, tag or commit of the hub repository.
         token: for gated or private repositories; None = the saved login, False = none.
         cache_dir: where the hub's cache lives; None = its usual place (`HF_HOME`).
@@ -73,6 +112,8 @@ def resolve(
         ConnectionError: the hub could not be reached, or broke off.
     """
     one_of("kind", kind, tuple(FILES))
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"a model is a name or a path, not {name_or_path!r}")
     name = os.fspath(name_or_path)
     folder = Path(name).expanduser()
     is_gguf = folder.suffix == ".gguf" and folder.is_file()
@@ -118,6 +159,16 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
 
 
+def drop_neutral(
+    what: str, options: dict[str, Any], known: Collection[str], also: Collection[str] = ()
+) -> None:
+    """Take those options out that change nothing here; TypeError for what else is not known."""
+    for name in [n for n in options if n in NEUTRAL and n not in known]:
+        if any(options[name] is value or options[name] == value for value in NEUTRAL[name]):
+            del options[name]
+    refuse_unknown(what, sorted(options), known, INSTEAD, also)
+
+
 def _download(
     name: str, kind: str, revision: str | None, gguf_file: str | None, **options: Any
 ) -> Path:
@@ -126,7 +177,7 @@ def _download(
     from .files.weights import no_safetensors
 
     files = FILES[kind] if gguf_file is None else [gguf_file]
-    wanted = {"allow_patterns": files, "ignore_patterns": ["*/*"]}
+    wanted = {"allow_patterns": files, "ignore_patterns": ["*/*.safetensors*"]}
     try:
         found = huggingface_hub.snapshot_download(name, revision=revision, **wanted, **options)
     except Exception as error:  # the client raises a dozen unrelated types: one sentence for each
@@ -151,6 +202,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> Exception:
 
     hub, cause = constants.ENDPOINT, error.__cause__
     off = cause is None or isinstance(cause, errors.OfflineModeIsEnabled)
+    answers = [e.response for e in (error, cause) if getattr(e, "response", None) is not None]
+    status = answers[0].status_code if answers else None
     # The client's types derive from one another: the first that fits.
     if isinstance(error, errors.GatedRepoError):
         ours, says = PermissionError, f"is gated: accept its terms at {hub}/{name}, pass token=…"
@@ -158,6 +211,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> Exception:
         ours, says = FileNotFoundError, "is not on the hub: is it misspelt, or private (token=…)?"
     elif isinstance(error, errors.RevisionNotFoundError):
         ours, says = FileNotFoundError, "is not on the hub: no such branch, tag or commit"
+    elif status in STATUS:
+        ours, says = STATUS[status]
     elif isinstance(error, errors.LocalEntryNotFoundError) and off:
         ours, says = FileNotFoundError, "is not wholly in the hub's cache, and downloads are off "
         says += "(local_files_only, HF_HUB_OFFLINE): download it once, or give a folder"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .checks import refuse_unknown, warn_caller
+from .checks import warn_caller
 from .config import FIELDS, Qwen2Config
 from .layers import RMSNorm
 
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
     from .decoding.settings import GenerationConfig
 
 CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
-OPTIONS = "config dtype device device_map attn_implementation verify torch_dtype".split()
+OPTIONS = """config dtype device device_map attn_implementation verify torch_dtype mmap
+ignore_mismatched_sizes""".split()
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -40,7 +45,7 @@ class Qwen2PreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: Qwen2Config | None = None,
         dtype: str | torch.dtype | None = "auto",
@@ -49,86 +54,132 @@ class Qwen2PreTrainedModel(nn.Module):
         attn_implementation: str | None = None,
         verify: bool = False,
         torch_dtype: str | torch.dtype | None = None,
+        mmap: bool = True,
+        ignore_mismatched_sizes: bool = False,
         **options: Any,
     ):
         """A model with the weights of a checkpoint, in eval mode.
 
         Args:
-            name_or_path: a built-in name, a folder, a GGUF file, or a hub id "Qwen/Qwen2-0.5B".
+            pretrained_model_name_or_path: a built-in name, a folder, a GGUF file, or a hub id
+                "Qwen/Qwen2-0.5B".
             config: use this instead of the checkpoint's config.json.
             dtype, torch_dtype: of the parameters; "auto" = as config.json says, else as stored.
             device: where the parameters go; None = the CPU.
             device_map: "auto" = the best single device with room for them; or a device.
             attn_implementation: "sdpa" or "eager".
             verify: first compare each file with its recorded hash; see `checksums.check_hashes`.
+            mmap: where nothing needs to be converted, parameters are the file itself, read when
+                first used. Whoever then writes into that file changes the model, or ends the
+                process if it becomes shorter (a save puts a new file in its place, which does
+                neither). False = read all of it now.
+            ignore_mismatched_sizes: parts of other shapes are newly initialised, with a warning.
             **options: revision, token, cache_dir, local_files_only, gguf_file, as in `hub.resolve`;
-                and fields of the config to change, such as `num_labels=3`.
+                and fields of the config to change, such as `num_labels=3`. With fewer
+                `num_hidden_layers` than the checkpoint has, the first ones are taken.
 
         Raises:
-            TypeError: an unknown option.
+            TypeError: an unknown option, or one of transformers that means something else here.
             OSError, ValueError: files missing, malformed or of another model; names the file or
                 tensor at fault and the way out. ConnectionError and PermissionError are OSErrors.
             MemoryError: `device_map="auto"` and no device has room.
         """
-        from .decoding.settings import GenerationConfig
         from .files.checksums import check_hashes
         from .files.devices import choose_device
-        from .files.gguf import open_place
-        from .files.weights import INDEX, find_weights, load_weights
-        from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
+        from .files.disk import locked
+        from .files.weights import INDEX, find_weights
+        from .hub import HUB_OPTIONS, drop_neutral, resolve, take_options
 
-        known = (*OPTIONS, *HUB_OPTIONS)
-        refuse_unknown("from_pretrained", sorted(options), known, INSTEAD, also=CONFIG_FIELDS)
+        drop_neutral("from_pretrained", options, (*OPTIONS, *HUB_OPTIONS), also=CONFIG_FIELDS)
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
+        if config is not None and not isinstance(config, Qwen2Config):
+            raise TypeError(f"config must be a Qwen2Config, not a {type(config).__name__}")
         number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
-        folder = resolve(name_or_path, "model", **take_options(options))  # or a GGUF file
+        name = pretrained_model_name_or_path
+        folder = resolve(name, "model", **take_options(options))  # or a GGUF file
         if verify and folder.is_file():
             check_hashes(folder.parent, [folder.name])
         elif verify:
             check_hashes(folder, [INDEX, "config.json", "generation_config.json"], required=False)
             check_hashes(folder, [path.name for path in find_weights(folder)])
-        source = open_place(folder)
-
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
-        if config is None:
-            config = Qwen2Config.from_place(source, **options)
-        else:
-            options.setdefault("attn_implementation", config.attn_implementation)
-            config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **options)
-        if "quantization_config" in config.extra:
-            raise ValueError(f"{name_or_path} is quantised, not supported: load the original")
-        number_type = number_type or parse_dtype(config.dtype)
+        place = partial(choose_device, device, device_map)
+        how = {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+        for hold in (contextlib.nullcontext(), locked(folder)):  # savers wait for the second try
+            with hold:
+                seen = _stamps(folder)
+                try:
+                    model = cls._load(name, folder, config, options, number_type, place, how)
+                except (OSError, ValueError):
+                    if _stamps(folder) == seen:
+                        raise
+                else:
+                    if _stamps(folder) == seen:
+                        return model
+        raise OSError(f"{folder} was saved anew while it was read: load it again")
 
+    @classmethod
+    def _load(
+        cls,
+        name: str | os.PathLike[str],
+        folder: Path,
+        config: Qwen2Config | None,
+        changes: dict[str, Any],
+        dtype: torch.dtype | None,
+        place: Callable[[int], torch.device],
+        how: dict[str, bool],
+    ):
+        """What `from_pretrained` answers, unless a save came meanwhile."""
+        from .decoding.settings import GenerationConfig
+        from .files.gguf import open_place
+        from .files.weights import check_layers, load_weights
+
+        source = open_place(folder)
+        if config is None:
+            config = Qwen2Config.from_place(source, **changes)
+        else:
+            changes = {"attn_implementation": config.attn_implementation, **changes}
+            config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **changes)
+        if "quantization_config" in config.extra:
+            raise ValueError(f"{name} is quantised, not supported: load the original")
+        dtype = dtype or parse_dtype(config.dtype)
+        check_layers(source, config.num_hidden_layers)
         with torch.device("meta"):  # names and shapes only: nothing is allocated or initialised
             model = cls(config)
-        size = model.num_parameters() * (number_type or torch.float32).itemsize
-        place = choose_device(device, device_map, size)
-        if fresh := load_weights(model, source, dtype=number_type, device=place):
-            warn_caller(f"{name_or_path} has no {', '.join(fresh)}: newly initialised, so train it")
+        device = place(model.num_parameters() * (dtype or torch.float32).itemsize)
+        if fresh := load_weights(model, source, dtype=dtype, device=device, **how):
+            warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
         config.torch_dtype = str(model.dtype).removeprefix("torch.")
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
 
     def save_pretrained(
-        self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB"
+        self,
+        save_directory: str | os.PathLike[str],
+        max_shard_size: int | str = "5GB",
+        **options: Any,
     ) -> None:
-        """Write config.json and model.safetensors, or shards and their index, as releases do. An
-        interrupted save leaves the files of an older one as they were; other files, such as a
-        tokenizer, are not touched. OSError: the folder cannot be written.
+        """Write config.json and model.safetensors, or shards and their index, as releases do. The
+        folder then holds this model or, after a kill at any moment, what it held (`replacing`);
+        files of others, such as a tokenizer, stay. OSError: the folder cannot be written.
         """
         from .files.disk import replacing
-        from .files.saving import is_weight_file, write_weights
+        from .files.saving import OUTDATED, write_weights
         from .files.weights import INDEX, SINGLE
+        from .hub import drop_neutral
 
+        drop_neutral("save_pretrained", options, ("save_directory", "max_shard_size"))
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         config.torch_dtype = str(self.dtype).removeprefix("torch.")
-        with replacing(directory, stale=is_weight_file, last=(SINGLE, INDEX)) as draft:
-            config.save_pretrained(draft)
-            if self.generation_config is not None:
-                self.generation_config.save_pretrained(draft)
+        texts = {"config.json": config.to_json_string()}
+        if self.generation_config is not None:
+            texts["generation_config.json"] = self.generation_config.to_json()
+        with replacing(save_directory, stale=OUTDATED.fullmatch, last=(SINGLE, INDEX)) as draft:
+            for name, text in texts.items():
+                (draft / name).write_bytes(text.encode())
             write_weights(self, draft, max_shard_size)
 
     # -- parts -------------------------------------------------------------------------------------
@@ -262,6 +313,15 @@ class Qwen2PreTrainedModel(nn.Module):
     def extra_repr(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.num_parameters():,} parameters, {dtype}, on {self.device}"
+
+
+def _stamps(place: Path) -> set[tuple[str, int, int]]:
+    """Which files stand there now, by name, inode and time."""
+    with contextlib.suppress(OSError):
+        paths = place.iterdir() if place.is_dir() else [place]
+        read = [p for p in paths if p.name.startswith(("config.", "generation_", "model"))]
+        return {(p.name, (stat := p.stat()).st_ino, stat.st_mtime_ns) for p in read}
+    return set()
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +180,10 @@ def train(
     model.zero_grad()  # an earlier run may have been interrupted between gradient and step
     said = "loss {task.fields[loss]} · {task.fields[rate]} tokens/s · time left"
     columns = (MofNCompleteColumn(), BarColumn(), said, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+    with (
+        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
+        closing(run),
+    ):
         bar.add_task("", total=s.steps, completed=run.step, loss="…", rate="…")
         for step in range(run.step + 1, s.steps + 1):
             start, first = time.perf_counter(), (step - 1) * s.accumulation

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import filecmp
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+DRAFT = ".saving-"
+SMALL = 1 << 20  # bytes of a file that is compared
 
 
 def read_bytes(path: Path) -> bytes:
@@ -40,6 +53,35 @@ def read_json(path: Path) -> dict:
 
 
 @contextlib.contextmanager
+def locked(path: Path, wait: float = 20) -> Iterator[bool]:
+    """Hold a file or folder against all who ask as we do. A kill lets go, and no file is left.
+
+    Yields False where the system has no such lock: Windows, some network disks. BlockingIOError:
+    another still holds it after `wait` seconds.
+    """
+    end, handle, ours = time.monotonic() + wait, None, False
+    while not ours:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(handle), os.stat(path))  # or was it exchanged?
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(handle)
+                raise BlockingIOError(errno.EAGAIN, f"{path} is being written") from None
+            time.sleep(0.01)
+        except (OSError, AttributeError):  # which may not even open
+            break
+        if not ours:
+            os.close(handle)
+    try:
+        yield ours
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextlib.contextmanager
 def replacing(
     directory: str | os.PathLike[str],
     stale: Callable[[str], bool] = lambda name: False,
@@ -47,53 +89,119 @@ def replacing(
 ) -> Iterator[Path]:
     """Write files into the folder that this yields; on leaving, they replace those in `directory`.
 
-    A single file is replaced atomically. Of several, whatever raises on the way leaves `directory`
-    as it was; a kill between two renames leaves the old ones in `.saving-*/old`. Other files there
-    are not touched. An OSError says if the folder cannot be written.
+    Whatever raises on the way, or a kill at any moment, leaves the old files or the new. Where one
+    file differs it takes the other's place; where several do, a folder with the new ones, and hard
+    links to all that stays, is exchanged for `directory`: one rename. Savers take turns, and the
+    next one removes what a killed one left. An OSError says if the folder cannot be written.
+
+    Where folders cannot be exchanged (a mount point, the working folder, Windows, NFS), files move
+    one by one. A kill on the way leaves a folder that does not load, as it has no entry; the next
+    save first puts the old files back.
 
     Args:
         stale: names of files there that belong to what is replaced, and go with it.
-        last: names by which a reader enters, such as an index: the first to leave, the last to
-            come. Who reads in between finds nothing, never a mixture of two.
+        last: names by which a reader enters, such as an index: where files move one by one, the
+            first to leave and the last to come.
     """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
-    except OSError as error:
-        reason = f"cannot save into {directory} ({error.strerror}): choose a folder you may use"
-        raise OSError(error.errno, reason) from error
+    home, draft = Path(os.path.realpath(directory)), None
+    with contextlib.ExitStack() as stack:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with locked(home):
+                _clear(home)
+                draft = Path(tempfile.mkdtemp(prefix=f".{home.name}{DRAFT}", dir=home))
+                with contextlib.suppress(OSError):  # a mount point, or a parent that is not ours
+                    draft = draft.rename(home.parent / draft.name)
+                stack.enter_context(locked(draft))  # so that nobody clears it
+            new, old = draft / "new", draft / "old"
+            new.mkdir()
+            old.mkdir()
+            yield new
+            for path in new.rglob("*"):
+                if path.is_file():
+                    with open(path, "rb+") as file:
+                        os.fsync(file.fileno())  # a power cut after the rename must find the bytes
+            with locked(home):
+                _swap(home, draft, stale, last)
+            shutil.rmtree(old, ignore_errors=True)  # while `new` says that they have left
+        except OSError as error:
+            reason = f"cannot save into {directory} ({error.strerror or error})"
+            fix = "make room, or choose a folder you may use"
+            raise OSError(error.errno, f"{reason}: {fix}") from error
+        finally:
+            if draft and not list(draft.glob("old/*")):  # else they could not be put back
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def _clear(home: Path) -> None:
+    """Remove the drafts of killed saves. Where files moved one by one, the old ones come back."""
+    pattern = re.compile(rf"\.{re.escape(home.name)}{re.escape(DRAFT)}\w{{8}}")
+    for place in (home, home.parent):
+        for draft in [place / name for name in os.listdir(place) if pattern.fullmatch(name)]:
+            with contextlib.suppress(OSError), locked(draft, wait=0) as dead:
+                if dead and list(draft.glob("new/*")):  # not all had come
+                    for path in draft.glob("old/*"):
+                        os.replace(path, home / path.name)
+                if dead:
+                    shutil.rmtree(draft / "old", ignore_errors=True)
+                    shutil.rmtree(draft)
+
+
+def _swap(home: Path, draft: Path, stale: Callable[[str], bool], last: tuple[str, ...]) -> None:
+    """What is in draft/new replaces what it shall in `home`."""
     new, old = draft / "new", draft / "old"
-    new.mkdir()
-    old.mkdir()
-    moves: list[tuple[Path, Path]] = []
-    try:
-        yield new
-        arriving = sorted((path.name for path in new.iterdir()), key=lambda name: name in last)
-        for name in arriving:
-            for path in [p for p in [new / name, *(new / name).glob("*")] if p.is_file()]:
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())  # a power cut after the rename must find the bytes
-        leaving = [p.name for p in directory.iterdir() if stale(p.name) or p.name in arriving]
-        leaving.sort(key=lambda name: name not in last)
-        if leaving == arriving and len(arriving) == 1:
-            os.replace(new / arriving[0], directory / arriving[0])  # the rename is the whole swap
-        else:
-            moves = [(directory / name, old / name) for name in leaving]
-            moves += [(new / name, directory / name) for name in arriving]
+    kept = {path.name for path in new.iterdir() if _same(path, home / path.name)}
+    for name in kept:
+        (new / name).unlink()
+    arriving = sorted(os.listdir(new), key=lambda name: name in last)
+    leaving = [n for n in os.listdir(home) if n in arriving or (stale(n) and n not in kept)]
+    leaving.sort(key=lambda name: name not in last)
+    changed = {*arriving, *leaving}
+    folders = any((place / name).is_dir() for place in (home, new) for name in changed)
+    if len(arriving) == len(changed) == 1 and not folders:
+        os.replace(new / arriving[0], home / arriving[0])
+    elif changed and not _exchange(home, draft, changed):
+        moves = [(home / name, old / name) for name in leaving]
+        moves += [(new / name, home / name) for name in arriving]
+        try:
             for source, target in moves:
                 os.replace(source, target)
-    except BaseException:
-        with contextlib.suppress(BaseException):  # what cannot be put back stays in the draft
-            for source, target in reversed(moves):
-                if not source.exists():  # this one has happened
-                    os.replace(target, source)
-        shutil.rmtree(new, ignore_errors=True)
-        for folder in (old, draft):
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # fails, and so keeps it, if an old file could not be put back
-        raise
-    shutil.rmtree(draft, ignore_errors=True)
+        except BaseException:
+            with contextlib.suppress(BaseException):  # what cannot be put back stays in the draft
+                for source, target in reversed(moves):
+                    if not source.exists():  # this one has happened
+                        os.replace(target, source)
+            raise
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Is a file there already? Large ones are not compared: that would take as long as writing."""
+    sizes = [p.stat().st_size if p.is_file() else -1 for p in (path, other)]
+    return 0 <= sizes[0] == sizes[1] < SMALL and filecmp.cmp(path, other, shallow=False)
+
+
+def _exchange(home: Path, draft: Path, changed: set[str]) -> bool:
+    """Swap `home` for a folder that differs in the files `changed`, in one step, if that can be."""
+    whole, here = draft / "whole", os.fspath(home)
+    link = {"symlinks": True, "copy_function": os.link, "dirs_exist_ok": True}
+    try:
+        if draft.parent == home or home in (Path.cwd(), *Path.cwd().parents):
+            return False
+        shutil.copytree(draft / "new", whole, **link)
+        rest = {"ignore": lambda folder, _: changed if folder == here else ()}
+        shutil.copytree(home, whole, **rest, **link)  # with its mode
+        libc, names = ctypes.CDLL(None), (os.fsencode(home), os.fsencode(whole))
+        owners = {(stat.st_uid, stat.st_gid) for stat in (home.stat(), whole.stat())}
+        if hasattr(libc, "renameat2"):  # Linux; AT_FDCWD, RENAME_EXCHANGE
+            failed = len(owners) > 1 or libc.renameat2(-100, names[0], -100, names[1], 2)
+        else:
+            failed = len(owners) > 1 or libc.renamex_np(*names, 2)  # macOS; RENAME_SWAP
+    except (OSError, AttributeError, TypeError):  # Windows has no such library
+        return False
+    for path in [] if failed else whole.iterdir():  # has another file come meanwhile?
+        if path.name not in changed and not os.path.lexists(home / path.name):
+            os.replace(path, home / path.name)
+    return not failed
 
 
 def write_whole(path: Path, data: bytes) -> Path:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from .checksums import SUMS
 from .weights import INDEX, SINGLE
+
+# What a save leaves behind must be its own: these go if it does not write them. A reader takes
+# model.safetensors before the index, the index before loose shards, and believes all the rest.
+OUTDATED = re.compile(
+    rf"{SINGLE}|{INDEX}|model-\d{{5}}-of-\d{{5}}\.safetensors|generation_config\.json|{SUMS}"
+)
 
 
 def parse_size(size: int | str) -> int:
@@ -35,15 +44,13 @@ def write_weights(model: nn.Module, folder: Path, max_shard_size: int | str = "5
         path.touch()
         mode = path.stat().st_mode  # of an ordinary new file: safetensors makes a private one
         shard = {name: tensors[name].cpu().contiguous() for name in names}
-        save_file(shard, path, metadata={"format": "pt"})  # which other readers ask for
+        try:
+            save_file(shard, path, metadata={"format": "pt"})  # which other readers ask for
+        except SafetensorError as error:  # "I/O error: No space left on device (os error 28)"
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
         path.chmod(mode)
     if plan.is_sharded:
         weight_map = dict(sorted(plan.tensor_to_filename.items()))
         index = {"metadata": plan.metadata, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def is_weight_file(name: str) -> bool:
-    """Is this a name that `write_weights` gives?"""
-    shard = re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name)
-    return name in (SINGLE, INDEX) or shard is not None

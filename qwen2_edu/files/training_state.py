@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+import os
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import Qwen2Config
-from .disk import replacing, write_whole
+from .disk import locked, replacing
 
 STATE, LOG = "state.safetensors", "training.jsonl"
 
@@ -56,7 +57,7 @@ class Run:
     """The state of a run: begun, or read from its folder; None = keep nothing but a log in memory.
 
     A state that is there fills model and optimiser in place. It must be of the same run by `about`,
-    which is from `identity`.
+    which is from `identity`. The log is held until `close`: a second run is refused the folder.
     """
 
     def __init__(
@@ -67,17 +68,34 @@ class Run:
         self.numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.step, self.saved, self.tokens, self.seconds = 0, 0, 0, 0.0
         self.log: list[dict[str, Any]] = []
+        self.hold = nullcontext()  # on the folder
         if self.folder is None:
             return
         with replacing(self.folder):
             pass  # can it be written? Better known now than after the first hour
-        if (self.folder / STATE).exists():
-            self._restore()
-        elif (self.folder / LOG).exists():
-            lone = f"{self.folder} holds {LOG} of an earlier run, but not its {STATE}"
-            raise FileExistsError(f"{lone}: remove the log, or choose another folder")
-        else:
-            self.save()  # so there is no log without a state, however early the kill
+        log = self.folder / LOG
+        log.touch()
+        self.hold = locked(log, wait=0)
+        try:
+            self.hold.__enter__()
+        except BlockingIOError as error:
+            other = f"another training goes on in {self.folder}: wait, or choose another folder"
+            raise BlockingIOError(error.errno, other) from None
+        try:
+            if (self.folder / STATE).exists():
+                self._restore()
+            elif log.stat().st_size:
+                lone = f"{self.folder} holds {LOG} of an earlier run, but not its {STATE}"
+                raise FileExistsError(f"{lone}: remove the log, or choose another folder")
+            else:
+                self.save()  # so there is no line without a state, however early the kill
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another training have the folder."""
+        self.hold.__exit__(None, None, None)
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
@@ -126,14 +144,15 @@ class Run:
         self.step, self.tokens, self.seconds = at["step"], at["tokens"], at["seconds"]
         self.saved = self.step
 
-        path = self.folder / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        with suppress(json.JSONDecodeError):  # the kill came in the middle of a line
-            for entry in map(json.loads, lines):
+        path, size = self.folder / LOG, 0
+        with suppress(ValueError):  # the kill came in the middle of a line
+            for line in path.read_bytes().splitlines(keepends=True):
+                entry = json.loads(line)
                 if entry["step"] > self.step:
                     break
                 self.log.append(entry)
-        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.log).encode())
+                size += len(line)
+        os.truncate(path, size)
 
 
 def _read(path: Path, about: dict[str, dict]) -> tuple[dict[str, Any], dict[str, Tensor]]:

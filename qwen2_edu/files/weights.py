@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..checks import warn_caller
 from .disk import read_json
 from .gguf import GGUFFile
 
@@ -26,7 +27,9 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 # Every checkpoint has the same trunk, alone or under "model." ("transformer." for span heads).
 TRUNK = re.compile(r"(?:model\.|transformer\.)?((?:embed_tokens|layers|norm)\..+)")
+LAYER = re.compile(r"(?:\w+\.)?layers\.(\d+)\.")
 HEADS = ("lm_head.", "score.", "qa_outputs.")  # a checkpoint may have a head the model has not
+FOREIGN = re.compile(r"(?!model\.|transformer\.)[A-Za-z_]\w*(\.\w+)+")  # or one no Qwen2 has
 ROTARY = "rotary_emb.inv_freq"  # in very old checkpoints; it follows from the config
 
 
@@ -107,6 +110,8 @@ def load_weights(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    mmap: bool = True,
+    ignore_mismatched_sizes: bool = False,
 ) -> list[str]:
     """Fill a model that was built on the meta device with the weights of a checkpoint.
 
@@ -119,9 +124,15 @@ def load_weights(
         folder: holds model.safetensors, or shards and their index; or an opened GGUF file.
         dtype: of the parameters; None = that of the checkpoint's first tensor.
         device: where the parameters go.
+        mmap: False = copy, so that what becomes of the file is no matter.
+        ignore_mismatched_sizes: parts whose shapes differ are newly initialised.
 
     Returns:
-        The parameters that the checkpoint lacks and may lack (`fresh_heads`), newly initialised.
+        The parameters that were newly initialised: what the checkpoint may lack (`fresh_heads`),
+        and what was ignored.
+
+    Warns:
+        UserWarning: layers or heads of the checkpoint are left out, as the model has none such.
 
     Raises:
         FileNotFoundError, ValueError: a malformed file; or names, shapes or kinds of numbers that
@@ -135,14 +146,22 @@ def load_weights(
     shards = {} if gguf else find_weights(folder)
     found = _name_all(_gguf_tensors(gguf) if gguf else _safetensors(shards), prefix)
     absent = [name for name in wanted if name not in found and ties.get(name) not in found]
+    odd: list[str] = []
+    if ignore_mismatched_sizes:
+        odd = [n for n in wanted if n in found and found[n].shape != tuple(wanted[n].shape)]
+        whole = {name.rpartition(".")[0] for name in odd}
+        odd = [name for name in wanted if name.rpartition(".")[0] in whole]  # their biases too
+        found = {name: stored for name, stored in found.items() if name not in odd}
     heads = {name.rpartition(".")[0] for name in found}  # half a head is no fresh head
     fresh = [n for n in absent if n in model.fresh_heads and n.rpartition(".")[0] not in heads]
-    missing = [name for name in absent if name not in fresh]
+    fresh = list(dict.fromkeys(fresh + odd))
+    missing = [name for name in absent if name not in fresh and ties.get(name) not in fresh]
+    left_out = _left_out(found, wanted, model.config.num_hidden_layers)
     if faults := _faults(wanted, found, missing):
-        raise ValueError(
-            f"the weights in {where} do not fit this {type(model).__name__} and its config. "
-            + faults
-        )
+        unfit = f"the weights in {where} do not fit this {type(model).__name__} and its config"
+        raise ValueError(f"{unfit}. {faults}")
+    if left_out:
+        warn_caller(f"{where} also holds {left_out}: not read")
 
     dtype = dtype or next(FLOATS[found[name].kind] for name in found if name in wanted)
     tensors: dict[str, Tensor] = {}
@@ -153,7 +172,7 @@ def load_weights(
         with open_safetensors(path, str(device)) as file:
             for name, stored in found.items():
                 if stored.path == path and name in wanted:
-                    tensors[name] = file.get_tensor(stored.name).to(dtype)
+                    tensors[name] = file.get_tensor(stored.name).to(dtype, copy=not mmap)
     for name, other in ties.items():
         if name in tensors and other in tensors and not torch.equal(tensors[name], tensors[other]):
             raise ValueError(
@@ -163,10 +182,20 @@ def load_weights(
         if other in tensors:
             tensors[name] = tensors[other]  # whichever of the two is stored serves both
     model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
     _initialise(model, fresh, dtype, device)
+    model.tie_weights()
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     return fresh
+
+
+def check_layers(source: Path | GGUFFile, count: int) -> None:
+    """Refuse a config with more layers than the headers show, before any layer is built."""
+    gguf = isinstance(source, GGUFFile)
+    tensors = _gguf_tensors(source) if gguf else _safetensors(find_weights(source))
+    found = {int(layer[1]) for tensor in tensors if (layer := LAYER.match(tensor.name))}
+    if count > (there := max(found, default=-1) + 1):
+        where = source.path if gguf else source
+        raise ValueError(f"num_hidden_layers is {count}, but {where} has weights of {there} layers")
 
 
 def _safetensors(shards: dict[Path, list[str] | None]) -> Iterator[_Stored]:
@@ -202,14 +231,27 @@ def _name_all(tensors: Iterable[_Stored], prefix: str) -> dict[str, _Stored]:
     return found
 
 
+def _left_out(found: dict[str, _Stored], wanted: dict[str, Tensor], layers: int) -> str:
+    """What a checkpoint has beyond the model, and may have; it is taken out of `found`."""
+    said: dict[str, None] = {}
+    for name in [name for name in found if name not in wanted]:
+        layer = LAYER.match(name)
+        if layer and int(layer[1]) >= layers:
+            said[f"layers from {layers} on"] = found.pop(name, None)
+        elif name.endswith(ROTARY) or name.startswith(HEADS):
+            del found[name]
+        elif FOREIGN.fullmatch(name) and not TRUNK.fullmatch(name):
+            said[name.split(".")[0]] = found.pop(name, None)
+    return ", ".join(said)
+
+
 def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[str]) -> str:
     """What makes the load an error, in a sentence; empty if nothing does."""
     unexpected, mismatched = [], []
     for name, stored in found.items():
         where = f"{name} in {stored.path.name}"
         if name not in wanted:
-            if not name.startswith(HEADS) and not name.endswith(ROTARY):
-                unexpected.append(where)
+            unexpected.append(where)
         elif stored.kind not in FLOATS:
             reason = f"wrong dtype kind {stored.kind}, the model needs one of {', '.join(FLOATS)}"
             mismatched.append(f"{where}: {reason}")
