@@ -2,30 +2,46 @@
 build.
 """
 
-from .cache import DynamicCache, StaticCache
-from .capture import capture
-from .config import Qwen2Config, released_config
-from .generation import GenerationConfig
-from .heads import (
-    Qwen2ForQuestionAnswering,
-    Qwen2ForSequenceClassification,
-    Qwen2ForTokenClassification,
-)
-from .model import Qwen2ForCausalLM, Qwen2Model
-from .session import ChatSession
-from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
+import sys
+
+try:
+    from .cache import DynamicCache, StaticCache
+    from .capture import capture
+    from .config import Qwen2Config, released_config
+    from .generation import GenerationConfig
+    from .heads import (
+        Qwen2ForQuestionAnswering,
+        Qwen2ForSequenceClassification,
+        Qwen2ForTokenClassification,
+    )
+    from .model import Qwen2ForCausalLM, Qwen2Model
+    from .session import ChatSession
+    from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
+except KeyboardInterrupt:
+    if sys.argv[:1] != ["-m"]:  # only `python -m qwen2_edu` has nobody else to tell
+        raise
+    print("Interrupted", file=sys.stderr)
+    sys.exit(130)
 
 # One architecture, so "auto" has nothing to choose: the Hugging Face page's snippet runs with its
 # import line changed.
 AutoConfig = Qwen2Config
+AutoModel = Qwen2Model
 AutoModelForCausalLM = Qwen2ForCausalLM
+AutoModelForQuestionAnswering = Qwen2ForQuestionAnswering
+AutoModelForSequenceClassification = Qwen2ForSequenceClassification
+AutoModelForTokenClassification = Qwen2ForTokenClassification
 AutoTokenizer = Qwen2TokenizerFast
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AutoConfig",
+    "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "AutoTokenizer",
     "ChatSession",
     "DynamicCache",

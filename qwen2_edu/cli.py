@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from typer.core import TyperGroup
 from . import AutoModelForCausalLM, AutoTokenizer, ChatSession, Qwen2Config, costs, generation
 from . import verify as verification  # a command has the shorter name
 from .bpe import text_to_token
+from .checks import Range, check_numbers
 from .config import RELEASES, released_config
 from .hub import resolve
 
@@ -27,6 +30,8 @@ class OneSentence(TyperGroup):
     """Failures are one sentence on stderr and an exit code. A traceback is a bug of ours."""
 
     def main(self, *args: Any, **extra: Any) -> None:
+        if not os.environ.get("COLUMNS", "0").strip("0"):
+            os.environ.pop("COLUMNS", None)  # a width of 0 would show nothing
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_, **__: say(f"Warning: {as_flags(text)}")
             try:
@@ -46,6 +51,8 @@ def option(kind: Any, text: str, *names: str) -> Any:
     return Annotated[kind, typer.Option(*names, help=text)]
 
 
+# Control characters but tab and line feed, half characters, and those that turn the reading order.
+STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HELP = "Qwen2 from the bytes up. A model is a folder, a name on the hub, or the built-in tiny."
 app = typer.Typer(cls=OneSentence, help=HELP, pretty_exceptions_enable=False, add_completion=False)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
@@ -80,9 +87,10 @@ def generating(command: Callable) -> Callable:
 
 def load(name: str, dtype: str, device: str, **settings: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and those settings that were given. A download shows its progress."""
+    check_numbers(settings, {"seed": Range(-(2**63), 2**64 - 1, whole=True)})
     folder = resolve(name, "model")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    with Console(stderr=True).status(f"Loading {name}"):
+    with Console(stderr=True).status(Text(safe(f"Loading {name}"))):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
     return model, tokenizer, {n: v for n, v in settings.items() if v not in (None, [])}
 
@@ -103,10 +111,11 @@ def generate(
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(lm.device)  # (1, T)
     if settings.num_beams > 1:  # which beam wins is known at the end
         whole = lm.generate(ids, tokenizer=tokenizer, generation_config=settings)[0]
-        typer.echo(tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True), nl=False)
+        text = tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True)
+        typer.echo(safe(text), nl=False)
     else:
         for piece in generation.stream(lm, tokenizer, ids, generation_config=settings):
-            typer.echo(piece, nl=False)
+            typer.echo(safe(piece), nl=False)
     typer.echo()
 
 
@@ -140,9 +149,11 @@ def chat(system: option(str | None, "In place of the template's.") = None, **opt
             try:
                 with closing(session.stream(question)) as answer:
                     for piece in answer:
-                        typer.echo(piece, nl=False)
+                        typer.echo(safe(piece), nl=False)
             except KeyboardInterrupt:
                 typer.echo(" [stopped]", nl=False)
+            except ValueError as error:  # of this turn: the template refuses it, it is too long
+                say(f"Error: {as_flags(error)}")
             typer.echo()
 
 
@@ -184,7 +195,7 @@ def download(model: Model, revision: option(str | None, "Branch, tag or commit."
 
         return typer.echo(fetch_released())
     resolve(model, "tokenizer", revision=revision)
-    typer.echo(resolve(model, "model", revision=revision))
+    typer.echo(safe(resolve(model, "model", revision=revision)))
 
 
 @app.command()
@@ -198,7 +209,9 @@ def verify(
     passed = []
     for check in verification.checks(model, goldens=goldens, known_as=known_as, device=device):
         word = ("PASS", "bold green") if check.ok else ("FAIL", "bold red")
-        Console(soft_wrap=True).print(Text.assemble(word, f"  {check.name:<10}  {check.detail}"))
+        Console(soft_wrap=True).print(
+            Text.assemble(word, f"  {check.name:<10}  {safe(check.detail)}")
+        )
         passed.append(check.ok)
     verdict = "verified" if all(passed) else "FAILED"
     say(f"{model}: {verdict}, {sum(passed)} of {len(passed)} checks")
@@ -214,19 +227,24 @@ def as_flags(text: object) -> str:
 
 
 def read_stdin(one_line: bool = False) -> str:
-    """All of stdin, or its next line; ValueError if it is not text."""
-    try:
-        if one_line:
-            return input("> " if sys.stdin.isatty() else "")
-        sys.stdin.reconfigure(errors="strict")  # some locales let any bytes pass
-        return sys.stdin.read()
-    except UnicodeDecodeError:
-        raise ValueError(f"stdin is not {sys.stdin.encoding.upper()}") from None
+    """All of stdin, or its next line. ValueError: that is not text. OSError: stdin is closed."""
+    if sys.stdin is None:
+        raise OSError("stdin is closed, and there is a text to be read from it")
+    sys.stdin.reconfigure(errors="surrogateescape")  # strict would lose the lines that follow, too
+    text = input("> " if sys.stdin.isatty() else "") if one_line else sys.stdin.read()
+    if re.search("[\udc80-\udcff]", text):  # which stand for bytes that are no text
+        raise ValueError(f"stdin is not {sys.stdin.encoding.upper()}")
+    return text
+
+
+def safe(text: object) -> str:
+    """What came from a model or a file, for a terminal: what would steer that is escaped."""
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def say(text: str) -> None:
     """A line to the person, not to the next program of a pipe: on stderr."""
-    typer.echo(" ".join(text.split()), err=True)
+    typer.echo(safe(" ".join(text.split())), err=True)
 
 
 def show_table(heads: list[str], rows: list[list[str]]) -> None:
@@ -235,7 +253,7 @@ def show_table(heads: list[str], rows: list[list[str]]) -> None:
     for i, head in enumerate(heads):
         table.add_column(Text(head), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*map(Text, row))  # as it is, brackets too
+        table.add_row(*(Text(safe(cell)) for cell in row))  # as it is, brackets too
     Console().print(table, end="\n\n")
 
 

@@ -47,7 +47,9 @@ RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room.split()}
 LATER = "files.gguf files.gguf_model files.blocks files.released quantize parallel causes".split()
 
 # What `from qwen2_edu import …` offers, and the modules that lessons and people import by name.
-NAMES = """AutoConfig AutoModelForCausalLM AutoTokenizer ChatSession DynamicCache GenerationConfig
+NAMES = """AutoConfig AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering
+AutoModelForSequenceClassification AutoModelForTokenClassification AutoTokenizer ChatSession
+DynamicCache GenerationConfig
 Qwen2Config Qwen2ForCausalLM Qwen2ForQuestionAnswering Qwen2ForSequenceClassification
 Qwen2ForTokenClassification Qwen2Model Qwen2Tokenizer Qwen2TokenizerFast StaticCache capture
 released_config""".split()
