@@ -32,6 +32,8 @@ class OneSentence(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> None:
         if not os.environ.get("COLUMNS", "0").strip("0"):
             os.environ.pop("COLUMNS", None)  # a width of 0 would show nothing
+        if sys.stdin is not None:  # strict would lose the lines that follow, too
+            sys.stdin.reconfigure(errors="surrogateescape")
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_, **__: say(f"Warning: {as_flags(text)}")
             try:
@@ -230,7 +232,6 @@ def read_stdin(one_line: bool = False) -> str:
     """All of stdin, or its next line. ValueError: that is not text. OSError: stdin is closed."""
     if sys.stdin is None:
         raise OSError("stdin is closed, and there is a text to be read from it")
-    sys.stdin.reconfigure(errors="surrogateescape")  # strict would lose the lines that follow, too
     text = input("> " if sys.stdin.isatty() else "") if one_line else sys.stdin.read()
     if re.search("[\udc80-\udcff]", text):  # which stand for bytes that are no text
         raise ValueError(f"stdin is not {sys.stdin.encoding.upper()}")
