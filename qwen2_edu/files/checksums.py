@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from .disk import read_text
+
 SUMS = "SHA256SUMS"
 HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
@@ -51,13 +53,19 @@ def check_hashes(
             )
         actual = file_hash(path, "git" if len(expected) == 40 else "sha256")
         if actual != expected:
-            raise ValueError(f"{path} is damaged or altered: its hash is {actual}, not {expected}")
+            fix = (
+                f"delete {blob}, and the next load fetches it again"
+                if blob.name == expected
+                else ""
+            )
+            fault = f"{path} is damaged or altered: its hash is {actual}, not {expected}"
+            raise ValueError(f"{fault}; {fix}" if fix else fault)
 
 
 def read_sums(path: Path) -> dict[str, str]:
     """Read a `SHA256SUMS` file, lines of "hash  name" as `sha256sum` prints them."""
     sums = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
         if not match:
             raise ValueError(f"{path}, line {number}: {line[:80]!r} is not 'sha256  name'")

@@ -290,6 +290,30 @@ def test_refusals_of_the_hub(hub, name, options, error, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        (401, PermissionError, "refused to this token"),
+        (403, PermissionError, "forbidden to this login"),
+        (404, FileNotFoundError, "does not find"),
+        (429, ConnectionError, "too many requests"),
+    ],
+)
+def test_answers_of_the_hub_say_what_they_are(hub, monkeypatch, status, error, says):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.status = status
+    with pytest.raises(error, match=f"'org/model' .*{says}"):
+        resolve("org/model", "model", token=TOKEN)
+
+
+def test_named_templates_are_fetched(hub):
+    named = {"additional_chat_templates/rag.jinja": b"x", "onnx/config.json": b"{}"}
+    hub.repos["org/model"]["main"] = hub.repos["org/model"]["main"] | named
+    folder = resolve("org/model", "tokenizer")
+    assert (folder / "additional_chat_templates" / "rag.jinja").read_bytes() == b"x"
+    assert not (folder / "onnx").exists()
+
+
 def test_pickle_only_repository(hub):
     with pytest.raises(
         FileNotFoundError, match="'org/pickle' .*no .*safetensors.*pytorch_model.bin.*pickle"
@@ -353,7 +377,9 @@ def test_verify_against_the_hub(hub):
         bad = bytearray(good)
         bad[-1 if name == "model.safetensors" else -2] ^= 1
         blob.write_bytes(bad)
-        with pytest.raises(ValueError, match=f"{name} is damaged or altered"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or altered.*delete {blob}"):
             Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
-        blob.write_bytes(good)
+        blob.unlink()  # as it says: the next load fetches it again
+        Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
+        assert blob.read_bytes() == good
     Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
