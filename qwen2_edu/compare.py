@@ -65,7 +65,24 @@ def compare(
     return Comparison(rows, tolerance)
 
 
-def stations(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
+def first_not_finite(model: nn.Module, **inputs: Tensor) -> str:
+    """Where does a pass over `inputs` first hold NaN or an infinity, and which weights do? Says it.
+
+    Where a model cannot be followed, as when it is quantised, the weights alone are looked at.
+    """
+    try:
+        found = [name for name, x in stations(model, **inputs).items() if not x.isfinite().all()]
+    except ValueError:
+        found = []
+    weights = model.state_dict().items()
+    bad = [name for name, x in weights if x.is_floating_point() and not x.isfinite().all()]
+    said = [f"first at {found[0]!r}"] if found else []
+    return ", ".join(said + [f"{name} holds some" for name in bad[:3]]) or "not so in a second pass"
+
+
+def stations(
+    model: nn.Module, input_ids: Tensor | None = None, **inputs: Tensor
+) -> dict[str, Tensor]:
     """What flows from part to part of a causal language model, in float64 on the CPU.
 
     Each station is what the next part reads. It is noted just before that part runs, so the model
@@ -94,7 +111,9 @@ def stations(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
     hooks = [reader.register_forward_pre_hook(note) for reader in readers.values()]
     try:
         with torch.no_grad():
-            logits = model(input_ids.to(model.device), use_cache=False).logits
+            if input_ids is not None:
+                inputs["input_ids"] = input_ids.to(model.device)
+            logits = model(**inputs, use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,34 +7,56 @@ stream text, and to never choose an id beyond its last token, where a release pa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import sampling
-from .cache import Cache, DynamicCache, StaticCache
-from .checks import check_ids, check_kind, warn_caller
+from .cache import Cache
 from .decoding.beam import beam_search
+from .decoding.outputs import GenerateOutput
+from .decoding.request import Request, prepare
 from .decoding.settings import GenerationConfig, effective_settings
-from .decoding.streaming import StopStrings, TextPieces
+from .decoding.streaming import TextPieces
+
+__all__ = ["GenerationConfig", "effective_settings"]  # people know them by this module
 
 
-def prefill(model: Any, input_ids: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
-    """Read the part of the prompt that `cache` does not hold; answer the logits after it, (B, V).
+def prefill(
+    model: Any,
+    input_ids: Tensor,
+    cache: Cache | None = None,
+    mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+) -> Tensor:
+    """Read the part of a text that `cache` does not hold; answer the logits after it, (B, V).
 
     Args:
         input_ids: (B, T), what the cache holds included.
-        mask: bool (B, T), False = padding; None = nothing padded.
+        mask: bool (B, T), or shorter, False = padding; None = nothing padded.
+        inputs_embeds: (B, T, E), read in place of the ids.
     """
-    held = cache.get_seq_length()
-    new = None if mask is None or mask[:, held:].all() else mask[:, held:]
-    options = {} if new is None else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, held:]}
-    options |= {"attention_mask": new, "past_key_values": cache, "logits_to_keep": 1}
-    out = model(input_ids[:, held:], **options)
-    if new is not None:  # count real tokens alone from here on, as transformers' generate does
+    held = 0 if cache is None else cache.get_seq_length()
+    embeds = None if inputs_embeds is None else inputs_embeds[:, held:]
+    new = input_ids[:, held:] if embeds is None else None
+    options = {}
+    if mask is not None:
+        later = input_ids.shape[1] - mask.shape[1]  # tokens of the answer, all real
+        mask = pad(mask, (0, max(later, 0)), value=True)
+        if not mask[:, held:].all():
+            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, held:]
+            options = {"position_ids": places, "attention_mask": mask[:, held:]}
+    out = model(
+        new,
+        past_key_values=cache,
+        inputs_embeds=embeds,
+        use_cache=cache is not None,
+        logits_to_keep=1,
+        **options,
+    )
+    if options and cache is not None:  # count real tokens alone from here on, as transformers does
         cache.pads = (~mask).sum(-1, keepdim=True)
     return out.logits[:, -1]
 
@@ -48,55 +70,37 @@ def decode(model: Any, token: Tensor, cache: Cache) -> Tensor:
 
 
 def choose(
-    logits: Tensor,
-    s: GenerationConfig,
-    seen: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    scores: Tensor, do_sample: bool = False, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The next token of each row, (B,), from logits (B, V); `seen`, bool (B, V), are penalised."""
-    if seen is not None:
-        logits = sampling.repetition_penalty(logits.float(), seen, s.repetition_penalty)
-    if not s.do_sample:
-        return logits.argmax(-1)
-    logits = sampling.temperature(logits.float(), s.temperature)
-    if s.top_k > 0:
-        logits = sampling.top_k(logits, s.top_k)
-    if s.top_p < 1:
-        logits = sampling.top_p(logits, s.top_p)
-    if s.min_p > 0:
-        logits = sampling.min_p(logits, s.min_p)
-    return sampling.draw(logits, generator)
+    """The next token of each row, (B,), from scores (B, V): drawn, or the most likely one."""
+    return sampling.draw(scores, generator) if do_sample else scores.argmax(-1)
 
 
 @torch.no_grad()  # not inference_mode: nobody could train on its tensors, or continue its caches
-def next_tokens(model: Any, request: Request) -> Iterator[Tensor]:
+def next_tokens(request: Request) -> Iterator[Tensor]:
     """The loop: the next id of each row, (B * num_return_sequences,), until all rows have ended."""
-    s, cache, ids, mask = request.settings, request.cache, request.input_ids, request.attention_mask
-    logits = prefill(model, ids, cache, mask)  # (B, V)
+    r, s = request, request.settings
+    logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask, r.inputs_embeds)  # (B, V)
     if s.num_return_sequences > 1:  # the prompt was read once; only now each answer gets its row
-        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(s.num_return_sequences)
-        cache.reorder(rows)
-        logits, ids, mask = logits[rows], ids[rows], None if mask is None else mask[rows]
-    seen = None if s.repetition_penalty == 1 else sampling.seen_tokens(ids, logits.shape[-1], mask)
-    stops = StopStrings(request.tokenizer, s.stop_strings, ids, mask) if s.stop_strings else None
-    ends, ended = ids.new_tensor(s.eos_token_id), torch.zeros_like(ids[:, 0], dtype=torch.bool)
-    may_end, limit = bool(s.eos_token_id or stops), request.vocab_limit
+        rows = torch.arange(len(logits), device=logits.device)
+        rows = rows.repeat_interleave(s.num_return_sequences)
+        r.reorder(rows)
+        logits = logits[rows]
+    ids, ended = r.input_ids, torch.zeros_like(logits[:, 0], dtype=torch.bool)
 
-    for left in reversed(range(request.steps)):
-        allowed = None if seen is None else seen[:, :limit]
-        token = choose(logits[:, :limit], s, allowed, request.generator)  # (B,)
-        token = token.where(
-            ~ended, s.pad_token_id or 0
-        )  # without a padding id there is one row, or no end
-        ended = ended | torch.isin(token, ends)
-        if stops is not None:
-            ended = ended | stops.reached(token)
+    for left in reversed(range(r.steps)):
+        token = choose(r.scores(ids, logits), s.do_sample, r.generator)  # (B,)
+        # Without a padding id there is one row, or no end.
+        token = token.where(~ended, s.pad_token_id or 0)
+        ids = torch.cat((ids, token[:, None]), dim=1)
+        ended = ended | r.ended(ids)
         yield token
-        if left == 0 or (may_end and ended.all()):
+        if left == 0 or (r.criteria and ended.all()):
             return
-        if seen is not None:
-            seen.scatter_(1, token[:, None], True)
-        logits = decode(request.reader, token, cache)
+        if r.cache is None:
+            logits = prefill(r.model, ids, mask=r.attention_mask)
+        else:
+            logits = decode(r.reader, token, r.cache)
 
 
 def generate(
@@ -106,32 +110,40 @@ def generate(
     *,
     streamer: Any = None,
     **options: Any,
-) -> Tensor:
+) -> Tensor | GenerateOutput:
     """Continue each row of `input_ids`.
 
     Args:
         model: a Qwen2ForCausalLM. Its mode is left as it is: in training mode it drops out.
-        input_ids: (B, T); None or T = 0 begins with the bos token.
-        attention_mask: (B, T), 0 = padding, which must be on the left; None = nothing is padded.
+        input_ids: (B, T); None or T = 0 begins with the bos token. `inputs` is the same.
+        attention_mask: (B, T), 0 = padding; None = nothing is padded. Wherever its padding stands,
+            a row is continued after its last token, as if it were alone. (transformers warns of
+            padding on the right, and goes on from the padding.)
+        inputs_embeds: (B, T, E), read in place of ids. Given alone, the answer is the new ids.
         streamer: `.put(ids)` gets the prompt, then the ids of each step, on the CPU; `.end()`
             closes. transformers' streamers fit.
         past_key_values: a cache to continue. `input_ids` are the whole sequence; what the cache
             holds is not read again.
+        logits_processor: functions of (ids (B, T), logits (B, V)) that answer new logits.
+        stopping_criteria: functions of (ids, scores so far or None) that answer bool (B,): which
+            rows end here. transformers' processors and criteria fit.
         tokenizer: needed for `stop_strings`; ids beyond its last token are never chosen.
         vocab_limit: never choose this id or a higher one.
         generator: draws the tokens; or give `seed`. None = torch's global generator.
         compiled: reads the single tokens in place of `model`, with a static cache:
             `torch.compile(model, fullgraph=True, dynamic=False)`.
-        generation_config: used in place of the model's.
-        **options: fields of `GenerationConfig`. They win over the model's, which win over
-            `DEFAULTS`; `effective_settings(model, **options)` shows what holds.
+        generation_config: what it says wins over the model's.
+        **options: fields of `GenerationConfig`. They win over both, and all over `DEFAULTS`;
+            `effective_settings(model, **options)` shows what holds.
 
     Returns:
         Prompts and answers, (B * num_return_sequences, T + longest answer). A row that has ended is
         filled with the padding id. A stop string ends its row after the token that completes it.
+        With `return_dict_in_generate` a `GenerateOutput`.
 
     Raises:
-        TypeError, ValueError: an unknown option; inputs or options that cannot be.
+        TypeError, ValueError: an unknown option; inputs or options that cannot be. ValueError: the
+            model's logits hold NaN, with the first layer where it appears.
 
     Warns:
         UserWarning: an option has no effect, some rows look padded and there is no mask, the text
@@ -144,17 +156,17 @@ def generate(
     if s.num_beams > 1:
         if streamer is not None:
             _refuse_beams(s, "a streamer")
-        return beam_search(model, request, prefill, decode)
-    columns = [request.input_ids.repeat_interleave(s.num_return_sequences, 0)]
+        return beam_search(request, prefill, decode)
+    columns = [request.prompt.repeat_interleave(s.num_return_sequences, 0)]
     if streamer is not None:
         streamer.put(columns[0].cpu())
-    for token in next_tokens(model, request):
+    for token in next_tokens(request):
         columns.append(token[:, None])
         if streamer is not None:
             streamer.put(token.cpu())
     if streamer is not None:
         streamer.end()
-    return torch.cat(columns, dim=1)
+    return request.answer(torch.cat(columns, dim=1))
 
 
 def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[Tensor]:
@@ -164,7 +176,7 @@ def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[T
     """
     request = prepare(model, *inputs, **options)
     _refuse_beams(request.settings, "an iterator")
-    return next_tokens(model, request)
+    return next_tokens(request)
 
 
 def stream(
@@ -182,129 +194,9 @@ def stream(
         answers = f"{s.num_return_sequences} to each of {rows}"
         raise ValueError(f"stream() gives one answer to one prompt, not {answers}: see stream_ids")
     text = TextPieces(tokenizer, s.stop_strings, skip_special_tokens)
-    return text.of(int(token) for token in next_tokens(model, request))
+    return text.of(int(token) for token in next_tokens(request))
 
 
 def _refuse_beams(s: GenerationConfig, what: str) -> None:
     if s.num_beams > 1:
         raise ValueError(f"num_beams={s.num_beams} decides at the end: {what} needs num_beams=1")
-
-
-# -- a call, checked and completed before anything is computed -------------------------------------
-
-
-@dataclass
-class Request:
-    """All that a run needs, checked."""
-
-    settings: GenerationConfig
-    input_ids: Tensor  # (B, T)
-    attention_mask: Tensor | None  # bool (B, T), None = nothing padded
-    cache: Cache
-    steps: int  # new tokens at most
-    vocab_limit: int | None
-    generator: torch.Generator | None
-    tokenizer: Any
-    reader: Any  # of single tokens: the model, or its compiled twin
-
-
-def prepare(
-    model: Any,
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None = None,
-    past_key_values: Cache | None = None,
-    *,
-    generation_config: GenerationConfig | dict[str, Any] | None = None,
-    tokenizer: Any = None,
-    vocab_limit: int | None = None,
-    generator: torch.Generator | None = None,
-    compiled: Any = None,
-    **options: Any,
-) -> Request:
-    """Check the arguments of `generate`, which see, and fill in what was not said."""
-    s = effective_settings(model, generation_config, **options)
-    check_kind("attention_mask", attention_mask, Tensor, "a tensor (B, T)")
-    check_kind("past_key_values", past_key_values, Cache, "a cache of qwen2_edu")
-    check_kind("vocab_limit", vocab_limit, Integral, "an integer")
-    check_kind("generator", generator, torch.Generator, "a torch.Generator")
-    input_ids = _checked_prompt(model, input_ids, s)
-    mask = _checked_mask(attention_mask, input_ids, s)
-    T, longest = input_ids.shape[1], model.config.max_position_embeddings
-    steps = s.max_length - T if s.max_new_tokens is None else s.max_new_tokens
-    if steps < 1:
-        raise ValueError(f"max_length={s.max_length} leaves no room after a prompt of {T} tokens")
-    if T + steps > longest:
-        goes = f"a prompt of {T} and {steps} new tokens go past max_position_embeddings={longest}"
-        warn_caller(f"{goes}: beyond it the text is likely to get worse")
-    rows = len(input_ids) * s.num_return_sequences
-    if s.stop_strings and tokenizer is None:
-        raise ValueError(f"stop_strings={s.stop_strings} need tokenizer=…, to read the ids as text")
-    if s.stop_strings and s.pad_token_id is None and rows > 1:
-        raise ValueError(f"{rows} rows that stop at their own time need pad_token_id=… to fill up")
-    if tokenizer is not None:
-        vocab_limit = min(tokenizer.vocab_limit, vocab_limit or tokenizer.vocab_limit)
-    if s.seed is not None:
-        if generator is not None:
-            raise ValueError(f"seed={s.seed} and generator=… say the same thing: give one")
-        generator = torch.Generator(input_ids.device).manual_seed(s.seed)
-    cache, kind = past_key_values, s.cache_implementation
-    if cache is None and kind == "static":
-        cache = StaticCache(model.config, T + steps, input_ids.device)
-    elif cache is None:
-        cache = DynamicCache(model.config)
-    elif kind is None:
-        _check_cache(cache, T, steps, mask)
-    else:
-        raise ValueError(f"past_key_values is a cache: leave out cache_implementation={kind!r}")
-    if compiled is not None and not isinstance(cache, StaticCache):
-        raise ValueError("compiled=… needs a cache of fixed size: cache_implementation='static'")
-    reader = model if compiled is None else compiled
-    return Request(s, input_ids, mask, cache, steps, vocab_limit, generator, tokenizer, reader)
-
-
-def _checked_prompt(model: Any, input_ids: Tensor | None, s: GenerationConfig) -> Tensor:
-    if input_ids is None:
-        input_ids = torch.zeros(1, 0, dtype=torch.long, device=model.device)
-    if isinstance(input_ids, Tensor) and input_ids.ndim == 2 and input_ids.shape[1] == 0:
-        if s.bos_token_id is None:
-            raise ValueError("the prompt is empty and there is no bos_token_id to begin with")
-        input_ids = input_ids.new_full((len(input_ids), 1), s.bos_token_id)
-    check_ids(input_ids, model.config.vocab_size, wait=True)
-    if input_ids.device != model.device:
-        where = f"input_ids are on {input_ids.device} and the model on {model.device}"
-        raise ValueError(f"{where}: pass input_ids.to(model.device)")
-    return input_ids.long()
-
-
-def _checked_mask(mask: Tensor | None, input_ids: Tensor, s: GenerationConfig) -> Tensor | None:
-    """The mask as bool if it hides anything, else None: attention without one is faster."""
-    if mask is None:
-        padded = [s.pad_token_id in both_ends for both_ends in input_ids[:, [0, -1]].tolist()]
-        if any(padded) and not all(padded):
-            found = f"a row begins or ends with the padding id {s.pad_token_id}, read as text"
-            warn_caller(f"{found}: pass the tokenizer's attention_mask too")
-        return None
-    if mask.shape != input_ids.shape:
-        shapes = f"{tuple(mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}"
-        raise ValueError(f"attention_mask {shapes}, cached tokens included")
-    mask = mask.bool()
-    if not mask[:, -1].all():
-        row = int(mask[:, -1].int().argmin())
-        found = f"row {row} of attention_mask ends in padding, where its answer should begin"
-        raise ValueError(f'{found}: tokenize with padding_side="left"')
-    return None if mask.all() else mask
-
-
-def _check_cache(cache: Cache, T: int, steps: int, mask: Tensor | None) -> None:
-    held = cache.get_seq_length()
-    if held >= T:
-        counts = f"the cache holds {held} tokens and input_ids {T}"
-        raise ValueError(f"{counts}: pass those and a new one, or first call cache.crop({T - 1})")
-    if isinstance(cache, StaticCache) and T + steps - 1 > cache.max_length:  # the last is not read
-        needed = f"a prompt of {T} and {steps} new tokens do not fit a cache of {cache.max_length}"
-        raise ValueError(f"{needed}: make it larger, or max_new_tokens smaller")
-    shown = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
-    known = torch.as_tensor(cache.pads).flatten().cpu()
-    if held and bool((shown != known).any()):
-        counts = f"{known.tolist()} padding tokens a row, attention_mask shows {shown.tolist()}"
-        raise ValueError(f"the cache holds {counts}: pass the mask of the whole sequence")

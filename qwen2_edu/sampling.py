@@ -7,19 +7,27 @@ it left over.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+Processor = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), logits (B, V) -> logits (B, V)
 
 
 def seen_tokens(input_ids: Tensor, vocab_size: int, attention_mask: Tensor | None = None) -> Tensor:
     """Which tokens of the vocabulary does each row hold already? Padding (mask 0) does not count.
 
     Shape:
-        input_ids (B, T), attention_mask (B, T) or None -> bool (B, V)
+        input_ids (B, T), attention_mask (B, T), or shorter, or None -> bool (B, V)
     """
-    column = (
-        input_ids if attention_mask is None else input_ids.where(attention_mask.bool(), vocab_size)
-    )
+    column = input_ids
+    if attention_mask is not None:
+        later = input_ids.shape[1] - attention_mask.shape[1]  # tokens of the answer, all real
+        column = input_ids.where(pad(attention_mask.bool(), (0, later), value=True), vocab_size)
     seen = torch.zeros(
         input_ids.shape[0], vocab_size + 1, dtype=torch.bool, device=input_ids.device
     )
@@ -34,6 +42,29 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     Source: CTRL, Keskar et al., arXiv:1909.05858, section 4.1.
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def no_repeated_ngrams(logits: Tensor, input_ids: Tensor, n: int) -> Tensor:
+    """Remove the tokens that would complete n tokens which their row, (B, T), holds already.
+
+    Source: Paulus, Xiong and Socher, arXiv:1705.04304, section 2.5.
+    """
+    T = input_ids.shape[1]
+    if T < n:
+        return logits
+    windows = input_ids.unfold(1, n, 1)  # (B, T - n + 1, n)
+    again = (windows[..., :-1] == input_ids[:, None, T - n + 1 :]).all(-1)
+    return logits.masked_fill(seen_tokens(windows[..., -1], logits.shape[-1], again), -torch.inf)
+
+
+def without(logits: Tensor, input_ids: Tensor, words: Iterable[Sequence[int]]) -> Tensor:
+    """Remove the tokens that would complete one of the `words`, lists of ids, in a row (B, T)."""
+    removed, T = torch.zeros_like(logits, dtype=torch.bool), input_ids.shape[1]
+    for *before, last in words:
+        if len(before) <= T:
+            begun = input_ids[:, T - len(before) :] == input_ids.new_tensor(before)
+            removed[:, last] |= begun.all(-1)
+    return logits.masked_fill(removed, -torch.inf)
 
 
 def temperature(logits: Tensor, t: float) -> Tensor:
@@ -82,3 +113,43 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         (B, V) -> (B,)
     """
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def processors(
+    s: Any,
+    prompt_length: int,
+    attention_mask: Tensor | None = None,
+    own: Iterable[Processor] = (),
+) -> list[Processor]:
+    """What the settings ask for, a `GenerationConfig`: functions of (ids, logits), in their order.
+
+    Args:
+        prompt_length: how many of the ids are the prompt.
+        attention_mask: of the prompt, (B, T), False = padding.
+        own: the caller's, which come before those that only shape what is drawn from.
+    """
+    steps: list[Processor] = []
+    least, ends = prompt_length + (s.min_new_tokens or 0), [[end] for end in s.eos_token_id or ()]
+    if s.repetition_penalty != 1:
+        seen = partial(seen_tokens, attention_mask=attention_mask)
+        penalty = s.repetition_penalty
+        steps.append(lambda ids, x: repetition_penalty(x, seen(ids, x.shape[-1]), penalty))
+    if s.no_repeat_ngram_size:
+        steps.append(lambda ids, x: no_repeated_ngrams(x, ids, s.no_repeat_ngram_size))
+    if words := [word for word in s.bad_words_ids or () if word not in ends]:
+        steps.append(lambda ids, x: without(x, ids, words))
+    if ends and s.min_new_tokens:
+        steps.append(lambda ids, x: without(x, ids, ends) if ids.shape[1] < least else x)
+    if s.remove_invalid_values:
+        steps.append(lambda ids, x: x.nan_to_num(0.0))
+    steps += own
+    if s.do_sample:
+        if s.temperature != 1:
+            steps.append(lambda ids, x: temperature(x, s.temperature))
+        if s.top_k > 0:
+            steps.append(lambda ids, x: top_k(x, s.top_k))
+        if s.top_p < 1:
+            steps.append(lambda ids, x: top_p(x, s.top_p))
+        if s.min_p > 0:
+            steps.append(lambda ids, x: min_p(x, s.min_p))
+    return steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,6 +115,8 @@ class ChatSession:
         arguments = {name: options.pop(name, said) for name, said in self.arguments.items()}
         config = options.pop("generation_config", None)
         base = self._session_settings(config) if config else self.settings
+        if options.get("max_length") is not None:  # a turn's own limit, in either spelling
+            base = replace(base, max_new_tokens=None)
         s = effective_settings(self.model, base, **options)
         if s.num_beams > 1 or s.num_return_sequences > 1:
             both = f"num_beams={s.num_beams} and num_return_sequences={s.num_return_sequences}"

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import sampling
-
 
 def take(x: Tensor, choice: Tensor) -> Tensor:
     """For each prompt the chosen texts: x (B, N, ...), choice (B, M) -> (B, M, ...)."""
@@ -25,7 +23,7 @@ def take(x: Tensor, choice: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
+def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     """The R = `num_return_sequences` best texts of each prompt, best first: (B*R, T + longest).
 
     `early_stopping` says when a prompt is done: True = as soon as K texts have ended; False = once
@@ -33,42 +31,42 @@ def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
     even if it ended at the length that suits it best.
 
     Args:
-        request: the call, checked: a `generation.Request`.
+        request: the call, checked: a `decoding.request.Request`.
         prefill, decode: how the model reads a prompt and a token; see `generation`.
     """
-    s, cache, ids, mask = request.settings, request.cache, request.input_ids, request.attention_mask
-    B, K, device = len(ids), s.num_beams, ids.device
-    steps, limit, penalty = request.steps, request.vocab_limit, s.repetition_penalty
-    ends = ids.new_tensor(s.eos_token_id)
-    # A beam has at most len(ends) extensions that end it, so K of these candidates run on.
-    C = K * max(2, 1 + len(ends))
+    s, B, K = request.settings, len(request.input_ids), request.settings.num_beams
+    prompt, steps, device = request.input_ids, request.steps, request.input_ids.device
+    # A beam has at most one extension for each end, so K of these candidates run on.
+    C = K * max(2, 1 + len(s.eos_token_id))
+    first_rows = (
+        K * torch.arange(B, device=device)[:, None]
+    )  # (B, 1): where each prompt's rows begin
 
-    logits = prefill(model, ids, cache, mask)  # (B, V): the prompt is read once
+    mask, embeds = request.attention_mask, request.inputs_embeds
+    logits = prefill(request.model, prompt, request.cache, mask, embeds)  # (B, V)
     rows = torch.arange(B, device=device).repeat_interleave(K)
-    cache.reorder(rows)  # B*K rows from here on
+    request.reorder(rows)  # the prompt was read once; from here on there are B*K rows
     logits = logits[rows]
-    seen = sampling.seen_tokens(ids, logits.shape[-1], mask)[rows] if penalty != 1 else None
 
-    # Running texts and their log probabilities. All K begin alike, so only the first may speak.
-    texts = ids.new_full((B, K, steps), -1 if s.pad_token_id is None else s.pad_token_id)
+    # Running texts, (B, K, steps, 2): each token, and the row it was said in, -1 = none yet. Their
+    # log probabilities, (B, K): all K begin alike, so only the first may speak.
+    texts = torch.full((B, K, steps, 2), -1, device=device)
+    texts[..., 0] = -1 if s.pad_token_id is None else s.pad_token_id
     scores = torch.full((B, K), -torch.inf, device=device)
     scores[:, 0] = 0
-    # Texts that have ended, their scores (-inf = a free place) and their lengths.
+    # Texts that have ended and their scores, -inf = a free place.
     pool, pool_scores = texts, torch.full_like(scores, -torch.inf)
-    pool_lengths = torch.zeros_like(scores, dtype=torch.long)
     open_ = torch.ones(B, dtype=torch.bool, device=device)  # may the pool still get better?
 
     for n in range(1, steps + 1):
-        log_probs = logits[:, :limit].float().log_softmax(-1)
-        if seen is not None:
-            log_probs = sampling.repetition_penalty(log_probs, seen[:, :limit], penalty)
+        log_probs = request.scores(_whole(prompt, texts, n - 1), logits)
         V = log_probs.shape[-1]
         extended = (scores[:, :, None] + log_probs.view(B, K, V)).flatten(1)  # (B, K*V)
         best, flat = extended.topk(min(C, K * V))  # (B, C), best first
         parent, token = flat // V, flat % V
-        longer = take(texts, parent)  # (B, C, steps)
-        longer[:, :, n - 1] = token
-        ended = torch.isin(token, ends) | (n == steps)
+        longer = take(texts, parent)  # (B, C, steps, 2)
+        longer[:, :, n - 1] = torch.stack((token, parent + first_rows), -1)
+        ended = request.ended(_whole(prompt, longer, n)).view(B, -1) | (n == steps)
 
         # Into the pool go those of the K best that have ended.
         joins = ended & open_[:, None]
@@ -76,7 +74,6 @@ def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
         arriving = (best / n**s.length_penalty).where(joins, -torch.inf)
         pool_scores, kept = torch.cat((pool_scores, arriving), 1).topk(K)
         pool = take(torch.cat((pool, longer), 1), kept)
-        pool_lengths = take(torch.cat((pool_lengths, torch.full_like(parent, n)), 1), kept)
 
         # On run the K best that have not.
         scores, on = best.where(~ended, -torch.inf).topk(K)
@@ -88,12 +85,23 @@ def beam_search(model: Any, request: Any, prefill: Any, decode: Any) -> Tensor:
             open_ &= (pool_scores == -torch.inf).any(-1)  # a place is free
         if n == steps or not open_.any():
             break
-        rows = (parent + K * torch.arange(B, device=device)[:, None]).flatten()  # (B*K,)
-        cache.reorder(rows)
-        if seen is not None:
-            seen = seen[rows].scatter_(1, token.view(-1, 1), True)
-        logits = decode(request.reader, token.flatten(), cache)
+        rows = (parent + first_rows).flatten()  # (B*K,)
+        if request.cache is None:
+            logits = prefill(request.model, _whole(prompt, texts, n), mask=request.attention_mask)
+        else:
+            request.cache.reorder(rows)
+            logits = decode(request.reader, token.flatten(), request.cache)
 
     R = s.num_return_sequences
-    answers = pool[:, :R, : int(pool_lengths[:, :R].amax())].flatten(0, 1)  # (B*R, longest)
-    return torch.cat((ids.repeat_interleave(R, 0), answers), dim=1)
+    answers = pool[:, :R].flatten(0, 1)  # (B*R, steps, 2)
+    longest = int((answers[..., 1] >= 0).sum(-1).max())
+    tokens, said_in = answers[:, :longest].unbind(-1)
+    whole = torch.cat((request.prompt.repeat_interleave(R, 0), tokens), dim=1)
+    more = {"sequences_scores": pool_scores[:, :R].flatten()} if s.output_scores else {}
+    return request.answer(whole, beam_indices=said_in, **more)
+
+
+def _whole(prompt: Tensor, texts: Tensor, n: int) -> Tensor:
+    """Prompts (B, T) and the first n tokens of each text (B, N, steps, 2): (B*N, T + n)."""
+    N = texts.shape[1]
+    return torch.cat((prompt.repeat_interleave(N, 0), texts[:, :, :n, 0].flatten(0, 1)), dim=1)

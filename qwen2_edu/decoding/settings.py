@@ -6,15 +6,28 @@ import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..checks import Range, check_kind, check_numbers, one_of, refuse_unknown, warn_caller
+from ..checks import (
+    Range,
+    check_json,
+    check_kind,
+    check_numbers,
+    one_of,
+    plain,
+    refuse_unknown,
+    warn_caller,
+)
 from ..files.disk import read_json, read_text, write_whole
+from ..hub import resolve, take_options
 
 # What holds when neither the call nor the model says otherwise; the values of transformers 5.
 DEFAULTS = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 DEFAULTS |= {"repetition_penalty": 1.0, "max_new_tokens": 20, "num_return_sequences": 1}
-DEFAULTS |= {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
+DEFAULTS |= {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "use_cache": True}
+DEFAULTS |= {"min_length": 0, "no_repeat_ngram_size": 0, "remove_invalid_values": False}
+NOTED = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+DEFAULTS |= dict.fromkeys(("return_dict_in_generate", *NOTED), False)
 
 
 @dataclass
@@ -25,7 +38,13 @@ class GenerationConfig:
     temperature, top_k, top_p, min_p: shape the distribution drawn from; see `sampling`.
         top_k 0 = every token.
     repetition_penalty: above 1 makes tokens of prompt and answer less likely; greedy obeys it too.
-    max_new_tokens: how many at most; max_length is the same with the prompt counted.
+    no_repeat_ngram_size: no n tokens in a row may come twice; 0 = they may.
+    bad_words_ids: lists of ids that must not come.
+    remove_invalid_values: replace NaN by 0 and infinities by the largest numbers.
+    max_new_tokens: how many at most; max_length is the same with the prompt counted, and obeyed
+        only if max_new_tokens is said nowhere, the model's file included, as in transformers.
+    min_new_tokens: no end before; min_length with the prompt counted.
+    max_time: seconds after which to stop; at least one token comes.
     eos_token_id: the id, or several, that end a row; [] = none.
     pad_token_id: fills a row that has ended.
     bos_token_id: begins an empty prompt.
@@ -34,6 +53,8 @@ class GenerationConfig:
     num_return_sequences: answers to each prompt.
     seed: of the generator that draws.
     cache_implementation: "dynamic" or "static".
+    use_cache: False = read the whole text anew for each token.
+    return_dict_in_generate: answer a `GenerateOutput` with what the `output_…` ask for.
     extra: what else the file holds, kept as it is.
     """
 
@@ -43,8 +64,14 @@ class GenerationConfig:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words_ids: list[list[int]] | None = None
+    remove_invalid_values: bool | None = None
     max_new_tokens: int | None = None
     max_length: int | None = None
+    min_new_tokens: int | None = None
+    min_length: int | None = None
+    max_time: float | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -55,28 +82,54 @@ class GenerationConfig:
     num_return_sequences: int | None = None
     seed: int | None = None
     cache_implementation: str | None = None
+    use_cache: bool | None = None
+    return_dict_in_generate: bool | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_hidden_states: bool | None = None
+    output_attentions: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     _order = ()  # the fields as they stood in the file
     _end = "\n"  # some releases end the file with a newline, some do not
 
+    def __new__(cls, *_: Any, **given: Any) -> GenerationConfig:
+        refuse_unknown("GenerationConfig", given, (*OPTIONS, "extra"), INSTEAD)
+        return super().__new__(cls)
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GenerationConfig:
-        """From the parsed file. Unknown fields are kept, and the order of all."""
-        extra = dict(values)
+    def from_dict(cls, values: dict[str, Any], where: str = "") -> GenerationConfig:
+        """From the parsed file. Unknown fields are kept, and the order of all. ValueError: a field
+        of the wrong type, with the file `where` it stands.
+        """
+        extra = plain(dict(values))
+        check_json(extra, get_type_hints(cls), where)
         known = {name: extra.pop(name) for name in OPTIONS if name in extra}
         config = cls(**known, extra=extra)
         config._order = tuple(values)
         return config
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> GenerationConfig | None:
-        """What the file in `folder` says, None without one. ValueError: it is no JSON object."""
-        path = Path(folder) / "generation_config.json"
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], **options: Any
+    ) -> GenerationConfig | None:
+        """What a model's `generation_config.json` says, None without one.
+
+        Args:
+            name_or_path: as in `hub.resolve`; beside a GGUF file the file counts too.
+            **options: of `hub.resolve`, and fields to set.
+
+        Raises:
+            OSError, ValueError: no such model; the file is no JSON object, or a field cannot be.
+        """
+        place = resolve(name_or_path, "generation", **take_options(options))
+        refuse_unknown("from_pretrained", options, OPTIONS, INSTEAD)
+        path = (place if place.is_dir() else place.parent) / "generation_config.json"
         if not path.is_file():
             return None
-        config = cls.from_dict(read_json(path))
+        config = cls.from_dict(read_json(path), str(path))
         config._end = "\n" if read_text(path).endswith("\n") else ""
+        vars(config).update(options)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,28 +154,50 @@ class GenerationConfig:
 
 
 OPTIONS = tuple(f.name for f in fields(GenerationConfig) if f.name != "extra")
+SWITCHES = ("do_sample", "use_cache", "remove_invalid_values", "return_dict_in_generate", *NOTED)
 
-# Options of transformers that are not offered here, by the value at which they do nothing.
-UNSET = """assistant_model bad_words_ids begin_suppress_tokens constraints force_words_ids max_time
-exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id penalty_alpha top_h
-logits_processor prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias stopping_criteria
-suppress_tokens watermarking_config""".split()
-OFF = """output_attentions output_hidden_states output_logits output_scores remove_invalid_values
-renormalize_logits return_dict_in_generate token_healing""".split()
-ZERO = """diversity_penalty encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff min_length
-min_new_tokens no_repeat_ngram_size""".split()
-ONE = ("encoder_repetition_penalty", "guidance_scale", "num_beam_groups", "typical_p")
-NEUTRAL = dict.fromkeys(UNSET) | dict.fromkeys(OFF, False) | dict.fromkeys(ZERO, 0)
-NEUTRAL |= dict.fromkeys(ONE, 1) | {"use_cache": True}
+# Options of transformers that are not offered here: the value at which they do nothing, and why.
+_FITS = "transformers' class of this purpose fits as logits_processor=[…]"
+_SEARCH = "of searches there is num_beams=… alone"
+_COMPILED = "compiled=torch.compile(model, …) says how"
+_TWO = "a second model is not asked"
+_GROUPS = [
+    (None, _FITS, "begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id"),
+    (None, _FITS, "forced_eos_token_id prefix_allowed_tokens_fn sequence_bias suppress_tokens"),
+    (None, _FITS, "top_h watermarking_config negative_prompt_ids negative_prompt_attention_mask"),
+    (0, _FITS, "encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff"),
+    (1, _FITS, "encoder_repetition_penalty guidance_scale typical_p"),
+    (False, _FITS, "renormalize_logits"),
+    (None, _SEARCH, "constraints force_words_ids penalty_alpha dola_layers"),
+    (0, _SEARCH, "diversity_penalty"),
+    (1, _SEARCH, "num_beam_groups"),
+    (False, "beams are always read together", "low_memory"),
+    (None, _TWO, "assistant_model assistant_tokenizer assistant_early_exit speculation_type"),
+    (None, "the prompt is not searched for drafts", "prompt_lookup_num_tokens"),
+    (False, "a prompt is read as it is", "token_healing"),
+    (None, "the prompt is read in one pass: read it in parts into a cache", "prefill_chunk_size"),
+    (None, _COMPILED, "compile_config disable_compile"),
+    (None, "no code from elsewhere is run", "custom_generate"),
+    (False, "no code from elsewhere is run", "trust_remote_code"),
+    (False, "each process generates by itself", "synced_gpus"),
+    (None, "positions are counted from attention_mask", "position_ids"),
+    (None, "Qwen2 has no types of tokens", "token_type_ids"),
+]
+NEUTRAL = {name: value for value, _, names in _GROUPS for name in names.split()}
+INSTEAD = {name: why for _, why, names in _GROUPS for name in names.split()}
 # Arguments of `generate` that are no settings.
-ARGUMENTS = """input_ids attention_mask past_key_values generation_config tokenizer vocab_limit
-generator compiled streamer""".split()
+ARGUMENTS = """input_ids attention_mask inputs inputs_embeds past_key_values generation_config
+tokenizer vocab_limit generator compiled streamer logits_processor stopping_criteria""".split()
+UNREAD = ("transformers_version", "_from_model_config")  # what a file says about itself
 
 INTEGER, COUNT = Range(whole=True), Range(1, whole=True)
 RANGES = {
     **dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), COUNT),
     **dict.fromkeys(("seed", "bos_token_id", "pad_token_id"), INTEGER),
+    **dict.fromkeys(("min_new_tokens", "min_length"), Range(0, whole=True)),
     **dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty"), Range()),
+    "no_repeat_ngram_size": Range(0, whole=True, hint="0 lets them repeat"),
+    "max_time": Range(0),
     "repetition_penalty": Range(0, above=True, hint="1.0 changes nothing"),
 }
 RANGES_TO_SAMPLE = {
@@ -136,12 +211,13 @@ RANGES_TO_SAMPLE = {
 def effective_settings(
     model: Any, generation_config: GenerationConfig | dict[str, Any] | None = None, **options: Any
 ) -> GenerationConfig:
-    """What a call `generate(..., **options)` will obey: options over the model's over `DEFAULTS`.
+    """What a call `generate(..., **options)` will obey: options over `generation_config` over the
+    model's over `DEFAULTS`, field by field, as transformers decides.
 
     Args:
         model: its `generation_config` counts, and its `config` for special ids named nowhere else.
-        generation_config: used instead of the model's.
-        **options: fields of `GenerationConfig`; None = not said.
+        **options: fields of `GenerationConfig`; None = not said. Other arguments of `generate` are
+            passed over.
 
     Raises:
         TypeError, ValueError: an unknown option; a value or a combination that cannot be.
@@ -151,15 +227,13 @@ def effective_settings(
     """
     given = [name for name in options if name not in NEUTRAL]
     refuse_unknown("generate()", given, (*OPTIONS, *ARGUMENTS))
-    base = generation_config or model.generation_config or {}
-    said = dict(base if isinstance(base, dict) else base.to_dict())
-    call = {name: value for name, value in options.items() if value is not None}
-    if "max_length" in call:  # the call's limit wins over the file's in either spelling
-        said.pop("max_new_tokens", None)
-    said = {name: value for name, value in {**said, **call}.items() if value is not None}
+    call = plain({name: value for name, value in options.items() if name not in ARGUMENTS})
+    said: dict[str, Any] = {}
+    for layer in (_fields(model.generation_config), _fields(generation_config), call):
+        said |= {name: value for name, value in layer.items() if value is not None}
     for name, neutral in NEUTRAL.items():
         if said.get(name, neutral) != neutral:
-            raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: leave it out")
+            raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: {INSTEAD[name]}")
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     otherwise = DEFAULTS | {name: getattr(model.config, name) for name in special}
     if "max_length" in said:
@@ -169,9 +243,19 @@ def effective_settings(
     settings.stop_strings = _listed(settings.stop_strings)
     if settings.pad_token_id is None and settings.eos_token_id:
         settings.pad_token_id = settings.eos_token_id[0]  # as transformers does
-    _check(settings)
+    _check(settings, model.config.vocab_size)
     _warn_of_no_effect(settings, call)
     return settings
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """What a configuration says: ours, transformers', or a dict."""
+    if isinstance(config, dict):
+        refuse_unknown("generation_config", config, OPTIONS, also=(*NEUTRAL, *UNREAD))
+        return plain(config)
+    if config is not None and not callable(getattr(config, "to_dict", None)):
+        raise TypeError(f"generation_config must be a GenerationConfig or a dict, not {config!r}")
+    return {} if config is None else plain(config.to_dict())
 
 
 def _listed(value: Any) -> list[Any]:
@@ -180,11 +264,16 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else [value]
 
 
-def _check(s: GenerationConfig) -> None:
+def _check(s: GenerationConfig, vocab_size: int) -> None:
     check_numbers(vars(s), RANGES | (RANGES_TO_SAMPLE if s.do_sample is True else {}))
     for number in s.eos_token_id:
         check_numbers({"eos_token_id": number}, {"eos_token_id": INTEGER})
-    check_kind("do_sample", s.do_sample, bool, "True or False")
+    for name in SWITCHES:
+        check_kind(name, getattr(s, name), bool, "True or False")
+    check_json({"bad_words_ids": s.bad_words_ids}, {"bad_words_ids": list[list[int]] | None})
+    for word in s.bad_words_ids or ():
+        if not word or not 0 <= min(word) <= max(word) < vocab_size:
+            raise ValueError(f"bad_words_ids hold {word}: each is ids from 0 to {vocab_size - 1}")
     one_of("early_stopping", s.early_stopping, (True, False, "never"))
     one_of("cache_implementation", s.cache_implementation, (None, "dynamic", "static"))
     for text in s.stop_strings:
@@ -210,9 +299,11 @@ def _warn_of_no_effect(s: GenerationConfig, call: dict[str, Any]) -> None:
         needs |= dict.fromkeys(drawing, "do_sample=True")
     if s.num_beams == 1:
         needs |= dict.fromkeys(("length_penalty", "early_stopping"), "num_beams above 1")
-    if "max_new_tokens" in call:
-        needs["max_length"] = "only one of max_new_tokens and max_length"
-    idle = [name for name in needs if name in call and call[name] != DEFAULTS.get(name)]
+    if s.max_new_tokens is not None:
+        needs["max_length"] = f"max_new_tokens={s.max_new_tokens} to be said nowhere"
+    if not s.return_dict_in_generate:
+        needs |= dict.fromkeys(NOTED, "return_dict_in_generate=True")
+    idle = [n for n in needs if call.get(n) is not None and call[n] != DEFAULTS.get(n)]
     if idle:
         why = "; ".join(f"{name}={call[name]!r} needs {needs[name]}" for name in idle)
         warn_caller(f"no effect: {why}")

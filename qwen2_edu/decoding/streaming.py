@@ -26,9 +26,9 @@ class StopStrings:
             prompt = input_ids[row] if mask is None else input_ids[row][mask[row]]
             self.tails.append("".join(map(decoder.push, prompt[-near:].tolist()))[-self.reach :])
 
-    def reached(self, ids: Tensor) -> Tensor:
-        """The newest id of each row, (B,) -> bool (B,)."""
-        hits = [self._push(row, token) for row, token in enumerate(ids.tolist())]
+    def __call__(self, ids: Tensor, scores: Any = None) -> Tensor:
+        """Read the newest id of each row, (B, T) -> bool (B,)."""
+        hits = [self._push(row, token) for row, token in enumerate(ids[:, -1].tolist())]
         return torch.tensor(hits, device=ids.device)
 
     def _push(self, row: int, token: int) -> bool:

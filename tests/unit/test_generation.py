@@ -106,7 +106,11 @@ def test_call_over_file_over_defaults(with_file):
     s = effective_settings(model, temperature=0.5)
     assert (s.temperature, s.top_k, s.top_p, s.max_new_tokens) == (0.5, 20, 1.0, 20)
     assert "temperature=0.5" in repr(s) and "top_k=20" in repr(s)
-    assert effective_settings(model, {"top_k": 3}).do_sample is False  # replaces the file
+    for config in ({"top_k": 3}, GenerationConfig(top_k=3), transformers.GenerationConfig(top_k=3)):
+        s = effective_settings(model, config)  # field by field, as transformers decides
+        assert (s.top_k, s.temperature, s.do_sample) == (3, 0.7, True)
+        assert effective_settings(model, config, top_k=4).top_k == 4
+    assert effective_settings(model, {}) == effective_settings(model)
     assert effective_settings(model, top_k=None).top_k == 20
 
 
@@ -118,12 +122,14 @@ def test_defaults_are_those_of_transformers(ascii_model):
     assert s.max_new_tokens == theirs["max_length"]
 
 
-def test_the_length_of_the_call_wins_in_either_spelling(with_file):
-    model = with_file(max_new_tokens=2048)
-    assert generate(model, IDS, max_length=8).shape == (1, 8)
+def test_max_new_tokens_wins_over_max_length_wherever_it_is_said(with_file):
+    """As in transformers, which warns too."""
+    with pytest.warns(UserWarning, match="max_length=8 needs max_new_tokens=4"):
+        assert generate(with_file(max_new_tokens=4), IDS, max_length=8).shape == (1, 9)
     assert generate(with_file(max_length=50), IDS, max_new_tokens=2).shape == (1, 7)
+    assert generate(with_file(max_length=50), IDS, max_length=8).shape == (1, 8)
     with pytest.warns(UserWarning, match="max_length=9"):
-        assert generate(model, IDS, max_length=9, max_new_tokens=2).shape == (1, 7)
+        assert generate(with_file(), IDS, max_length=9, max_new_tokens=2).shape == (1, 7)
 
 
 def test_special_ids_fall_back_to_the_config(small_config):
@@ -192,11 +198,29 @@ IMPOSSIBLE = [
     ({"stop_strings": "x"}, "stop_strings.*tokenizer"),
     ({"stop_strings": ""}, "stop_strings.*''"),
     ({"cache_implementation": "paged"}, "cache_implementation.*paged"),
-    ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3"),
+    ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size.*0 or more, not -1"),
+    ({"bad_words_ids": [[97]]}, r"bad_words_ids hold \[97\]: each is ids from 0 to 96"),
+    ({"bad_words_ids": [[]]}, r"bad_words_ids hold \[\]"),
+    ({"bad_words_ids": [3]}, r"bad_words_ids must be list\[list\[int\]\]"),
+    ({"max_time": "1"}, "max_time must be a number.*'1'"),
+    ({"use_cache": 1}, "use_cache must be True or False, not 1"),
+    ({"output_scores": "yes"}, "output_scores must be True or False"),
+    ({"inputs": IDS}, "inputs and input_ids"),
+    ({"use_cache": False, "past_key_values": "cache"}, "past_key_values must be a cache"),
+    ({"use_cache": False, "cache_implementation": "static"}, "need use_cache=True"),
+    ({"typical_p": 0.9}, "typical_p=0.9 is not offered.*logits_processor"),
+    ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 is not offered.*num_beams"),
+    ({"custom_generate": "x/y"}, "custom_generate='x/y'.*no code"),
+    ({"position_ids": IDS}, "position_ids=.*attention_mask"),
+    ({"bad_words_ids": [[i] for i in range(97)]}, "no token is left to choose from"),
+    ({"inputs_embeds": IDS}, r"inputs_embeds must be \(B, T, 48\), not \(1, 5\)"),
+    ({"inputs_embeds": torch.zeros(1, 4, 48)}, r"\(1, 5\) do not go with inputs_embeds \(1, 4, 48"),
+    ({"inputs_embeds": torch.zeros(1, 5, 48).half()}, "torch.float16 .* torch.float32"),
+    ({"inputs_embeds": [1]}, r"inputs_embeds must be a tensor \(B, T, E\)"),
     ({"seed": 1, "generator": torch.Generator(), "do_sample": True}, "seed=1.*generator"),
     ({"compiled": len}, "compiled.*static"),
     ({"attention_mask": torch.ones(1, 4)}, r"\(1, 4\).*\(1, 5\)"),
-    ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, 'padding_side="left"'),
+    ({"attention_mask": torch.zeros(1, 5)}, "row 0 of attention_mask shows no token"),
 ]
 
 
@@ -216,14 +240,14 @@ def test_an_unknown_option_is_named_with_near_matches(ascii_model, option, near)
 
 
 def test_near_matches_are_things_that_are_offered(ascii_model):
-    with pytest.raises(TypeError, match="min_new_token") as caught:
-        generate(ascii_model, IDS, min_new_token=1)
-    assert "min_new_tokens" not in str(caught.value) and "max_new_tokens" in str(caught.value)
+    with pytest.raises(TypeError, match="suppress_token") as caught:
+        generate(ascii_model, IDS, suppress_token=1)
+    assert "suppress_tokens" not in str(caught.value)
 
 
 def test_what_the_file_asks_and_cannot_be_is_refused(with_file):
-    with pytest.raises(ValueError, match="no_repeat_ngram_size=3"):
-        generate(with_file(no_repeat_ngram_size=3), IDS)
+    with pytest.raises(ValueError, match="typical_p=0.5"):
+        generate(with_file(typical_p=0.5), IDS)
     generate(with_file(transformers_version="4.37.0", chat_format="chatml"), IDS)
 
 
@@ -438,7 +462,7 @@ def test_rows_do_not_mix_their_torn_characters(tokenizer):
     texts = ["日本", "本日", "abc日"]
     watch = StopStrings(tokenizer, ["日本", "c日"], torch.zeros(3, 0, dtype=torch.long))
     columns = zip(*map(str.encode, texts), strict=True)
-    hits = [watch.reached(torch.tensor(column)).tolist() for column in columns]
+    hits = [watch(torch.tensor(column)[:, None]).tolist() for column in columns]
     assert hits == [[False] * 3] * 5 + [[True, False, True]]
 
 

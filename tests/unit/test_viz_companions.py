@@ -15,7 +15,6 @@ pytest.importorskip("matplotlib")
 
 from qwen2_edu import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from qwen2_edu import sampling as functions
-from qwen2_edu.generation import choose
 from qwen2_edu.viz.chat import chat, seen, transcript
 from qwen2_edu.viz.masks import FUTURE, OUTSIDE, PADDING, SEEN, masks, picture
 from qwen2_edu.viz.sampling import NEUTRAL, bars, sampling, steps, summary
@@ -182,16 +181,15 @@ GRID = {
 
 
 @pytest.mark.parametrize("values", list(product(*GRID.values())), ids=str)
-def test_bars_are_what_generate_draws_from(values, monkeypatch):
-    """Every option and all their combinations: `choose` hands its draw the same probabilities."""
+def test_bars_are_what_generate_draws_from(values):
+    """Every option and all their combinations: `generate` draws from the same probabilities."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 3
     options = dict(zip(GRID, values, strict=True))
     held = torch.arange(50) % 3 == 0
-    drawn = []
-    monkeypatch.setattr(functions, "draw", lambda x, _: drawn.append(x) or x.argmax(-1))
-    penalised = held[None] if options["repetition_penalty"] != 1 else None  # as next_tokens has it
-    choose(logits[None], GenerationConfig(do_sample=True, **options), penalised)
-    expected = drawn[0][0].softmax(-1)
+    expected, ids = logits[None], held.nonzero().T  # (1, tokens held)
+    for process in functions.processors(GenerationConfig(do_sample=True, **options), ids.shape[1]):
+        expected = process(ids, expected)
+    expected = expected[0].softmax(-1)
     rows = bars(logits, held, show=50, **options)
     assert torch.equal(torch.tensor([row.final for row in rows]), expected[[r.id for r in rows]])
     for row in rows:
