@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from .config import Qwen2Config
-from .model import CausalLMOutput, Output, Qwen2Model, mean_loss
+from .model import CausalLMOutput, Qwen2Model, mean_loss
+from .outputs import Output
 from .pretrained import Qwen2PreTrainedModel
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 from .attention import RECORDS, Qwen2Attention
@@ -20,6 +18,7 @@ from .checks import check_ids, refuse_unknown
 from .config import FULL, Qwen2Config
 from .layers import RMSNorm, SwiGLU
 from .masks import BLOCK, LongMask, tokens_of_own_document
+from .outputs import Output
 from .pretrained import Qwen2PreTrainedModel
 from .rope import RotaryEmbedding
 
@@ -34,34 +33,6 @@ INSTEAD = {  # what callers of transformers pass
     "token_type_ids": "Qwen2 does not tell segments apart: leave it out",
     "shift_labels": "pass labels, which are shifted here",
 }
-
-
-class Output(dict):
-    """What a model answers, as transformers has it. Fields by name, `out.logits`, `out["logits"]`,
-    or by number among those that are not None: `out[0]`, `out[:2]`, `out.to_tuple()`.
-    """
-
-    def __init_subclass__(cls) -> None:  # so that `torch.export` knows it
-        def build(values: Iterable, names: list[str]) -> Output:
-            return cls(**dict(zip(names, values, strict=True)))
-
-        name = f"qwen2_edu.{cls.__name__}"
-        take = lambda out: (list(out.values()), list(out))  # noqa: E731
-        register_pytree_node(cls, take, build, serialized_type_name=name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if value is not None:
-            super().__setitem__(name, value)
-
-    __setitem__ = __setattr__
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
-
-    def to_tuple(self) -> tuple:
-        """The fields that are not None."""
-        return tuple(self.values())
 
 
 @dataclass(repr=False)

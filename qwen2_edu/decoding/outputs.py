@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from ..cache import Cache
+from ..outputs import Output
 
 
-@dataclass
-class GenerateOutput:
+@dataclass(repr=False)
+class GenerateOutput(Output):
     """What `generate(..., return_dict_in_generate=True)` answers; N rows, with beams B * num_beams.
 
     sequences: prompts and answers, (B * num_return_sequences, T + longest answer).

@@ -16,8 +16,8 @@ from ..attention import RECORDS
 from ..cache import Cache, DynamicCache, StaticCache
 from ..checks import check_ids, check_kind, warn_caller
 from ..compare import first_not_finite
-from ..sampling import Processor, processors
 from .outputs import Recorder
+from .processors import Processor, processors
 from .settings import GenerationConfig, effective_settings
 from .streaming import StopStrings
 

@@ -21,7 +21,7 @@ from .palette import BLUE, CSS, GREEN, ORANGE, PURPLE, SKY, tint
 from .record import check_model
 from .tokens import Page, check_tokenizer, ids_of
 
-# The settings in the order of `sampling.processors`, each where it does nothing.
+# The settings in the order of `decoding.processors`, each where it does nothing.
 NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 CUTS = {"top_k": ORANGE, "top_p": PURPLE, "min_p": GREEN}  # those that remove tokens; their stripes
 _RANGES = {  # lowest, highest, step of a slider

@@ -49,7 +49,7 @@ LESSON_OF = {
     "model.Qwen2ForCausalLM": "08",
     "model.next_token_loss": "08",
     "model.mean_loss": "08",
-    "model.Output": "08",
+    "outputs.Output": "08",
     "files.blocks.half": "09",
     "files.blocks.nibbles": "09",
     "files.blocks.q8_0": "09",

@@ -31,7 +31,7 @@ ROOMS = [
     "generation",
     "pretrained tokenizer decoding.beam decoding.request",
     "chat text.vocabulary text.batching text.files decoding.settings decoding.streaming sampling "
-    "decoding.outputs",
+    "decoding.outputs decoding.processors",
     "text.templates capture text.traced compare",
     "attention",
     "cache layers rope masks",
@@ -40,7 +40,7 @@ ROOMS = [
     "text.runs text.unicode bpe",
     "files.saving files.weights files.released",
     "files.gguf files.blocks files.checksums files.devices",
-    "checks files.disk",
+    "checks files.disk outputs",
 ]
 RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room.split()}
 

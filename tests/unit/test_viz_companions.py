@@ -14,7 +14,7 @@ pytest.importorskip("ipywidgets")
 pytest.importorskip("matplotlib")
 
 from qwen2_edu import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
-from qwen2_edu import sampling as functions
+from qwen2_edu.decoding.processors import processors
 from qwen2_edu.viz.chat import chat, seen, transcript
 from qwen2_edu.viz.masks import FUTURE, OUTSIDE, PADDING, SEEN, masks, picture
 from qwen2_edu.viz.sampling import NEUTRAL, bars, sampling, steps, summary
@@ -187,7 +187,7 @@ def test_bars_are_what_generate_draws_from(values):
     options = dict(zip(GRID, values, strict=True))
     held = torch.arange(50) % 3 == 0
     expected, ids = logits[None], held.nonzero().T  # (1, tokens held)
-    for process in functions.processors(GenerationConfig(do_sample=True, **options), ids.shape[1]):
+    for process in processors(GenerationConfig(do_sample=True, **options), ids.shape[1]):
         expected = process(ids, expected)
     expected = expected[0].softmax(-1)
     rows = bars(logits, held, show=50, **options)
