@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
 OPTIONS = """config dtype device device_map attn_implementation verify torch_dtype mmap
-ignore_mismatched_sizes""".split()
+ ignore_mismatched_sizes quantize""".split()
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -56,6 +56,7 @@ class Qwen2PreTrainedModel(nn.Module):
         torch_dtype: str | torch.dtype | None = None,
         mmap: bool = True,
         ignore_mismatched_sizes: bool = False,
+        quantize: str | None = None,
         **options: Any,
     ):
         """A model with the weights of a checkpoint, in eval mode.
@@ -68,6 +69,7 @@ class Qwen2PreTrainedModel(nn.Module):
             device: where the parameters go; None = the CPU.
             device_map: "auto" = the best single device with room for them; or a device.
             attn_implementation: "sdpa" or "eager".
+            quantize: "int8" or "int4": keep the weights in fewer bits; see `quantize.quantize`.
             verify: first compare each file with its recorded hash; see `checksums.check_hashes`.
             mmap: where nothing needs to be converted, parameters are the file itself, read when
                 first used. Whoever then writes into that file changes the model, or ends the
@@ -111,7 +113,9 @@ class Qwen2PreTrainedModel(nn.Module):
             with hold:
                 seen = _stamps(folder)
                 try:
-                    model = cls._load(name, folder, config, options, number_type, place, how)
+                    model = cls._load(
+                        name, folder, config, options, number_type, place, how, quantize
+                    )
                 except (OSError, ValueError):
                     if _stamps(folder) == seen:
                         raise
@@ -130,11 +134,14 @@ class Qwen2PreTrainedModel(nn.Module):
         dtype: torch.dtype | None,
         place: Callable[[int], torch.device],
         how: dict[str, bool],
+        quantize: str | None,
     ):
         """What `from_pretrained` answers, unless a save came meanwhile."""
         from .decoding.settings import GenerationConfig
         from .files.gguf import open_place
         from .files.weights import check_layers, load_weights
+        from .quantize import quantize as pack
+        from .quantize import shape_like_saved
 
         source = open_place(folder)
         if config is None:
@@ -142,17 +149,19 @@ class Qwen2PreTrainedModel(nn.Module):
         else:
             changes = {"attn_implementation": config.attn_implementation, **changes}
             config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **changes)
-        if "quantization_config" in config.extra:
-            raise ValueError(f"{name} is quantised, not supported: load the original")
         dtype = dtype or parse_dtype(config.dtype)
         check_layers(source, config.num_hidden_layers)
         with torch.device("meta"):  # names and shapes only: nothing is allocated or initialised
             model = cls(config)
+        if "quantization_config" in config.extra:
+            shape_like_saved(model, config.extra["quantization_config"])
         device = place(model.num_parameters() * (dtype or torch.float32).itemsize)
         if fresh := load_weights(model, source, dtype=dtype, device=device, **how):
             warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
         config.torch_dtype = str(model.dtype).removeprefix("torch.")
         model.generation_config = GenerationConfig.from_pretrained(folder)
+        if quantize is not None:
+            pack(model, quantize, None if source is folder else source)
         return model.eval()
 
     def save_pretrained(
@@ -219,6 +228,8 @@ class Qwen2PreTrainedModel(nn.Module):
         if vocab_size < 1:
             raise ValueError(f"a vocabulary needs at least one token, not {vocab_size}")
         embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
+        if not embedding.weight.is_floating_point():
+            raise ValueError("a quantised model cannot be resized: resize first, then quantize()")
         tied = head is not None and head.weight is embedding.weight
         embedding.weight = self._resized(embedding.weight, vocab_size)
         embedding.num_embeddings = vocab_size
@@ -291,14 +302,19 @@ class Qwen2PreTrainedModel(nn.Module):
     # -- numbers -----------------------------------------------------------------------------------
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many numbers the model has learned; a tied head counts once.
+        """How many numbers the model has learned; a tied head counts once, scales do not.
 
         `exclude_embeddings` leaves out the token embedding, and with it a head tied to it, but not
         an untied head (the "non-embedding" figures of the releases leave that out too).
         """
         embedding = self.get_input_embeddings().weight
-        counted = [p for p in self.parameters() if p.requires_grad or not only_trainable]
-        return sum(p.numel() for p in counted if not (exclude_embeddings and p is embedding))
+        return sum(
+            p.numel() * (2 if p.dtype == torch.uint8 else 1)  # two 4-bit numbers a byte
+            for name, p in self.named_parameters()
+            if (p.requires_grad or not only_trainable)
+            and not (exclude_embeddings and p is embedding)
+            and not name.endswith(".scales")
+        )
 
     @property
     def device(self) -> torch.device:
@@ -307,8 +323,8 @@ class Qwen2PreTrainedModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the parameters are stored in."""
-        return next(self.parameters()).dtype
+        """What the model computes in: that of its parameters, where they are not quantised."""
+        return self.base_model.norm.weight.dtype
 
     def extra_repr(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -126,6 +126,12 @@ class GGUFFile:
                 blocks.copy_(form.unpack(packed))
         return out.to(device)
 
+    def blocks(self, name: str) -> Tensor:
+        """A matrix as it lies in the file: uint8 (rows, blocks of a row, bytes of a block)."""
+        (N, K), form, start, end = self.tensors[name]
+        raw = torch.from_file(str(self.path), size=end, dtype=torch.uint8)[start:]
+        return raw.view(N, K // form.numbers, form.bytes)
+
     def read_all(
         self,
         names: Iterable[str] | None = None,

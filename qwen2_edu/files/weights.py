@@ -24,6 +24,7 @@ from .gguf import GGUFFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KINDS = FLOATS | {"I8": torch.int8, "U8": torch.uint8}
 
 # Every checkpoint has the same trunk, alone or under "model." ("transformer." for span heads).
 TRUNK = re.compile(r"(?:model\.|transformer\.)?((?:embed_tokens|layers|norm)\..+)")
@@ -163,7 +164,9 @@ def load_weights(
     if left_out:
         warn_caller(f"{where} also holds {left_out}: not read")
 
-    dtype = dtype or next(FLOATS[found[name].kind] for name in found if name in wanted)
+    exact = {name for name, p in wanted.items() if not p.requires_grad}  # quantised: as stored
+    rounded = [name for name in found if name in wanted and name not in exact]
+    dtype = dtype or FLOATS[found[rounded[0]].kind]
     tensors: dict[str, Tensor] = {}
     if gguf:
         read = gguf.read_all([found[name].name for name in found if name in wanted], dtype, device)
@@ -172,7 +175,9 @@ def load_weights(
         with open_safetensors(path, str(device)) as file:
             for name, stored in found.items():
                 if stored.path == path and name in wanted:
-                    tensors[name] = file.get_tensor(stored.name).to(dtype, copy=not mmap)
+                    tensor = file.get_tensor(stored.name)
+                    kind = tensor.dtype if name in exact else dtype
+                    tensors[name] = tensor.to(kind, copy=not mmap)
     for name, other in ties.items():
         if name in tensors and other in tensors and not torch.equal(tensors[name], tensors[other]):
             raise ValueError(
@@ -252,7 +257,9 @@ def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[
         where = f"{name} in {stored.path.name}"
         if name not in wanted:
             unexpected.append(where)
-        elif stored.kind not in FLOATS:
+        elif not wanted[name].requires_grad and KINDS.get(stored.kind) != wanted[name].dtype:
+            mismatched.append(f"{where}: {stored.kind}, the model needs {wanted[name].dtype}")
+        elif wanted[name].requires_grad and stored.kind not in FLOATS:
             reason = f"wrong dtype kind {stored.kind}, the model needs one of {', '.join(FLOATS)}"
             mismatched.append(f"{where}: {reason}")
         elif stored.shape != (shape := tuple(wanted[name].shape)):

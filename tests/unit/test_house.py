@@ -29,7 +29,7 @@ ROOMS = [
     "heads",
     "model",
     "generation",
-    "pretrained tokenizer decoding.beam decoding.request",
+    "pretrained tokenizer decoding.beam decoding.speculation decoding.fast decoding.request",
     "chat text.vocabulary text.batching text.files decoding.settings decoding.streaming sampling "
     "decoding.outputs decoding.processors",
     "text.templates capture text.traced compare",
@@ -38,14 +38,15 @@ ROOMS = [
     "config",
     "hub files.gguf_model",
     "text.runs text.unicode bpe",
-    "files.saving files.weights files.released",
+    "files.saving files.weights files.released quantize",
     "files.gguf files.blocks files.checksums files.devices",
-    "checks files.disk outputs",
+    "checks files.disk outputs kernels",
 ]
 RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room.split()}
 
 # Rooms that came after the house stood, or will: they have shelves of their own.
-LATER = "files.gguf files.gguf_model files.blocks files.released quantize parallel causes".split()
+LATER = """files.gguf files.gguf_model files.blocks files.released quantize kernels decoding.fast
+decoding.speculation parallel causes""".split()
 
 # What `from qwen2_edu import …` offers, and the modules that lessons and people import by name.
 NAMES = """AutoConfig AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering

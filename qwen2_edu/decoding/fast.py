@@ -1,0 +1,118 @@
+"""A decode step that costs what reading the weights costs.
+
+On a CPU the step goes through the operators of `kernels/gemv.cpp`, six a block, with whatever cache
+the model uses; nothing is traced, so there is nothing to wait for. (`torch.compile` of the same
+step took longer to compile than a person waits, and `F.linear` uses half of the bandwidth for one
+row.) On a GPU it is the model itself, compiled once into CUDA graphs, with a cache of fixed size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernels
+from ..attention import RECORDS
+from ..cache import Cache
+from ..quantize import GROUP, PackedLinear
+
+FEW = 12  # rows of tokens up to which the kernels win; measured, see benchmarks/README.md
+
+
+class FastStep:
+    """Reads a few tokens a row as `model(...)` does, on a CPU.
+
+    Args:
+        model: a Qwen2ForCausalLM for which `why_slow` answers "".
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.trunk = model, model.model
+        self.blocks = []
+        for block in self.trunk.layers:
+            attention, mlp = block.self_attn, block.mlp
+            qkv = _Product(attention.q_proj, attention.k_proj, attention.v_proj)
+            parts = qkv, _Product(attention.o_proj), _Product(mlp.gate_proj, mlp.up_proj)
+            norms = block.input_layernorm, block.post_attention_layernorm
+            self.blocks.append((*parts, _Product(mlp.down_proj), *norms))
+        self.head = _Product(model.lm_head)
+
+    @torch.no_grad()
+    def __call__(
+        self, input_ids: Tensor, past_key_values: Cache, logits_to_keep: int = 0, **options: Any
+    ) -> Any:
+        """As `Qwen2ForCausalLM.forward`, to which it leaves what is more than a few tokens."""
+        B, T = input_ids.shape
+        if B * T > FEW or any(value is not None for value in options.values()):
+            options |= {"past_key_values": past_key_values, "logits_to_keep": logits_to_keep}
+            return self.model(input_ids, **options)
+        config, cache = self.model.config, past_key_values
+        H, G, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        x = self.trunk.embed_tokens(input_ids)  # (B, T, E)
+        slots = (cache.length + torch.arange(T)).expand(B, T).contiguous()
+        keys = {kind: at.contiguous() for kind, at in cache.place(slots).items()}  # (B, S)
+        angles = self.trunk.rotary_emb((slots - cache.pads).clamp(min=0), x.dtype)
+        cos, sin = (part.expand(B, 1, T, D).reshape(B * T, D) for part in angles)
+        for i, (qkv, out, gate_up, down, norm_1, norm_2) in enumerate(self.blocks):
+            kind = config.layer_types[i]
+            y = qkv(x, norm=norm_1)  # (B, T, (H + 2G) * D)
+            torch.ops.qwen2_edu.rotate_(y, cos, sin, H + G)
+            q, k, v = y.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)  # (B, T, H or G, D)
+            k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
+            window = config.window_by_type[kind] or 1 << 40
+            y = torch.ops.qwen2_edu.attend(q, k, v, slots, keys[kind], window)  # (B, T, H * D)
+            x = out(y, add=x)
+            x = down(gate_up(x, norm=norm_2), gated=True, add=x)  # (B, T, E)
+        cache.advance(T)
+        logits = self.head(x[:, -logits_to_keep:], norm=self.trunk.norm)  # (B, T, V)
+        return Step(logits, cache)
+
+
+class Step:
+    """logits: (B, T, V); past_key_values: the cache."""
+
+    def __init__(self, logits: Tensor, past_key_values: Cache):
+        self.logits, self.past_key_values = logits, past_key_values
+
+
+class _Product:
+    """Matrices that multiply the same input, in one call of the kernel."""
+
+    def __init__(self, *layers: nn.Module):
+        empty = torch.empty(0)
+        self.weights = [layer.weight.detach() for layer in layers]
+        scales = [getattr(layer, "scales", empty).detach() for layer in layers]
+        self.scales = scales if any(scale.numel() for scale in scales) else []
+        self.biases = [] if layers[0].bias is None else [layer.bias.detach() for layer in layers]
+
+    def __call__(
+        self, x: Tensor, norm: nn.Module | None = None, gated: bool = False, add=None
+    ) -> Tensor:
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        matrices = self.weights, self.scales, self.biases
+        return torch.ops.qwen2_edu.linear(x, *matrices, weight, eps, gated, add)
+
+
+def why_slow(model: nn.Module) -> str:
+    """Why this model cannot take the fast step, in a clause; "" if it can."""
+    if model.training:
+        return "the model is in training mode"
+    if any(record.layers & {*model.modules()} for record in RECORDS.get()):
+        return "somebody watches the attention maps"
+    for name, part in model.named_modules():
+        where = name or "the model"
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            return f"{where} has hooks, which would not be called"
+        if type(part).__module__.split(".")[0] not in ("qwen2_edu", "torch"):
+            return f"{where} is a {type(part).__qualname__}"
+        if isinstance(part, PackedLinear) and part.in_features % GROUP:
+            return f"{where} has rows of {part.in_features}, and the kernels want groups of {GROUP}"
+    if any(type(p) is not nn.Parameter for p in model.parameters()):
+        return "its parameters are spread over devices"
+    if model.device.type not in ("cpu", "cuda"):
+        return f"there are no kernels for {model.device.type}"
+    if model.device.type == "cpu" and model.dtype not in kernels.FORMATS:
+        return f"there are no kernels for {model.dtype}"
+    return kernels.why_not() if model.device.type == "cpu" else ""

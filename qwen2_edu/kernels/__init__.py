@@ -1,0 +1,109 @@
+"""The C++ operators `torch.ops.qwen2_edu.*` of gemv.cpp, built by this machine on first use.
+
+Building takes some ten seconds, once: the library is kept beside torch's own extensions (or where
+TORCH_EXTENSIONS_DIR says) under a name that says what it was made from. It is built in a folder of
+its own and moved into place when it is whole, so nothing waits for a lock, two processes may build
+at once, and what an interrupted build leaves behind is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("gemv.cpp")
+FLAGS = "-O3 -march=native -ffast-math -fopenmp -std=c++20 -fPIC".split()
+FORMATS = (torch.float32, torch.bfloat16)  # of activations, and of weights that are not quantised
+
+
+@cache
+def why_not() -> str:
+    """Make `torch.ops.qwen2_edu` ready; answer "" or, in a sentence, why this machine has none."""
+    try:
+        torch.ops.load_library(_library())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return f"no C++ kernels: {_last_line(error)}"
+    torch.library.register_fake("qwen2_edu::linear", _linear_shape)
+    torch.library.register_fake("qwen2_edu::attend", lambda q, *rest: q.new_empty(*_merged(q)))
+    torch.library.register_fake("qwen2_edu::rotate_", lambda *inputs: None)
+    return ""
+
+
+def home() -> Path:
+    """Where built libraries are kept."""
+    kept = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return Path(kept) / "qwen2_edu"
+
+
+def _library() -> Path:
+    """The library for this source, torch and processor, built if it is not there whole."""
+    made_from = (SOURCE.read_bytes(), FLAGS, torch.__version__, _processor())
+    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+    for path in home().glob(f"{key}-*.so"):  # the name ends in a hash of the file
+        if path.stem.endswith(_digest(path)):
+            return path
+    with tempfile.TemporaryDirectory(prefix="qwen2_edu_") as folder:
+        built = _build(Path(folder))
+        home().mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=home())) / built.name  # `replace` needs one file system
+        shutil.copy(built, draft)
+        path = draft.replace(home() / f"{key}-{_digest(built)}.so")
+        draft.parent.rmdir()
+        return path
+
+
+def _build(folder: Path) -> Path:
+    """Compile and link in two steps: linked with -ffast-math, a library would make the whole
+    process flush small numbers to 0.
+    """
+    names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise OSError("there is no C++ compiler on the PATH (c++, g++ or clang++)")
+    root, part, built = Path(torch.__file__).parent, folder / "gemv.o", folder / "gemv.so"
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    link = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
+    for command in (
+        [compiler, *FLAGS, abi, f"-I{root / 'include'}", "-c", str(SOURCE), "-o", str(part)],
+        [compiler, "-shared", str(part), "-o", str(built), *link],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error" in line]
+            raise OSError(f"{compiler} fails: {(errors or ['it does not say why'])[0]}")
+    return built
+
+
+def _processor() -> str:
+    """What -march=native stands for here: a home folder may be shared by different machines."""
+    try:
+        return re.search(r"(?m)^(flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text())[0]
+    except (OSError, TypeError):
+        return platform.processor() + platform.machine()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _linear_shape(x: Tensor, weights: list[Tensor], *rest: object) -> Tensor:
+    return x.new_empty(*x.shape[:-1], sum(len(weight) for weight in weights))
+
+
+def _merged(q: Tensor) -> tuple[int, int, int]:
+    B, T, H, D = q.shape
+    return B, T, H * D
