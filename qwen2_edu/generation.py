@@ -19,6 +19,7 @@ from .decoding.beam import beam_search
 from .decoding.outputs import GenerateOutput
 from .decoding.request import Request, prepare
 from .decoding.settings import GenerationConfig, effective_settings
+from .decoding.speculation import speculate
 from .decoding.streaming import TextPieces
 
 __all__ = ["GenerationConfig", "effective_settings"]  # people know them by this module
@@ -80,6 +81,9 @@ def choose(
 def next_tokens(request: Request) -> Iterator[Tensor]:
     """The loop: the next id of each row, (B * num_return_sequences,), until all rows have ended."""
     r, s = request, request.settings
+    if r.drafter is not None:
+        yield from speculate(r, prefill)
+        return
     logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask, r.inputs_embeds)  # (B, V)
     if s.num_return_sequences > 1:  # the prompt was read once; only now each answer gets its row
         rows = torch.arange(len(logits), device=logits.device)
@@ -132,6 +136,10 @@ def generate(
         generator: draws the tokens; or give `seed`. None = torch's global generator.
         compiled: reads the single tokens in place of `model`, with a static cache:
             `torch.compile(model, fullgraph=True, dynamic=False)`.
+        fast: read single tokens at the speed of memory, by C++ kernels on a CPU and by a compiled
+            step on a GPU; where that cannot be, a warning says why. See `decoding.fast`.
+        assistant_model, drafter: a smaller model, or a `PromptLookup` or `Assistant`, that guesses
+            tokens ahead; the answer is the same. See `decoding.speculation`.
         generation_config: what it says wins over the model's.
         **options: fields of `GenerationConfig`. They win over both, and all over `DEFAULTS`;
             `effective_settings(model, **options)` shows what holds.

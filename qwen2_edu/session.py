@@ -35,7 +35,9 @@ class ChatSession:
 
     def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
         self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.arguments = {name: options.pop(name, None) for name in ("generator", "vocab_limit")}
+        self.arguments = {
+            name: options.pop(name, None) for name in ("generator", "vocab_limit", "fast")
+        }
         config = options.pop("generation_config", None)
         self.options = options
         self.settings = self._session_settings(config)

@@ -9,13 +9,15 @@ row.) On a GPU it is the model itself, compiled once into CUDA graphs, with a ca
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .. import kernels
 from ..attention import RECORDS
-from ..cache import Cache
+from ..cache import Cache, StaticCache
+from ..checks import warn_caller
 from ..quantize import GROUP, PackedLinear
 
 FEW = 12  # rows of tokens up to which the kernels win; measured, see benchmarks/README.md
@@ -68,6 +70,45 @@ class FastStep:
         cache.advance(T)
         logits = self.head(x[:, -logits_to_keep:], norm=self.trunk.norm)  # (B, T, V)
         return Step(logits, cache)
+
+
+class GraphStep:
+    """Reads single tokens on a GPU: the model as CUDA graphs, compiled on first use and kept."""
+
+    compiled: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+    def __init__(self, model: nn.Module, cache: StaticCache):
+        if model not in self.compiled:
+            options = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
+            self.compiled[model] = torch.compile(model.forward, **options)
+        self.step, self.fixed = self.compiled[model], False
+
+    def __call__(self, input_ids: Tensor, past_key_values: Cache, **options: Any) -> Any:
+        if not self.fixed:  # by now the prompt has been read, and the cache has its memory
+            for columns in past_key_values._all_columns():
+                torch._dynamo.mark_static_address(columns.data)
+            torch._dynamo.mark_static_address(past_key_values.length)
+            self.fixed = True
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.step(input_ids, past_key_values=past_key_values, **options)
+
+
+def needs_fixed_cache(model: nn.Module, drafter: Any = None) -> bool:
+    """Does the fast step of this model want a StaticCache?"""
+    return model.device.type == "cuda" and drafter is None
+
+
+def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
+    """What reads tokens fast in place of `model`; None, and a warning, where nothing can."""
+    why = why or ("there is no cache" if cache is None else why_slow(model))
+    if not why and model.device.type == "cuda":
+        if isinstance(cache, StaticCache):
+            return GraphStep(model, cache)
+        why = "a compiled step needs a cache of fixed size: cache_implementation='static'"
+    if why:
+        warn_caller(f"fast=True has no effect: {why}")
+        return None
+    return FastStep(model)
 
 
 class Step:

@@ -22,6 +22,7 @@ class GenerateOutput(Output):
     beam_indices: which row each token of an answer was said in, -1 after its end.
     attentions, hidden_states: for each pass the model's, so the first are of the prompt.
     past_key_values: the cache; None with use_cache=False.
+    accepted: of speculation, how many guessed tokens each pass kept.
     What was not asked for is None.
     """
 
@@ -33,6 +34,7 @@ class GenerateOutput(Output):
     attentions: tuple[tuple[Tensor, ...], ...] | None = None
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     past_key_values: Cache | None = None
+    accepted: tuple[int, ...] | None = None
 
 
 class Recorder:

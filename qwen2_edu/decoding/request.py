@@ -16,9 +16,11 @@ from ..attention import RECORDS
 from ..cache import Cache, DynamicCache, StaticCache
 from ..checks import check_ids, check_kind, warn_caller
 from ..compare import first_not_finite
+from .fast import fast_reader, needs_fixed_cache
 from .outputs import Recorder
 from .processors import Processor, processors
 from .settings import GenerationConfig, effective_settings
+from .speculation import Assistant, PromptLookup, WholeCache, choose_drafter
 from .streaming import StopStrings
 
 Criterion = Callable[[Tensor, Any], Any]  # ids (B, T), scores so far or None -> bool (B,)
@@ -44,6 +46,7 @@ class Request:
     criteria: list[Criterion]
     generator: torch.Generator | None
     record: Recorder | None
+    drafter: PromptLookup | Assistant | None = None  # guesses tokens ahead
 
     def reorder(self, rows: Tensor) -> None:
         """After the prompt was read: row i goes on from what row rows[i] was; rows may repeat."""
@@ -94,9 +97,10 @@ class Request:
 
     def answer(self, sequences: Tensor, **more: Tensor) -> Any:
         """What `generate` returns."""
-        return (
-            sequences if self.record is None else self.record.output(sequences, self.cache, **more)
-        )
+        if self.record is None:
+            return sequences
+        accepted = None if self.drafter is None else tuple(self.drafter.accepted)
+        return self.record.output(sequences, self.cache, accepted=accepted, **more)
 
 
 def prepare(
@@ -112,6 +116,9 @@ def prepare(
     vocab_limit: int | None = None,
     generator: torch.Generator | None = None,
     compiled: Any = None,
+    fast: bool = False,
+    assistant_model: Any = None,
+    drafter: PromptLookup | Assistant | None = None,
     logits_processor: Iterable[Processor] = (),
     stopping_criteria: Iterable[Criterion] = (),
     **options: Any,
@@ -148,12 +155,17 @@ def prepare(
     if tokenizer is not None:
         vocab_limit = min(tokenizer.vocab_limit, vocab_limit or tokenizer.vocab_limit)
 
+    drafter = choose_drafter(drafter, assistant_model, s.prompt_lookup_num_tokens, fast)
+    if drafter is not None:
+        _check_speculation(ids, s, inputs_embeds)
     cache, kind = past_key_values, s.cache_implementation
     if not s.use_cache and inputs_embeds is None:
         if cache is not None or kind is not None:
             raise ValueError("past_key_values and cache_implementation need use_cache=True")
-    elif cache is None and kind == "static":
+    elif cache is None and (kind == "static" or (fast and needs_fixed_cache(model, drafter))):
         cache = StaticCache(model.config, T + steps, model.device)
+    elif cache is None and drafter is not None:
+        cache = WholeCache(model.config)
     elif cache is None:
         cache = DynamicCache(model.config)
     elif kind is None:
@@ -185,9 +197,13 @@ def prepare(
     chain = processors(s, ids.shape[1], all_masks if ids.shape[1] else None, logits_processor)
     record = Recorder(model, s) if s.return_dict_in_generate else None
     asked = model if record is None else record
+    reader = asked if compiled is None else compiled
+    if fast and compiled is None:
+        watched = "states or maps were asked for" if record and record.asked else ""
+        reader = fast_reader(model, cache, watched) or asked
     return Request(
         model=asked,
-        reader=asked if compiled is None else compiled,
+        reader=reader,
         settings=s,
         prompt=prompt,
         input_ids=ids,
@@ -200,6 +216,7 @@ def prepare(
         criteria=criteria,
         generator=generator,
         record=record,
+        drafter=drafter,
     )
 
 
@@ -284,6 +301,16 @@ def _check_cache(cache: Cache, shape: torch.Size, steps: int, mask: Tensor | Non
     if held and bool((shown != known).any()):
         counts = f"{known.tolist()} padding tokens a row, attention_mask shows {shown.tolist()}"
         raise ValueError(f"the cache holds {counts}: pass the mask of the whole sequence")
+
+
+def _check_speculation(ids: Tensor, s: GenerationConfig, embeds: Tensor | None) -> None:
+    if len(ids) * s.num_return_sequences * s.num_beams != 1:
+        counts = f"{len(ids)} rows, {s.num_return_sequences} answers each, {s.num_beams} beams"
+        raise ValueError(f"speculation continues one row, once, without beams, not {counts}")
+    if not s.use_cache or embeds is not None:
+        raise ValueError("speculation needs ids and a cache: no inputs_embeds, no use_cache=False")
+    if s.output_hidden_states or s.output_attentions:
+        raise ValueError("speculation keeps no states and maps: leave out the one or the other")
 
 
 def _check_compiled(model: Any, cache: Cache | None, s: GenerationConfig) -> None:

@@ -53,6 +53,7 @@ class GenerationConfig:
     num_return_sequences: answers to each prompt.
     seed: of the generator that draws.
     cache_implementation: "dynamic" or "static".
+    prompt_lookup_num_tokens: guess so many tokens ahead from the text itself; see `speculation`.
     use_cache: False = read the whole text anew for each token.
     return_dict_in_generate: answer a `GenerateOutput` with what the `output_…` ask for.
     extra: what else the file holds, kept as it is.
@@ -82,6 +83,7 @@ class GenerationConfig:
     num_return_sequences: int | None = None
     seed: int | None = None
     cache_implementation: str | None = None
+    prompt_lookup_num_tokens: int | None = None
     use_cache: bool | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
@@ -160,7 +162,7 @@ SWITCHES = ("do_sample", "use_cache", "remove_invalid_values", "return_dict_in_g
 _FITS = "transformers' class of this purpose fits as logits_processor=[…]"
 _SEARCH = "of searches there is num_beams=… alone"
 _COMPILED = "compiled=torch.compile(model, …) says how"
-_TWO = "a second model is not asked"
+_TWO = "assistant_model=… is all there is to say"
 _GROUPS = [
     (None, _FITS, "begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id"),
     (None, _FITS, "forced_eos_token_id prefix_allowed_tokens_fn sequence_bias suppress_tokens"),
@@ -172,8 +174,7 @@ _GROUPS = [
     (0, _SEARCH, "diversity_penalty"),
     (1, _SEARCH, "num_beam_groups"),
     (False, "beams are always read together", "low_memory"),
-    (None, _TWO, "assistant_model assistant_tokenizer assistant_early_exit speculation_type"),
-    (None, "the prompt is not searched for drafts", "prompt_lookup_num_tokens"),
+    (None, _TWO, "assistant_tokenizer assistant_early_exit speculation_type"),
     (False, "a prompt is read as it is", "token_healing"),
     (None, "the prompt is read in one pass: read it in parts into a cache", "prefill_chunk_size"),
     (None, _COMPILED, "compile_config disable_compile"),
@@ -187,12 +188,14 @@ NEUTRAL = {name: value for value, _, names in _GROUPS for name in names.split()}
 INSTEAD = {name: why for _, why, names in _GROUPS for name in names.split()}
 # Arguments of `generate` that are no settings.
 ARGUMENTS = """input_ids attention_mask inputs inputs_embeds past_key_values generation_config
-tokenizer vocab_limit generator compiled streamer logits_processor stopping_criteria""".split()
+tokenizer vocab_limit generator compiled fast assistant_model drafter streamer
+logits_processor stopping_criteria""".split()
 UNREAD = ("transformers_version", "_from_model_config")  # what a file says about itself
 
 INTEGER, COUNT = Range(whole=True), Range(1, whole=True)
 RANGES = {
     **dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), COUNT),
+    "prompt_lookup_num_tokens": COUNT,
     **dict.fromkeys(("seed", "bos_token_id", "pad_token_id"), INTEGER),
     **dict.fromkeys(("min_new_tokens", "min_length"), Range(0, whole=True)),
     **dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty"), Range()),

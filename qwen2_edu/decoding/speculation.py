@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from ..cache import DynamicCache, Growing
 from ..sampling import draw
+from .fast import fast_reader
 
 
 class WholeCache(DynamicCache):
@@ -46,8 +47,9 @@ class PromptLookup:
         self.most, self.longest = most, longest
         self.accepted: list[int] = []
 
-    def start(self, request: Any) -> None:
-        """Nothing to prepare: the text is all that is needed."""
+    def start(self, request: Any, V: int) -> None:
+        """Begin a text: nothing to prepare, it is all that is needed."""
+        self.accepted = []
 
     def guess(self, ids: Tensor, most: int) -> tuple[Tensor, None]:
         """What may follow ids (1, T): (1, n) with n at most `most`, and no probabilities."""
@@ -72,13 +74,15 @@ class Assistant:
     `accepted` as in `PromptLookup`.
     """
 
-    def __init__(self, model: Any, most: int = 5):
-        self.model, self.most = model, most
+    def __init__(self, model: Any, most: int = 5, fast: bool = False):
+        self.model, self.most, self.fast = model, most, fast
         self.accepted: list[int] = []
 
-    def start(self, request: Any) -> None:
-        """Forget the last text, and take over how `request` chooses."""
-        self.cache, self.request = WholeCache(self.model.config), request
+    def start(self, request: Any, V: int) -> None:
+        """Forget the last text, and take over how `request` chooses, among V tokens."""
+        self.accepted = []
+        self.cache, self.request, self.V = WholeCache(self.model.config), request, V
+        self.reader = (fast_reader(self.model, self.cache) if self.fast else None) or self.model
 
     def guess(self, ids: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
         """What may follow ids (1, T): (1, n); when drawing, also the odds, (n, V)."""
@@ -86,10 +90,9 @@ class Assistant:
         self.cache.crop(min(self.cache.get_seq_length(), T - 1))
         for _ in range(most):
             new = ids[:, self.cache.get_seq_length() :]
-            scores = self.model(new, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
-            V = min(r.vocab_limit or r.model.config.vocab_size, scores.shape[1])
-            beyond = r.model.config.vocab_size - V
-            scores = pad(scores[:, :V].float(), (0, beyond), value=-torch.inf)  # (1, V)
+            scores = self.reader(new, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+            known = min(r.vocab_limit or self.V, self.V, scores.shape[1])
+            scores = pad(scores[:, :known].float(), (0, self.V - known), value=-torch.inf)  # (1, V)
             for process in r.processors:
                 scores = process(ids, scores)
             if r.settings.do_sample:
@@ -97,6 +100,16 @@ class Assistant:
             token = draw(scores, r.generator) if r.settings.do_sample else scores.argmax(-1)
             ids = torch.cat((ids, token[:, None]), dim=1)
         return ids[:, T:], torch.cat(odds) if odds else None
+
+
+def choose_drafter(drafter: Any, model: Any, lookup: int | None, fast: bool) -> Any:
+    """The one of three ways to ask for speculation that was taken; None if none was."""
+    asked = [x for x in (drafter, model, lookup) if x is not None]
+    if len(asked) > 1:
+        raise ValueError("drafter, assistant_model and prompt_lookup_num_tokens: give one of them")
+    if model is not None:
+        return Assistant(model, fast=fast)
+    return PromptLookup(lookup) if lookup is not None else drafter
 
 
 def accept(
@@ -127,8 +140,8 @@ def accept(
 def speculate(request: Any, prefill: Callable) -> Iterator[Tensor]:
     """`generation.next_tokens` for one row, with `request.drafter` to guess."""
     r, s, drafter = request, request.settings, request.drafter
-    drafter.start(r)
-    logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask, r.inputs_embeds)  # (1, V)
+    logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask)  # (1, V)
+    drafter.start(r, logits.shape[1])
     ids, left = r.input_ids, r.steps
     guess, odds = ids[:, :0], None
     while True:
