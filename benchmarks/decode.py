@@ -1,10 +1,11 @@
-"""Load, prefill and decode beside transformers, on the exact shape of Qwen2-0.5B.
+"""Tokens a second beside transformers and llama.cpp, on the released weights: the one table.
 
-Random weights, saved once by transformers in bf16; both libraries then work on the same files in
-the same process, in turns, so that a machine whose speed drifts slows both. Medians are printed,
-and ratios as transformers' time over ours: above 1 is faster.
+All in one process and in turns, so that a machine whose speed drifts slows all; medians. llama.cpp
+reads GGUF files that `save_gguf` writes here.
 
-    python benchmarks/decode.py [--threads 2] [--rounds 5] [--device cpu]
+    python benchmarks/decode.py [--parts speed batch quality lookup start] [--json FILE]
+
+`start` (a fresh process, with and without built kernels) starts the command line.
 """
 
 from __future__ import annotations
@@ -12,121 +13,254 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+from torch.nn.functional import cross_entropy
 
-import qwen2_edu
+from qwen2_edu import AutoTokenizer, DynamicCache, Qwen2ForCausalLM
+from qwen2_edu.decoding.fast import FastStep
+from qwen2_edu.decoding.speculation import PromptLookup
+from qwen2_edu.files.gguf_model import save_gguf
 
-PROMPT, LONG_PROMPT = 64, 512
-NEW = {"sdpa": 32, "eager": 8}  # eager decoding is slow in bf16 on a CPU, in both libraries
+TEXT = Path(__file__).with_name("text.txt")
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "repetition_penalty": 1.0}
+KINDS = {"bf16": None, "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_random_weights(folder)
-        figures = compare(folder, arguments.rounds, arguments.device)
-    cuda = arguments.device.startswith("cuda")
-    figures["machine"] = (
-        torch.cuda.get_device_name() if cuda else f"CPU, {arguments.threads} threads"
-    )
-    figures["versions"] = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    report(figures)
+    figures: dict = {"torch": torch.__version__, "threads": arguments.threads}
+    for part in arguments.parts:
+        print(f"== {part}", flush=True)
+        figures[part] = PARTS[part](arguments)
+        for name, value in figures[part].items():
+            print(f"{name:44} {value}", flush=True)
+        gc.collect()
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def save_random_weights(folder: str) -> None:
-    """A checkpoint of Qwen2-0.5B's shape by transformers, every parameter random."""
-    fields = qwen2_edu.released_config("Qwen2-0.5B").to_dict()
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**fields))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.1)
-    model.to(torch.bfloat16).save_pretrained(folder)
+def ours(kind: str | None = None, dtype: str = "bfloat16") -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM.from_pretrained("released", dtype=dtype, quantize=kind)
 
 
-def compare(folder: str, rounds: int, device: str) -> dict:
-    """All figures: medians in seconds of each library and attention backend."""
-    libraries = {"qwen2_edu": qwen2_edu, "transformers": transformers}
-
-    def load(library, backend: str):
-        model = library.Qwen2ForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, attn_implementation=backend
-        )
-        return model.to(device).eval()
-
-    seconds = {
-        "load": in_turns({n: lambda m=m: load(m, "sdpa") for n, m in libraries.items()}, rounds)
-    }
-    models = {(n, b): load(m, b) for n, m in libraries.items() for b in NEW}
-    prompt = torch.randint(0, 150000, (1, PROMPT), device=device)
-    long_prompt = torch.randint(0, 150000, (1, LONG_PROMPT), device=device)
-    greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-
-    def generate(model, tokens: int):
-        return model.generate(prompt, max_new_tokens=tokens, **greedy)
-
-    def prefill(model):
-        with torch.inference_mode():
-            model(long_prompt, logits_to_keep=1)
-
-    equal = {}
-    for backend in NEW:
-        chosen = {n: models[n, backend] for n in libraries}
-        new = NEW[backend]
-        answers = [generate(model, new).tolist() for model in chosen.values()]
-        equal[backend] = answers[0] == answers[1]
-        whole = in_turns({n: lambda m=m, k=new: generate(m, k) for n, m in chosen.items()}, rounds)
-        first = in_turns({n: lambda m=m: generate(m, 1) for n, m in chosen.items()}, rounds)
-        seconds[f"decode, per token ({backend})"] = {
-            n: (whole[n] - first[n]) / (new - 1) for n in libraries
-        }
-        seconds[f"prefill, {LONG_PROMPT} tokens ({backend})"] = in_turns(
-            {n: lambda m=m: prefill(m) for n, m in chosen.items()}, rounds
-        )
-    return {"seconds": seconds, "greedy ids equal": equal}
-
-
-def in_turns(work: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Median seconds of each, run A B A B … after one round of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in work}
+def in_turns(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of what each answers, run A B C A B C … after one round of warm-up."""
+    found: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, run in work.items():
-            gc.collect()
-            started = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            found[name].append(run())
+    return {name: statistics.median(values[1:]) for name, values in found.items()}
 
 
-def report(figures: dict) -> None:
-    print(f"Qwen2-0.5B's shape, random weights, bf16, {figures['machine']}, {figures['versions']}")
-    print(f"{'':32}{'qwen2_edu':>12}{'transformers':>14}{'ratio':>8}")
-    for name, by_library in figures["seconds"].items():
-        ours, theirs = by_library["qwen2_edu"], by_library["transformers"]
-        print(f"{name:32}{ours * 1e3:>9.1f} ms{theirs * 1e3:>11.1f} ms{theirs / ours:>8.2f}")
-    print(f"greedy ids equal after {PROMPT} tokens: {figures['greedy ids equal']}")
+def seconds(run: Callable) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
+
+def bandwidth() -> float:
+    """GB/s at which memory is read: the best of ten sums of 1 GB of integers."""
+    block = torch.ones(1 << 27, dtype=torch.int64)
+    return block.nbytes / min(seconds(block.sum) for _ in range(10)) / 1e9
+
+
+def bytes_a_step(model: Qwen2ForCausalLM) -> int:
+    """What one token reads: all but the embedding, of which it looks up one row."""
+    embedding = model.get_input_embeddings()
+    kept = (
+        0
+        if model.lm_head.weight is embedding.weight
+        else sum(p.nbytes for p in embedding.parameters())
+    )
+    return sum(p.nbytes for p in model.parameters()) - kept
+
+
+def rate(model, ids, tokens: int, **options) -> float:
+    """Tokens a second after the first."""
+    options = {**GREEDY, **options}
+    first = seconds(lambda: model.generate(ids, max_new_tokens=1, **options))
+    whole = seconds(lambda: model.generate(ids, max_new_tokens=tokens + 1, **options))
+    return len(ids) * tokens / (whole - first)
+
+
+def llama(path: Path, threads: int):
+    """llama.cpp on a GGUF file."""
+    import xllamacpp
+
+    options = xllamacpp.CommonParams()
+    options.model.path = str(path)
+    options.n_ctx, options.n_parallel, options.verbosity = 1024, 1, -1
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
+    return xllamacpp.Server(options)
+
+
+def llama_rate(server, tokens: int) -> float:
+    asked = {"prompt": list(range(1000, 1064)), "n_predict": tokens + 1, "temperature": 0}
+    asked |= {"ignore_eos": True, "cache_prompt": False, "return_tokens": False}
+    answer = server.handle_completions(asked | {"timings_per_token": True})
+    return answer["timings"]["predicted_per_second"]
+
+
+def speed(arguments) -> dict:
+    """Decode and prefill, one row."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    models = {name: ours(kind) for name, kind in KINDS.items()}
+    ids = torch.arange(1000, 1064)[None]
+    long = torch.randint(0, 150000, (1, 512))
+    with tempfile.TemporaryDirectory() as folder:
+        models["bf16"].save_pretrained(folder)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        theirs.generation_config = transformers.GenerationConfig(pad_token_id=0)
+        tokenizer, servers = AutoTokenizer.from_pretrained("released"), {}
+        for form in ("BF16", "Q8_0", "Q4_0"):
+            path = save_gguf(models["bf16"], tokenizer, Path(folder) / f"{form}.gguf", form)
+            servers[form] = llama(path, arguments.threads)
+        n = arguments.tokens
+        work = {f"fast {k}": lambda m=m: rate(m, ids, n, fast=True) for k, m in models.items()}
+        work |= {f"llama.cpp {k}": lambda s=s: llama_rate(s, n) for k, s in servers.items()}
+        work["plain bf16"] = lambda: rate(models["bf16"], ids, n // 3)
+        work["transformers bf16 sdpa"] = lambda: rate(theirs, ids, n // 3)
+        work["GB/s read"] = bandwidth
+        found = in_turns(work, arguments.rounds)
+        with torch.no_grad():
+            prefill = in_turns(
+                {
+                    "prefill 512, tokens/s": lambda: (
+                        512 / seconds(lambda: models["bf16"](long, logits_to_keep=1))
+                    ),
+                    "prefill 512, transformers": lambda: (
+                        512 / seconds(lambda: theirs(long, logits_to_keep=1))
+                    ),
+                },
+                arguments.rounds + 2,
+            )
+    figures = {name: round(value, 2) for name, value in (found | prefill).items()}
+    for name, model in models.items():
+        reached = found[f"fast {name}"] * bytes_a_step(model) / 1e9
+        share = reached / found["GB/s read"]
+        figures[f"fast {name}: GB/s, share of read"] = f"{reached:.1f}, {share:.0%}"
+        figures[f"{name}: MB of weights"] = round(sum(p.nbytes for p in model.parameters()) / 1e6)
+    return figures
+
+
+def batch(arguments) -> dict:
+    """Decode of several rows, and long prompts: the fast step beside the plain one."""
+    model, figures = ours(), {}
+    for rows in (4, 16):
+        ids = torch.randint(0, 150000, (rows, 64))
+        work = {
+            name: lambda o=options, ids=ids: rate(model, ids, 8, **o)
+            for name, options in (("fast", {"fast": True}), ("plain", {}))
+        }
+        found = in_turns(work, arguments.rounds)
+        figures |= {f"{rows} rows, {name}, tokens/s": round(v, 1) for name, v in found.items()}
+    return figures
+
+
+def quality(arguments) -> dict:
+    """Nats a token, and greedy ids."""
+    ids = AutoTokenizer.from_pretrained("released")(TEXT.read_text("utf-8"), return_tensors="pt")
+    ids, figures, answers = ids.input_ids[:, :1000], {}, {}
+    for name, kind, dtype in (
+        ("released GGUF, fp32", None, "float32"),
+        ("bf16", None, "bfloat16"),
+        ("int8", "int8", "bfloat16"),
+        ("int4", "int4", "bfloat16"),
+    ):
+        model = ours(kind, dtype)
+        step, cache = FastStep(model), DynamicCache(model.config)
+        with torch.no_grad():
+            pieces = [step(piece, past_key_values=cache).logits for piece in ids.split(8, dim=1)]
+        logits = torch.cat(pieces, dim=1)[0, :-1].float()
+        figures[f"{name}, nats a token"] = round(float(cross_entropy(logits, ids[0, 1:])), 4)
+        options = {"max_new_tokens": 200, **GREEDY}
+        answers[name] = model.generate(ids[:, :64], fast=True, **options)[0, 64:]
+        if name == "bf16":
+            answers["bf16, plain"] = model.generate(ids[:, :64], **options)[0, 64:]
+            plain = model
+    for name, answer in answers.items():
+        differ = (answer != answers["bf16, plain"]).nonzero().flatten().tolist()
+        figures[f"{name}, first other id than plain bf16"] = differ[0] if differ else "none of 200"
+        if differ and name == "bf16":
+            so_far = torch.cat((ids[0, :64], answer[: differ[0]]))[None]
+            with torch.no_grad():
+                best = plain(so_far, logits_to_keep=1).logits[0, -1].float().topk(2)
+            figures["the two best there, logits"] = best.values.tolist()
+    return figures
+
+
+def lookup(arguments) -> dict:
+    """Editing code, with prompt lookup."""
+    tokenizer, figures = AutoTokenizer.from_pretrained("released"), {}
+    code = Path(__file__).parents[1].joinpath("qwen2_edu/layers.py").read_text("utf-8")
+    code = code[code.index("class RMSNorm") : code.index("class SwiGLU")]
+    ask = (
+        f"Rename the class RMSNorm to Norm and answer with the whole code.\n\n```python\n{code}```"
+    )
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": ask}], add_generation_prompt=True, return_tensors="pt"
+    )
+    ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
+    for name, kind in KINDS.items():
+        model, drafter = ours(kind), PromptLookup(10)
+        options = {"max_new_tokens": 200, "fast": True, "repetition_penalty": 1.0}
+        options |= {"do_sample": False}
+        out = {}
+        work = {
+            "plain": lambda m=model, o=out, x=options: seconds(
+                lambda: o.update(plain=m.generate(ids, **x))
+            ),
+            "lookup": lambda m=model, o=out, x=options, d=drafter: seconds(
+                lambda: o.update(lookup=m.generate(ids, drafter=d, **x))
+            ),
+            "prompt": lambda m=model: seconds(
+                lambda: m.generate(ids, max_new_tokens=1, do_sample=False)
+            ),
+        }
+        found = in_turns(work, arguments.rounds - 1)
+        gain = (found["plain"] - found["prompt"]) / (found["lookup"] - found["prompt"])
+        kept = sum(drafter.accepted) / max(1, len(drafter.accepted))
+        same = torch.equal(out["plain"], out["lookup"])
+        figures[f"{name}, decoding faster by"] = (
+            f"{gain:.2f}, {kept:.1f} kept a guess, same: {same}"
+        )
+    return figures
+
+
+def start(arguments) -> dict:
+    """Seconds to the end of a one-token answer in a fresh process."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as kept:
+        env = {**os.environ, "TORCH_EXTENSIONS_DIR": kept}
+        run = [sys.executable, "-m", "qwen2_edu", "generate", "Hello", "--max-new-tokens", "2"]
+        for name in ("cold, tiny", "warm, tiny", "warm, released in bf16"):
+            more = ["-m", "released", "--dtype", "bfloat16"] if "released" in name else []
+            whole = seconds(lambda m=more: subprocess.run([*run, *m], env=env, check=True))
+            figures[name] = round(whole, 2)
+    return figures
+
+
+PARTS = {"speed": speed, "batch": batch, "quality": quality, "lookup": lookup, "start": start}
 
 if __name__ == "__main__":
     main()

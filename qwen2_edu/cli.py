@@ -12,17 +12,27 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from . import AutoModelForCausalLM, AutoTokenizer, ChatSession, Qwen2Config, costs, generation
+from . import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ChatSession,
+    Qwen2Config,
+    costs,
+    generation,
+    kernels,
+)
 from . import verify as verification  # a command has the shorter name
 from .bpe import text_to_token
 from .checks import Range, check_numbers
 from .config import RELEASES, released_config
+from .decoding.fast import faster_dtype
 from .hub import resolve
 
 
@@ -76,6 +86,8 @@ def options_of_generation(
     stop_strings: option(list[str] | None, "Stop at this text; may be repeated.", "--stop") = None,
     dtype: option(str, "float32, bfloat16 or float16; auto = as stored.") = "auto",
     device: option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.") = "auto",
+    fast: option(bool, "By kernels built on first use, or plainly.", "--fast/--plain") = True,
+    quantize: option(str | None, "int8 or int4: keep the weights in fewer bits.") = None,
 ) -> None: ...
 
 
@@ -87,13 +99,24 @@ def generating(command: Callable) -> Callable:
     return app.command()(command)
 
 
-def load(name: str, dtype: str, device: str, **settings: Any) -> tuple[Any, Any, dict[str, Any]]:
+def load(
+    name: str, dtype: str, device: str, fast: bool, quantize: str | None, **settings: Any
+) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and those settings that were given. A download shows its progress."""
     check_numbers(settings, {"seed": Range(-(2**63), 2**64 - 1, whole=True)})
     folder = resolve(name, "model")
     tokenizer = AutoTokenizer.from_pretrained(name)
+    if fast and dtype == "auto" and Qwen2Config.from_pretrained(folder).dtype == "bfloat16":
+        best, why = faster_dtype()
+        if device in ("auto", "cpu") and best == torch.float32 and not torch.cuda.is_available():
+            dtype = best  # which holds every bf16 number
+            say(f"Computed in {why}")
     with Console(stderr=True).status(Text(safe(f"Loading {name}"))):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+        if fast:
+            kernels.why_not()
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=device, quantize=quantize
+        )
     return model, tokenizer, {n: v for n, v in settings.items() if v not in (None, [])}
 
 
@@ -105,6 +128,7 @@ def generate(
     **options: Any,
 ) -> None:
     """Continue a text."""
+    fast = options["fast"]
     lm, tokenizer, said = load(options.pop("model"), num_beams=num_beams, **options)
     settings = generation.effective_settings(lm, **said)
     if verbose:
@@ -112,11 +136,12 @@ def generate(
     prompt = read_stdin() if prompt == "-" else prompt
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(lm.device)  # (1, T)
     if settings.num_beams > 1:  # which beam wins is known at the end
-        whole = lm.generate(ids, tokenizer=tokenizer, generation_config=settings)[0]
+        options = {"generation_config": settings, "fast": fast}
+        whole = lm.generate(ids, tokenizer=tokenizer, **options)[0]
         text = tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True)
         typer.echo(safe(text), nl=False)
     else:
-        for piece in generation.stream(lm, tokenizer, ids, generation_config=settings):
+        for piece in generation.stream(lm, tokenizer, ids, generation_config=settings, fast=fast):
             typer.echo(safe(piece), nl=False)
     typer.echo()
 
@@ -124,9 +149,10 @@ def generate(
 @generating
 def chat(system: option(str | None, "In place of the template's.") = None, **options: Any) -> None:
     """Talk to a model: /undo, /again, /reset, /exit; Ctrl-C stops an answer, Ctrl-D leaves."""
+    fast = options["fast"]
     lm, tokenizer, said = load(options.pop("model"), **options)
     tokenizer.apply_chat_template([{"role": "user", "content": ""}])  # fails now or never
-    session = ChatSession(lm, tokenizer, system, **said)
+    session = ChatSession(lm, tokenizer, system, fast=fast, **said)
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and arrow keys
     while True:
@@ -187,6 +213,7 @@ def info(model: Model = "tiny") -> None:
     config = released_config(model) if released else Qwen2Config.from_pretrained(model)
     for heads, rows in costs.tables(config):
         show_table(heads, rows)
+    typer.echo(f"Fastest here: {faster_dtype()[1]}")
 
 
 @app.command()

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..bpe import text_to_token, token_to_text
 from ..checks import one_of
+from ..quantize import round_int4
 from ..text.runs import AddedToken
 from .blocks import FORMATS, quantize_q8_0
 from .disk import replacing
@@ -136,8 +138,18 @@ def tokenizer_settings(file: GGUFFile) -> dict[str, Any]:
 
 # -- writing ---------------------------------------------------------------------------------------
 
+
+def quantize_q4_0(x: Tensor) -> Tensor:
+    """(N, K) -> uint8 (N, K / 32 * 18), K a multiple of 32: a scale, then 32 half bytes."""
+    numbers, scales = round_int4(x)
+    blocks = numbers.unflatten(1, (-1, 16))  # (N, K/32, 16)
+    return torch.cat((scales[..., None].view(torch.uint8), blocks), dim=-1).flatten(1)
+
+
 # dtype -> the number that stands for it in general.file_type, and what becomes of a matrix.
 DTYPES = {"F32": (0, Tensor.float), "F16": (1, Tensor.half), "Q8_0": (7, quantize_q8_0)}
+DTYPES |= {"BF16": (32, lambda x: x.bfloat16().view(torch.int16)), "Q4_0": (2, quantize_q4_0)}
+OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def save_gguf(
@@ -150,7 +162,8 @@ def save_gguf(
     Args:
         model: a Qwen2ForCausalLM.
         tokenizer: a Qwen2Tokenizer, or the fast one.
-        dtype: of the matrices: "F32", "F16" or "Q8_0" (8.5 bits a number). Vectors are few, and
+        dtype: of the matrices: "F32", "F16", "BF16", "Q8_0" (8.5 bits a number) or "Q4_0" (4.5, and
+            embedding and head in Q8_0, as llama.cpp keeps them). Vectors are few, and
             llama.cpp wants them in fp32.
 
     Raises:
@@ -165,7 +178,8 @@ def save_gguf(
     forms = {form.name: form for form in FORMATS.values()}
     tensors = []
     for name, value in model.named_parameters():  # a tied head is not among them
-        form = forms[dtype if value.ndim == 2 else "F32"]
+        kind = "Q8_0" if dtype == "Q4_0" and name in OUTER else dtype
+        form = forms[kind if value.ndim == 2 else "F32"]
         if value.shape[-1] % form.numbers:
             rows = f"{name} has rows of {value.shape[-1]}"
             raise ValueError(f"{dtype} packs {form.numbers} numbers of a row, {rows}: take F16")

@@ -109,6 +109,15 @@ def test_generate_hands_every_setting_on(folder, loaded):
     assert "Warning" not in result.stderr
 
 
+@pytest.mark.parametrize("how", ["--fast", "--plain"])
+def test_generate_with_fewer_bits(folder, how):
+    model = Qwen2ForCausalLM.from_pretrained(folder, quantize="int8")
+    tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
+    ids = tokenizer("The dog", return_tensors="pt").input_ids
+    answer = tokenizer.decode(model.generate(ids)[0, ids.shape[1] :])
+    assert output("generate", "-m", folder, "The dog", "--quantize", "int8", how) == answer + "\n"
+
+
 def test_generate_says_nothing_on_stderr_unless_asked(folder):
     assert run("generate", "-m", folder, "The fox", *SPELLED).stderr == ""
 

@@ -206,3 +206,15 @@ def test_gguf_blocks_are_not_rounded_twice(tmp_path, kind):
     assert torch.equal(again(ids).logits, packed(ids).logits)
     note = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
     assert note["quant_method"] == "qwen2_edu" and note["kept"]["model.embed_tokens"] == "Q8_0"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_q4_0_goes_over(tmp_path, kind):
+    """What save_gguf writes as Q4_0 is what the gguf package reads, and goes over bit for bit."""
+    path = tiny_gguf(tmp_path, "Q4_0")
+    plain = Qwen2ForCausalLM.from_pretrained(path, dtype="float32")
+    packed = Qwen2ForCausalLM.from_pretrained(path, dtype="float32", quantize=kind)
+    for name in ("model.embed_tokens", "model.layers.3.mlp.down_proj"):
+        part = packed.get_submodule(name)
+        assert torch.equal(unpack(part.weight, part.scales), plain.get_submodule(name).weight)
+    assert part.weight.dtype == torch.uint8

@@ -51,7 +51,7 @@ def test_names_of_transformers_and_what_was_accepted(model, other):
         out = model.generate(prompt(), return_dict_in_generate=True, **asked, **options)
         assert torch.equal(out.sequences, plain)
         kept = sum(out.accepted)
-        assert kept < 30 and (kept > 5 or "assistant_model" in asked), out.accepted
+        assert 0 <= kept < 30 and max(out.accepted, default=0) <= 5
 
 
 @pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
