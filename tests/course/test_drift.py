@@ -55,6 +55,14 @@ LESSON_OF = {
     "files.blocks.q8_0": "09",
     "files.blocks.six_bit_scales": "09",
     "files.blocks.q4_k": "09",
+    "sampling.seen_tokens": "10",
+    "sampling.repetition_penalty": "10",
+    "sampling.temperature": "10",
+    "sampling.top_k": "10",
+    "sampling.top_p": "10",
+    "sampling.min_p": "10",
+    "sampling.draw": "10",
+    "generation.choose": "10",
     "behaviour.to_first_token": "14",
     "behaviour.previous_token": "14",
     "behaviour.entropy": "14",
@@ -62,7 +70,7 @@ LESSON_OF = {
     "behaviour.induction": "14",
     "behaviour.repeated_tokens": "14",
 }
-COMPLETE = ("layers", "rope", "masks", "attention", "model")  # every public piece is in the table
+COMPLETE = ("layers", "rope", "masks", "attention", "model", "sampling")  # whole in the table
 
 
 # --- reading both sides

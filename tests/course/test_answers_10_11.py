@@ -1,0 +1,168 @@
+"""Right answers to the exercises of lessons 10 and 11, as different people would write them: with
+loops, with torch, with einsum, with numpy. All must pass, whatever they return it in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qwen2_edu import sampling
+from qwen2_edu.course.exercises import exercises_of
+
+INF = math.inf
+
+
+# --- lesson 10
+
+
+def top_k_by_loop(logits, k):
+    rows = []
+    for row in logits.tolist():
+        border = sorted(row, reverse=True)[:k][-1]
+        rows.append([x if x >= border else -INF for x in row])
+    return rows
+
+
+def top_k_in_numpy(logits, k):
+    row = logits.numpy()
+    border = -np.sort(-row, axis=-1)[:, min(k, row.shape[1]) - 1, None]
+    return np.where(row >= border, row, -np.inf)
+
+
+def top_k_by_kthvalue(logits, k):
+    V = logits.shape[1]
+    border = logits.kthvalue(max(V - k, 0) + 1, dim=-1, keepdim=True).values
+    return logits.masked_fill(logits < border, -INF)
+
+
+def top_p_by_loop(logits, p):
+    rows = []
+    for row in logits.tolist():
+        total = sum(math.exp(x) for x in row)
+        kept, mass = [-INF] * len(row), 0.0
+        for i in sorted(range(len(row)), key=lambda i: -row[i]):
+            if mass >= p:
+                break
+            kept[i], mass = row[i], mass + math.exp(row[i]) / total
+        rows.append(kept)
+    return rows
+
+
+def top_p_in_numpy(logits, p):
+    x = logits.numpy().astype(np.float64)
+    chances = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    order = np.argsort(-chances, axis=-1)
+    down = np.take_along_axis(chances, order, -1)
+    needed = np.cumsum(down, -1) - down < p
+    kept = np.zeros_like(needed)
+    np.put_along_axis(kept, order, needed, -1)
+    return np.where(kept, x, -np.inf)
+
+
+def top_p_by_einsum(logits, p):
+    chances = logits.softmax(-1)
+    better = (chances[:, :, None] > chances[:, None, :]).float()  # ties apart: there are none
+    before = torch.einsum("bi,bij->bj", chances, better)  # mass of those that come first
+    ties = (chances[:, :, None] == chances[:, None, :]).float().triu(1)
+    return logits.where(before + torch.einsum("bi,bij->bj", chances, ties) < p, -INF)
+
+
+def min_p_by_loop(logits, p):
+    return [[x if x >= max(row) + math.log(p) else -INF for x in row] for row in logits.tolist()]
+
+
+def min_p_in_numpy(logits, p):
+    x = logits.numpy()
+    chances = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    return np.where(chances >= p * chances.max(-1, keepdims=True), x, -np.inf)
+
+
+def min_p_in_log_space(logits, p):
+    border = logits.amax(-1, keepdim=True) + math.log(p)
+    return torch.where(logits < border, torch.tensor(-INF), logits)
+
+
+def penalty_by_loop(logits, input_ids, attention_mask, penalty):
+    rows = logits.tolist()
+    for row, ids, mask in zip(rows, input_ids.tolist(), attention_mask.tolist(), strict=True):
+        for i in {i for i, m in zip(ids, mask, strict=True) if m}:
+            row[i] = row[i] / penalty if row[i] > 0 else row[i] * penalty
+    return rows
+
+
+def penalty_in_numpy(logits, input_ids, attention_mask, penalty):
+    x = logits.numpy().copy()
+    for b in range(len(x)):
+        ids = np.unique(input_ids.numpy()[b][attention_mask.numpy()[b] == 1])
+        x[b, ids] = np.where(x[b, ids] < 0, x[b, ids] * penalty, x[b, ids] / penalty)
+    return x
+
+
+def penalty_by_einsum(logits, input_ids, attention_mask, penalty):
+    hot = torch.nn.functional.one_hot(input_ids, logits.shape[-1])
+    seen = torch.einsum("btv,bt->bv", hot, attention_mask) > 0
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def penalty_of_the_package(logits, input_ids, attention_mask, penalty):
+    seen = sampling.seen_tokens(input_ids, logits.shape[-1], attention_mask)
+    return sampling.repetition_penalty(logits, seen, penalty)
+
+
+def speculation_by_loop(p, q):
+    accepted, rest = 0.0, []
+    for a, b in zip(p.tolist(), q.tolist(), strict=True):
+        accepted += b * min(1.0, a / b)
+        rest.append(max(a - b, 0.0))
+    return accepted, [x / sum(rest) for x in rest]
+
+
+def speculation_in_numpy(p, q):
+    rest = np.maximum(p.numpy() - q.numpy(), 0)
+    return float(np.minimum(p.numpy(), q.numpy()).sum()), rest / rest.sum()
+
+
+def speculation_in_torch(p, q):
+    rest = torch.relu(p - q)
+    return 1 - rest.sum(), rest / (1 - torch.min(p, q).sum())
+
+
+def speculation_by_einsum(p, q):
+    rest = (p - q).clamp(min=0)
+    return torch.einsum("v,v->", q, (p / q).clamp(max=1)), rest / rest.sum()
+
+
+RIGHT = {
+    "ex10_1": [top_k_by_loop, top_k_in_numpy, top_k_by_kthvalue, sampling.top_k],
+    "ex10_2": [top_p_by_loop, top_p_in_numpy, top_p_by_einsum, sampling.top_p],
+    "ex10_3": [min_p_by_loop, min_p_in_numpy, min_p_in_log_space, sampling.min_p],
+    "ex10_4": [
+        penalty_by_loop,
+        penalty_in_numpy,
+        penalty_by_einsum,
+        penalty_of_the_package,
+    ],
+    "ex10_5": [
+        speculation_by_loop,
+        speculation_in_numpy,
+        speculation_in_torch,
+        speculation_by_einsum,
+    ],
+}
+ALL = [(name, answer) for name, answers in RIGHT.items() for answer in answers]
+
+
+@pytest.mark.parametrize("name, answer", ALL, ids=lambda given: getattr(given, "__name__", given))
+def test_right_answers_pass_in_every_style(name, answer):
+    assert exercises_of(name[2:4])[name].judge(answer) == "PASS"
+
+
+def test_each_exercise_knows_three_mistakes_and_four_styles():
+    exercises = {**exercises_of("10"), **exercises_of("11")}
+    assert exercises.keys() == RIGHT.keys()
+    assert all(len(exercises[name].wrong) >= 3 for name in RIGHT)
+    assert all(len(answers) >= 4 for answers in RIGHT.values())
