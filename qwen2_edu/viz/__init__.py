@@ -8,6 +8,7 @@ from .chat import chat
 from .explorer import attention_explorer
 from .masks import masks
 from .sampling import sampling
+from .steps import steps
 from .tokens import tokens
 
-__all__ = ["attention_explorer", "chat", "masks", "sampling", "tokens"]
+__all__ = ["attention_explorer", "chat", "masks", "sampling", "steps", "tokens"]
