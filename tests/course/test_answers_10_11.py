@@ -136,6 +136,82 @@ def speculation_by_einsum(p, q):
     return torch.einsum("v,v->", q, (p / q).clamp(max=1)), rest / rest.sum()
 
 
+# --- lesson 11
+
+
+def step_by_loop(q, k, v, keys, values):
+    keys, values, mixed = torch.cat((keys, k), 1), torch.cat((values, v), 1), []
+    for h in range(len(q)):
+        e = [math.exp(float(q[h, 0] @ key) / math.sqrt(q.shape[-1])) for key in keys[h]]
+        mixed.append(sum(x / sum(e) * value for x, value in zip(e, values[h], strict=True))[None])
+    return torch.stack(mixed), keys, values
+
+
+def step_by_einsum(q, k, v, keys, values):
+    keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
+    weights = (torch.einsum("htd,hsd->hts", q, keys) * q.shape[-1] ** -0.5).softmax(-1)
+    return torch.einsum("hts,hsd->htd", weights, values), keys, values
+
+
+def step_in_torch(q, k, v, keys, values):
+    keys, values = torch.hstack((keys, k)), torch.hstack((values, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, keys, values), keys, values
+
+
+def step_in_numpy(q, k, v, keys, values):
+    q, k, v, keys, values = (x.numpy() for x in (q, k, v, keys, values))
+    keys, values = np.concatenate((keys, k), 1), np.concatenate((values, v), 1)
+    e = np.exp(q @ keys.swapaxes(1, 2) / np.sqrt(q.shape[-1]))
+    return e / e.sum(-1, keepdims=True) @ values, keys, values
+
+
+def reuse_in_numpy(cached, ids):
+    n = min(len(cached), len(ids) - 1)
+    return np.cumprod(np.array(cached[:n]) == np.array(ids[:n])).sum() if n else 0
+
+
+def reuse_by_search(cached, ids):
+    return max(n for n in range(len(ids)) if n <= len(cached) and cached[:n] == ids[:n])
+
+
+def reuse_in_torch(cached, ids):
+    n = min(len(cached), len(ids) - 1)
+    same = torch.tensor(cached[:n]) == torch.tensor(ids[:n])
+    return same.long().cumprod(0).sum()
+
+
+def reuse_recursively(cached, ids):
+    if not cached or len(ids) < 2 or cached[0] != ids[0]:
+        return 0
+    return 1 + reuse_recursively(cached[1:], ids[1:])
+
+
+def scores_by_loop(prompt, new):
+    without = cached = 0
+    for step in range(new):
+        without += sum(range(1, prompt + step + 1))
+        cached += prompt + step if step else sum(range(1, prompt + 1))
+    return without, cached
+
+
+def scores_in_numpy(prompt, new):
+    n = np.arange(prompt, prompt + new)
+    return (n * (n + 1) // 2).sum(), n[-1] * (n[-1] + 1) // 2
+
+
+def scores_in_torch(prompt, new):
+    sizes = torch.arange(1, prompt + new)
+    return sizes.cumsum(0)[prompt - 1 :].sum().item(), sizes.sum().item()
+
+
+def scores_by_binomials(prompt, new):
+    return math.comb(prompt + new + 1, 3) - math.comb(prompt + 1, 3), math.comb(prompt + new, 2)
+
+
+def bytes_by_loop(layers, H, G, D, bits):
+    return sum(D * bits / 8 for _ in range(layers) for _ in range(G) for _ in "kv")
+
+
 RIGHT = {
     "ex10_1": [top_k_by_loop, top_k_in_numpy, top_k_by_kthvalue, sampling.top_k],
     "ex10_2": [top_p_by_loop, top_p_in_numpy, top_p_by_einsum, sampling.top_p],
@@ -152,6 +228,15 @@ RIGHT = {
         speculation_in_torch,
         speculation_by_einsum,
     ],
+    "ex11_1": [step_by_loop, step_by_einsum, step_in_torch, step_in_numpy],
+    "ex11_2": [
+        bytes_by_loop,
+        lambda layers, H, G, D, bits: layers * G * D * bits // 4,
+        lambda layers, H, G, D, bits: int(np.prod([2, layers, G, D, bits]) / 8),
+        lambda layers, H, G, D, bits: torch.tensor([2, layers, G, D, bits]).prod() // 8,
+    ],
+    "ex11_3": [reuse_in_numpy, reuse_by_search, reuse_in_torch, reuse_recursively],
+    "ex11_4": [scores_by_loop, scores_in_numpy, scores_in_torch, scores_by_binomials],
 }
 ALL = [(name, answer) for name, answers in RIGHT.items() for answer in answers]
 
@@ -166,3 +251,17 @@ def test_each_exercise_knows_three_mistakes_and_four_styles():
     assert exercises.keys() == RIGHT.keys()
     assert all(len(exercises[name].wrong) >= 3 for name in RIGHT)
     assert all(len(answers) >= 4 for answers in RIGHT.values())
+
+
+def cut_in_place(logits, k):
+    return logits.masked_fill_(logits < logits.topk(min(k, logits.shape[-1])).values[:, -1:], -INF)
+
+
+def longer_in_place(cached, ids):
+    ids.pop()
+    return reuse_by_search(cached, [*ids, -1])
+
+
+@pytest.mark.parametrize("name, answer", [("ex10_1", cut_in_place), ("ex11_3", longer_in_place)])
+def test_an_argument_that_comes_back_changed_is_refused(name, answer):
+    assert "came back changed" in exercises_of(name[2:4])[name].judge(answer)
