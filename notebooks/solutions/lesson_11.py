@@ -26,8 +26,8 @@ def my_reuse(cached, ids):
 
 
 def my_scores(prompt, new):
-    # Passes read prompt, prompt + 1, … tokens; the last one written is never read. Without a cache
-    # each pass is a whole triangle, and with it they add up to the last triangle.
+    # Passes read prompt, prompt + 1, … tokens, and the last one written is never read. Without a
+    # cache each pass is a whole triangle; with it they add up to the last triangle.
     def triangle(n):
         return n * (n + 1) // 2
 

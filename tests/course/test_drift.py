@@ -63,6 +63,13 @@ LESSON_OF = {
     "sampling.min_p": "10",
     "sampling.draw": "10",
     "generation.choose": "10",
+    "cache.Growing": "11",
+    "cache.Fixed": "11",
+    "cache.Cache": "11",
+    "cache.DynamicCache": "11",
+    "cache.StaticCache": "11",
+    "generation.prefill": "11",
+    "generation.decode": "11",
     "behaviour.to_first_token": "14",
     "behaviour.previous_token": "14",
     "behaviour.entropy": "14",
@@ -70,7 +77,7 @@ LESSON_OF = {
     "behaviour.induction": "14",
     "behaviour.repeated_tokens": "14",
 }
-COMPLETE = ("layers", "rope", "masks", "attention", "model", "sampling")  # whole in the table
+COMPLETE = ("layers", "rope", "masks", "attention", "model", "cache", "sampling")  # whole in it
 
 
 # --- reading both sides
