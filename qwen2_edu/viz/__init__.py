@@ -8,7 +8,8 @@ from .chat import chat
 from .explorer import attention_explorer
 from .masks import masks
 from .sampling import sampling
+from .split import split
 from .steps import steps
 from .tokens import tokens
 
-__all__ = ["attention_explorer", "chat", "masks", "sampling", "steps", "tokens"]
+__all__ = ["attention_explorer", "chat", "masks", "sampling", "split", "steps", "tokens"]

@@ -70,6 +70,8 @@ LESSON_OF = {
     "cache.StaticCache": "11",
     "generation.prefill": "11",
     "generation.decode": "11",
+    "chat.render_chatml": "12",
+    "packing.chat_documents": "12",
     "behaviour.to_first_token": "14",
     "behaviour.previous_token": "14",
     "behaviour.entropy": "14",

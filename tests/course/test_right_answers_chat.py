@@ -1,0 +1,242 @@
+"""Right answers to the exercises of lesson 12, in several styles; none comes from the solutions."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from qwen2_edu.course.exercises import exercises_of
+
+HEAD = "<|im_start|>assistant\n"
+
+# --- 0, messages to text
+
+
+def text_loop(messages):
+    text = ""
+    for m in messages:
+        text += "<|im_start|>" + m["role"] + "\n" + m["content"] + "<|im_end|>" + "\n"
+    text += HEAD
+    return text
+
+
+def text_reduced(messages):
+    return functools.reduce(
+        lambda text, m: f"{text}<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n", messages, ""
+    ) + "<|im_start|>{}\n".format("assistant")
+
+
+def text_lines(messages):
+    lines = []
+    for m in messages:
+        lines += [f"<|im_start|>{m['role']}", m["content"] + "<|im_end|>"]
+    return "\n".join([*lines, HEAD])
+
+
+def text_jinja(messages):
+    import jinja2
+
+    source = "{% for m in ms %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
+    return jinja2.Template(source, keep_trailing_newline=True).render(ms=messages) + HEAD
+
+
+# --- 1, safe ids
+
+
+def ids_loop(tokenizer, messages):
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids = []
+    for m in messages:
+        ids.append(start)
+        for i in tokenizer(f"{m['role']}\n{m['content']}", split_special_tokens=True).input_ids:
+            ids.append(i)
+        ids.append(end)
+        ids += tokenizer.encode("\n")
+    ids.append(start)
+    return ids + tokenizer.encode("assistant\n")
+
+
+def ids_by_marks(tokenizer, messages):
+    """Render with private characters for the template's own marks, then cut there."""
+    text = "".join(f"\ue000{m['role']}\n{m['content']}\ue001\n" for m in messages)
+    of = dict(zip("\ue000\ue001", tokenizer.encode("<|im_start|><|im_end|>"), strict=True))
+    pieces = re.split("([\ue000\ue001])", text + "\ue000assistant\n")
+    plain = functools.partial(tokenizer.encode, split_special_tokens=True)
+    return [i for piece in pieces for i in ([of[piece]] if piece in of else plain(piece))]
+
+
+def ids_numpy(tokenizer, messages):
+    return np.array(ids_loop(tokenizer, messages))
+
+
+def ids_torch(tokenizer, messages):
+    rows = [torch.tensor(ids_loop(tokenizer, messages))]
+    return torch.cat(rows)
+
+
+# --- 2, what counts
+
+
+def labels_state(ids, head, end):
+    found, speaks = [], False
+    for i in range(len(ids)):
+        if ids[max(i - len(head), 0) : i] == head:
+            speaks = True
+        found.append(ids[i] if speaks else -100)
+        if ids[i] == end:
+            speaks = False
+    return found
+
+
+def labels_slices(ids, head, end):
+    found, n = [-100] * len(ids), len(head)
+    for i in range(len(ids) - n + 1):
+        if ids[i : i + n] == head:
+            stop = ids.index(end, i + n) + 1 if end in ids[i + n :] else len(ids)
+            found[i + n : stop] = ids[i + n : stop]
+    return found
+
+
+def labels_numpy(ids, head, end):
+    ids, n = np.array(ids), len(head)
+    opens = np.zeros(len(ids) + 1, int)
+    for i in range(len(ids) - n + 1):
+        opens[i + n] = (ids[i : i + n] == head).all()
+    turn = np.cumsum(np.r_[0, ids[:-1] == end])  # no end token within a turn but its last
+    speaks = np.array([opens[: i + 1][turn[: i + 1] == turn[i]].any() for i in range(len(ids))])
+    return np.where(speaks, ids, -100)
+
+
+def labels_torch(ids, head, end):
+    return torch.tensor(labels_slices(ids, head, end))
+
+
+# --- 3, what is kept
+
+
+def kept_zip(read, ids):
+    n = 0
+    for old, new in zip(read, ids[:-1], strict=False):
+        if old != new:
+            break
+        n += 1
+    return n
+
+
+def kept_takewhile(read, ids):
+    pairs = zip(read, ids[:-1], strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def kept_numpy(read, ids):
+    n = min(len(read), len(ids) - 1)
+    same = np.array(read[:n]) == np.array(ids[:n])
+    return n if same.all() else np.argmin(same)
+
+
+def kept_torch(read, ids):
+    n = min(len(read), len(ids) - 1)
+    return (torch.tensor(read[:n]) == torch.tensor(ids[:n])).long().cumprod(0).sum()
+
+
+# --- 4, what fits
+
+
+def fit_pop(messages, lengths, limit):
+    messages, lengths = list(messages), list(lengths)
+    front = [messages.pop(0)] if messages[0]["role"] == "system" else []
+    limit -= lengths.pop(0) if front else 0
+    while messages and (sum(lengths) > limit or messages[0]["role"] == "assistant"):
+        messages.pop(0)
+        lengths.pop(0)
+    return front + messages
+
+
+def fit_backwards(messages, lengths, limit):
+    front = messages[:1] if messages[0]["role"] == "system" else []
+    room = limit - (lengths[0] if front else 0)
+    best = len(messages)
+    for i in range(len(messages) - 1, len(front) - 1, -1):
+        room -= lengths[i]
+        if room < 0:
+            break
+        if messages[i]["role"] == "user":
+            best = i
+    return front + messages[best:]
+
+
+def fit_numpy(messages, lengths, limit):
+    first = int(messages[0]["role"] == "system")
+    rest = np.cumsum(lengths[first:][::-1])[::-1] + sum(lengths[:first])
+    fits = (rest <= limit) & [m["role"] == "user" for m in messages[first:]]
+    start = first + int(np.argmax(fits)) if fits.any() else len(messages)
+    return [*messages[:first], *messages[start:]]
+
+
+def fit_recursive(messages, lengths, limit):
+    if messages[0]["role"] == "system":
+        return messages[:1] + fit_recursive(messages[1:], lengths[1:], limit - lengths[0])
+    if messages[0]["role"] == "user" and sum(lengths) <= limit:
+        return messages
+    return fit_recursive(messages[1:], lengths[1:], limit) if len(messages) > 1 else []
+
+
+RIGHT = {
+    "ex12_0": [text_loop, text_reduced, text_lines, text_jinja],
+    "ex12_1": [ids_loop, ids_by_marks, ids_numpy, ids_torch],
+    "ex12_2": [labels_state, labels_slices, labels_numpy, labels_torch],
+    "ex12_3": [kept_zip, kept_takewhile, kept_numpy, kept_torch],
+    "ex12_4": [fit_pop, fit_backwards, fit_numpy, fit_recursive],
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_in_any_style(name):
+    exercise = exercises_of("12")[name]
+    for answer in RIGHT[name]:
+        assert exercise.judge(answer) == "PASS", answer
+
+
+def test_every_exercise_is_answered():
+    assert list(RIGHT) == list(exercises_of("12"))
+
+
+# --- mistakes that nobody foresaw: refused all the same, and told nothing false
+
+
+def head_with_role_only(messages):
+    return text_loop(messages).replace("user", "human")
+
+
+def stop_at_first(ids, head, end):
+    return [i if i in (end, *range(20, 99)) else -100 for i in ids]
+
+
+@pytest.mark.parametrize(
+    "name, answer",
+    [
+        ("ex12_0", head_with_role_only),
+        ("ex12_1", lambda tokenizer, messages: tokenizer.encode("Hi")),
+        ("ex12_2", stop_at_first),
+        ("ex12_3", lambda read, ids: 0),
+        ("ex12_4", lambda messages, lengths, limit: messages),
+    ],
+)
+def test_other_mistakes_are_shown_a_case(name, answer):
+    says = exercises_of("12")[name].judge(answer)
+    assert says.startswith("not yet: case ") and "called with" in says
+
+
+def test_an_argument_that_comes_back_changed_is_refused():
+    def pops(messages, lengths, limit):
+        kept = fit_pop(messages, lengths, limit)
+        messages.clear()
+        return kept
+
+    assert "came back changed" in exercises_of("12")["ex12_4"].judge(pops)
