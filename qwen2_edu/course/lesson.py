@@ -28,7 +28,7 @@ LESSONS = (
     "10_sampling",
     "11_kv_cache",
     "12_chatml",
-    "13_classification_heads",
+    "13_heads",
     "14_attention_lab",
     "15_training",
     "16_making_it_fast",

@@ -72,6 +72,12 @@ LESSON_OF = {
     "generation.decode": "11",
     "chat.render_chatml": "12",
     "packing.chat_documents": "12",
+    "heads.ClassifierOutput": "13",
+    "heads.SpanOutput": "13",
+    "heads.Qwen2ForSequenceClassification": "13",
+    "heads.Qwen2ForTokenClassification": "13",
+    "heads.Qwen2ForQuestionAnswering": "13",
+    "heads.classification_loss": "13",
     "behaviour.to_first_token": "14",
     "behaviour.previous_token": "14",
     "behaviour.entropy": "14",
@@ -79,7 +85,8 @@ LESSON_OF = {
     "behaviour.induction": "14",
     "behaviour.repeated_tokens": "14",
 }
-COMPLETE = ("layers", "rope", "masks", "attention", "model", "cache", "sampling")  # whole in it
+# Every public piece of these is in the table.
+COMPLETE = ("layers", "rope", "masks", "attention", "model", "heads", "cache", "sampling")
 
 
 # --- reading both sides
