@@ -72,7 +72,10 @@ class Request:
             scores = scores.log_softmax(-1)
         for process in self.processors:
             scores = process(ids, scores)
-        if not scores.amax(-1).isfinite().all():  # NaN is larger than any number
+        best = scores.amax(-1)  # NaN is larger than any number
+        if self.settings.num_beams > 1:  # a beam may come to nothing, not all of a prompt
+            best = best.view(-1, self.settings.num_beams).amax(-1)
+        if not best.isfinite().all():
             raise ValueError(self._what_is_wrong(ids, logits))
         if self.record is not None:
             self.record.keep(scores=scores)

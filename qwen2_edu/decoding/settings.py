@@ -177,7 +177,7 @@ _GROUPS = [
     (None, _TWO, "assistant_tokenizer assistant_early_exit speculation_type"),
     (False, "a prompt is read as it is", "token_healing"),
     (None, "the prompt is read in one pass: read it in parts into a cache", "prefill_chunk_size"),
-    (None, _COMPILED, "compile_config disable_compile"),
+    (None, _COMPILED, "compile_config"),
     (None, "no code from elsewhere is run", "custom_generate"),
     (False, "no code from elsewhere is run", "trust_remote_code"),
     (False, "each process generates by itself", "synced_gpus"),
@@ -186,10 +186,10 @@ _GROUPS = [
 ]
 NEUTRAL = {name: value for value, _, names in _GROUPS for name in names.split()}
 INSTEAD = {name: why for _, why, names in _GROUPS for name in names.split()}
-# Arguments of `generate` that are no settings.
+# Arguments of `generate` that are no settings, and one that says what is so here anyway.
 ARGUMENTS = """input_ids attention_mask inputs inputs_embeds past_key_values generation_config
 tokenizer vocab_limit generator compiled fast assistant_model drafter streamer
-logits_processor stopping_criteria""".split()
+logits_processor stopping_criteria disable_compile""".split()
 UNREAD = ("transformers_version", "_from_model_config")  # what a file says about itself
 
 INTEGER, COUNT = Range(whole=True), Range(1, whole=True)
