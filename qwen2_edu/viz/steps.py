@@ -106,7 +106,7 @@ def _draw(axes: Any, shown: Work, words: list[str] | None) -> None:
         axes.add_collection(PolyCollection(squares, **look))
     names = [drawable(word) for word in words] if words else []
     axes.set_yticks([i + 0.5 for i in range(len(names))], names, fontsize=8)
-    axes.set(xlim=(0, N), ylim=(N, 0), aspect="equal", xticks=[])
+    axes.set(xlim=(-0.02, N + 0.02), ylim=(N + 0.02, -0.02), aspect="equal", xticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
