@@ -5,6 +5,9 @@
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
 const GUTTER = 88; // pixels for the labels left of a map and above it
 const LABEL = 11; // pixels a label needs
+const HELP = "A bracket joins the query heads that share one key/value head. Bright means much weight; colours follow √weight, "
+  + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
+  + "it chooses its query and its key.";
 
 export default { render: ({ model, el }) => explore(el, fromKernel(model)) };
 
@@ -86,6 +89,8 @@ const slider = (label, most, act) => {
   return made;
 };
 
+const unique = () => `qx-${Math.random().toString(36).slice(2)}`; // pages hold several explorers
+
 const weightOf = (byte) => (byte / 255) ** 2;
 const digits = (w) => (w === 0 ? "0" : w < 0.0005 ? "<0.001" : w.toFixed(w < 0.1 ? 3 : 2));
 const chance = (p) => digits(Math.max(p, 1e-9)); // Python rounds, and no probability is 0
@@ -148,6 +153,28 @@ function bar(label, part, value, drawn = false) {
   return h("li", { class: drawn ? "qx-drawn" : "" }, h("span", {}, label), line, h("b", {}, value));
 }
 
+/** Parts of which one is seen at a time: arrow keys walk over their tabs. */
+function tabs(parts) {
+  const buttons = parts.map(([label], i) => h("button", { type: "button", role: "tab", id: unique(), onclick: () => show(i) }, label));
+  const panels = parts.map(([, { element }], i) => (element.setAttribute("role", "tabpanel"),
+    element.setAttribute("aria-labelledby", buttons[i].id), element));
+  const show = (one) => buttons.forEach((button, i) => {
+    button.setAttribute("aria-selected", i === one);
+    button.tabIndex = i === one ? 0 : -1;
+    panels[i].hidden = i !== one;
+  });
+  const press = (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const to = (buttons.indexOf(event.target) + step + buttons.length) % buttons.length;
+    show(to), buttons[to].focus();
+  };
+  show(0);
+  return h("div", { class: "qx-side" }, h("div", { role: "tablist", class: "qx-tabs", onkeydown: press }, ...buttons), ...panels);
+}
+
 /** 256 colours as the 32-bit numbers that an ImageData holds. */
 function palette(bytes, name) {
   const start = name === "viridis" ? 0 : 768;
@@ -206,6 +233,9 @@ function explore(el, source) {
     return [bytes[(at.head * T + q) * T + k], bytes[(data.heads * T + q) * T + k]];
   };
 
+  /** Another head or query was chosen: the key begins anew, but where it is what was chosen. */
+  const fresh = () => (state.direction === "query" ? { key: null } : {});
+
   /** The key that the chosen query looks at most. */
   const strongest = (at) => {
     const row = Array.from({ length: T }, (_, k) => cell(at, at.query, k)[0]);
@@ -225,11 +255,11 @@ function explore(el, source) {
     onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
     h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title)),
     notice,
-    h("div", { class: "qx-row qx-first" }, overview.element,
-      h("div", {}, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top))),
-    h("div", { class: "qx-row qx-second" },
-      h("div", {}, toolbar(), readout, h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), legend),
-      h("div", {}, steps.element, lens.element)));
+    h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
+    h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
+    h("div", { class: "qx-row qx-second" }, overview.element,
+      h("div", { class: "qx-large" }, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend),
+      tabs([["Generation", steps], ["Logit lens", lens]].filter(([, { element }]) => element))));
   el.replaceChildren(root);
 
   // -- the heads ----------------------------------------------------------------------------------
@@ -246,8 +276,8 @@ function explore(el, source) {
     const help = h("p", { class: "qx-note" });
     const filter = h("span", { class: "qx-filter" }, order, keep, kept);
     const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
-    walkable(list, (option) => change(headOf(option)));
-    let drawn = null;
+    walkable(list, (option) => change({ ...headOf(option), ...fresh() }));
+    let drawn = null, sought = null;
 
     function thumbnail(layer, head, caption) {
       const side = data.thumbnail, at = data.layers.indexOf(layer);
@@ -269,13 +299,15 @@ function explore(el, source) {
       const groups = (fill) => Array.from({ length: data.groups }, (_, g) =>
         h("div", { class: "qx-group", role: "presentation" }, ...fill(g)));
       const brackets = groups((g) => [
-        h("span", { class: "qx-bracket", style: `--size: ${size}` }, size > 1 ? `key head ${g}` : `k${g}`)]);
+        h("div", { class: "qx-bracket", style: `--size: ${size}` }, h("span", {}, size > 1 ? `key head ${g}` : `k${g}`),
+          h("div", { class: "qx-numbers" }, ...Array.from({ length: size }, (_, i) => h("small", {}, `${g * size + i}`))))]);
+      const alike = data.layers.every(({ badge }) => badge === data.layers[0].badge); // said once, by the heading
       const rows = data.layers.flatMap((layer) => {
         const thumbs = groups((g) => Array.from({ length: size }, (_, i) => thumbnail(layer, g * size + i)));
         const badge = h("span", { class: `qx-badge ${layer.sliding ? "qx-sliding" : ""}`, title: layer.why }, layer.badge);
         const label = `Layer ${layer.index}: ${layer.badge}, as ${layer.why}`;
         const row = h("div", { class: "qx-layer", role: "group", "aria-label": label },
-          h("span", { class: "qx-name", role: "presentation" }, h("b", {}, `${layer.index}`), badge), ...thumbs);
+          h("span", { class: "qx-name", role: "presentation" }, h("b", {}, `${layer.index}`), ...(alike ? [] : [badge])), ...thumbs);
         const heading = h("p", { class: "qx-heading", role: "presentation" }, layer.heading ?? "");
         return layer.heading ? [heading, row] : [row];
       });
@@ -300,7 +332,7 @@ function explore(el, source) {
       keep.setAttribute("aria-valuetext", kept.textContent);
       return [h("div", { class: "qx-ranking", role: "presentation" },
         ...passing.map(({ layer, head, score }) =>
-          thumbnail(layer, head, `${layer.index}·${head}  ${score.toFixed(2)}`)))];
+          thumbnail(layer, head, `${layer.index}·${head}\n${score.toFixed(2)}`)))];
     }
 
     function draw() {
@@ -314,11 +346,22 @@ function explore(el, source) {
         help.textContent = behaviour ? `${behaviour.help}.${captions}` : "";
         drawn = now;
       }
-      mark(list, (option) => headOf(option).layer === state.layer && headOf(option).head === state.head);
+      const is = (at) => (option) => at && headOf(option).layer === at.layer && headOf(option).head === at.head;
+      for (const option of list.querySelectorAll("[role=option]")) option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
+      const one = mark(list, is(state));
+      if (one && one !== sought) bring(one);
+      sought = one;
+    }
+
+    /** Scroll the box, and not the page, to a head. */
+    function bring(option) {
+      const box = heads.getBoundingClientRect(), at = option.getBoundingClientRect();
+      const top = box.top + columns.offsetHeight, left = box.left + 40; // what stays in place over the scrolled heads
+      if (at.top < top || at.bottom > box.bottom) heads.scrollTop += at.top - (top + box.bottom) / 2;
+      if (at.left < left || at.right > box.right) heads.scrollLeft += at.left - (left + box.right) / 2;
     }
     const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), filter);
-    const size = Math.max(20, Math.min(40, 400 / data.heads));
-    const heads = h("div", { class: "qx-heads", style: `--thumb: ${size}px` }, columns, list);
+    const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
     return { draw, element: h("div", { class: "qx-overview" }, controls, help, heads) };
   }
 
@@ -328,11 +371,11 @@ function explore(el, source) {
     const title = h("h3", {}), note = h("p", { class: "qx-note" });
     const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
       onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
-      onmousemove: (event) => say(at(event) ? { ...which(), ...at(event) } : null),
-      onmouseleave: () => say(null),
+      onmousemove: (event) => hover(event), onmouseleave: () => hover(null),
       onwheel: scroll, onkeydown: press });
     const bars = h("ol", { class: "qx-bars" }), barsTitle = h("h3", {}), top = h("div", {}, barsTitle, bars);
-    const element = h("figure", {}, title, note, canvas);
+    const tip = h("div", { class: "qx-tip", "aria-hidden": true, hidden: true }); // the readout says the same
+    const element = h("figure", {}, title, note, canvas, tip);
     let view = { row: 0, column: 0, span: T }; // which tokens are seen
     let image = null, imageOf = null; // the whole map at one pixel a cell
 
@@ -344,6 +387,18 @@ function explore(el, source) {
       const inside = Math.min(row, column) >= 0 && Math.max(row, column) < view.span;
       return inside ? { query: view.row + row, key: view.column + column } : null;
     };
+
+    /** Tell about the cell under the cursor, beside it. */
+    function hover(event) {
+      const one = event && at(event);
+      say(one ? { ...which(), ...one } : null);
+      tip.hidden = !one;
+      if (!one) return;
+      tip.textContent = `${name(one.query)} → ${name(one.key)}: ${told({ ...which(), ...one })}`;
+      const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+      const left = x > box.width / 2 ? x - 12 - tip.offsetWidth : x + 14;
+      tip.style.translate = `${Math.max(0, left)}px ${canvas.offsetTop + y + (y > box.height / 2 ? -8 - tip.offsetHeight : 14)}px`;
+    }
 
     function press(event) {
       const { query, key } = state, last = T - 1;
@@ -363,10 +418,12 @@ function explore(el, source) {
 
     function scroll(event) {
       if (state.zoom === 1) return; // the page scrolls
-      event.preventDefault();
       const most = T - view.span, step = Math.ceil(view.span / 12);
-      view.column = Math.max(0, Math.min(most, view.column + Math.sign(event.deltaX) * step));
-      view.row = Math.max(0, Math.min(most, view.row + Math.sign(event.deltaY) * step));
+      const moved = (from, delta) => Math.max(0, Math.min(most, from + Math.sign(delta) * step));
+      const to = { row: moved(view.row, event.deltaY), column: moved(view.column, event.deltaX) };
+      if (to.row === view.row && to.column === view.column) return; // at its end: the page goes on
+      event.preventDefault();
+      Object.assign(view, to);
       paint();
     }
 
@@ -512,11 +569,14 @@ function explore(el, source) {
   }
 
   function sentence(at) {
-    const [byte, why] = cell(at, at.query, at.key);
-    const how = why ? `hidden: ${REASONS[why]}` : `weight ${digits(weightOf(byte))}`;
     const notes = [at.query, at.key].map((i) => data.tokens[i].note).filter(Boolean);
     const aside = notes.length ? ` (${[...new Set(notes)].join("; ")})` : "";
-    return `Query ${name(at.query)}, key ${name(at.key)}: ${how}${aside}`;
+    return `Query ${name(at.query)}, key ${name(at.key)}: ${told(at)}${aside}`;
+  }
+
+  function told(at) {
+    const [byte, why] = cell(at, at.query, at.key);
+    return why ? `hidden: ${REASONS[why]}` : `weight ${digits(weightOf(byte))}`;
   }
 
   /** Tell about a cell and its row; null = the chosen one. */
@@ -563,7 +623,7 @@ function explore(el, source) {
       h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
     spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
     walkable(list, (option) => choose(Number(option.dataset.token)), data.rtl);
-    const group = `qx-${Math.random().toString(36).slice(2)}`;
+    const group = unique();
     const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
     const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
       checked: value === state.direction, onchange: () => turn(value) }), ` ${label}`);
@@ -595,14 +655,13 @@ function explore(el, source) {
   /** Choose a token, and with it the step of generation that read it. */
   function choose(token) {
     const step = data.steps.findIndex((s) => s.position === token) + 1;
-    const fresh = state.direction === "query" ? { key: null } : {};
-    change({ ...fresh, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
+    change({ ...fresh(), [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
   }
 
   // -- the steps of generation ------------------------------------------------------------------------
 
   function makeSteps() {
-    if (!data.steps.length) return { draw: () => {}, element: h("div", { hidden: true }) };
+    if (!data.steps.length) return { draw: () => {}, element: null };
     const range = slider("Step of generation", data.steps.length, (value) => go(value));
     range.min = 1;
     const back = button("◀", "Step back", () => go(state.step - 1));
@@ -624,18 +683,18 @@ function explore(el, source) {
       chances.replaceChildren(...step.alternatives.map(({ text, id, probability }) =>
         bar(`“${text}”`, probability, chance(probability), id === step.id)));
     }
-    return { draw, element: h("div", { class: "qx-steps" }, h("h3", {}, "Generation, token by token"),
+    return { draw, element: h("div", { class: "qx-steps" },
       h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
   }
 
   // -- the logit lens ---------------------------------------------------------------------------------
 
   function makeLens() {
-    const title = h("h3", {}, "Logit lens"), body = h("tbody", {}), told = h("p", { class: "qx-note" });
+    const body = h("tbody", {}), told = h("p", { class: "qx-note" });
     const table = h("table", { "aria-label": "Logit lens" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "after"),
       ...[1, 2, 3, 4, 5].map((rank) => h("th", { scope: "col" }, `${rank}`)))), body);
     if (!data.lens.length) told.textContent = "This model has no head over the vocabulary.";
-    const element = h("div", { class: "qx-lens" }, title, told, ...(data.lens.length ? [table] : []));
+    const element = h("div", { class: "qx-lens" }, told, ...(data.lens.length ? [table] : []));
     let shown = null;
 
     async function draw() {
@@ -695,7 +754,7 @@ function explore(el, source) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", repaint);
   for (const trait of ["layer", "head", "query"]) {
-    source.listen(trait, () => source.get(trait) !== state[trait] && change({ [trait]: source.get(trait) }));
+    source.listen(trait, () => source.get(trait) !== state[trait] && change({ ...fresh(), [trait]: source.get(trait) }));
   }
   draw();
   return () => {

@@ -236,12 +236,14 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
 def layer_facts(config: Any, layers: Sequence[int]) -> list[dict[str, Any]]:
     """For each layer its badge, and why it slides or not; a heading where the kind changes."""
     facts, before = [], None
+    kinds = {(config.layer_types[i], record.why_this_kind(config, i)) for i in layers}
     for i in layers:
         sliding = config.layer_types[i] == SLIDING
         badge = f"sliding {config.sliding_window}" if sliding else "full"
         kind = f"Sliding window of {config.sliding_window} tokens" if sliding else "Full attention"
         why = record.why_this_kind(config, i)
-        heading = None if sliding is before else f"{kind} from layer {i} on: {why}"
+        where = f"in all {len(layers)} layers" if len(kinds) == 1 else f"from layer {i} on"
+        heading = None if sliding is before else f"{kind} {where}: {why}"
         before = sliding
         facts.append(
             {"index": i, "sliding": sliding, "badge": badge, "why": why, "heading": heading}
@@ -315,7 +317,7 @@ PAGE = """<!DOCTYPE html>
 <style>
 :root {{ color-scheme: light dark; }}
 body {{ margin: 0; background: light-dark(#fff, #15181c); }}
-main {{ max-width: 1240px; margin: 0 auto; }}
+main {{ max-width: 1880px; margin: 0 auto; }}
 {css}
 </style>
 </head>

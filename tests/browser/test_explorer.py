@@ -50,6 +50,10 @@ display(attention_explorer(model, tokenizer, "a cat"))
 while not Path("go on").exists():
     time.sleep(0.1)
 """
+BESIDE = """
+from ipywidgets import HBox
+HBox([attention_explorer(model, tokenizer, "a cat"), attention_explorer(model, tokenizer, "a b")])
+"""
 PADS, T, GUTTER = 2, 25, 88
 
 
@@ -65,7 +69,7 @@ def python():
 @pytest.fixture(scope="module")
 def lab(jupyterlab, new_page):
     """A notebook whose first cell shows the explorer, whose second sets it, and a third."""
-    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY]
+    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY, BESIDE]
     page = new_page()
     open_notebook(page, *jupyterlab, "test.ipynb", cells)
     run_cell(page)
@@ -171,7 +175,7 @@ def pixel(page, query, key):
 def test_it_shows_what_it_is_about(page, python):
     assert python.data["title"] in page.locator(".qx header").inner_text()
     assert page.locator(".qx-heads [role=option]").count() == 18
-    assert [b.strip() for b in page.locator(".qx-bracket").all_inner_texts()] == [
+    assert [b.strip() for b in page.locator(".qx-bracket > span").all_inner_texts()] == [
         "key head 0",
         "key head 1",
     ]
@@ -372,6 +376,47 @@ def test_two_heads_side_by_side(page, python):
     eventually(figures.count, 1)
 
 
+def test_the_cursor_is_told_the_cell(page, python):
+    canvas, at = point(page, 20, 17)
+    canvas.hover(position=at)
+    tip = page.locator(".qx-tip:visible")
+    _, expected = said(python, 0, 0, 20, 17).split(": ")
+    eventually(lambda: tip.inner_text().split(": ")[1], expected.split(" (")[0])
+    assert tip.inner_text().startswith("20 “") and "→ 17 “" in tip.inner_text()
+    box, place = tip.bounding_box(), canvas.bounding_box()
+    assert abs(box["x"] + box["width"] - place["x"] - at["x"]) < 40
+    assert abs(box["y"] + box["height"] - place["y"] - at["y"]) < 40
+    page.get_by_label("Mask", exact=True).hover()
+    eventually(tip.count, 0)
+
+
+def test_another_head_begins_at_its_own_strongest_key(page, python):
+    canvas, at = point(page, 20, 3)
+    canvas.click(position=at)
+    head(page, 0, 4).click()
+    row = python.recording.maps[0, 4, 20].tolist()
+    eventually(lambda: readout(page), said(python, 0, 4, 20, row.index(max(row))))
+
+
+def test_the_wheel_goes_on_where_a_zoomed_map_ends(page):
+    token(page, 12).click()
+    page.get_by_label("Zoom in").click()
+    canvas = page.locator(".qx-maps canvas").first
+    took = """canvas => canvas.dispatchEvent(
+        new WheelEvent("wheel", {deltaY: 100, cancelable: true, bubbles: true})) === false"""
+    taken = [canvas.evaluate(took) for _ in range(12)]
+    assert taken[0] and not taken[-1]
+
+
+def test_the_key_looked_from_keeps_its_colour_apart_from_chances(page):
+    hue = "bars => getComputedStyle(bars).getPropertyValue('--hue')"
+    chances = page.locator(".qx-steps .qx-bars")
+    before = chances.evaluate(hue)
+    page.get_by_label("is seen by").check()
+    assert chances.evaluate(hue) == before
+    assert page.locator(".qx-tops .qx-bars").first.evaluate(hue) != before
+
+
 # -- the text --------------------------------------------------------------------------------------
 
 
@@ -500,7 +545,7 @@ def test_the_logit_lens_follows_the_chosen_token(page, python):
 
 
 def test_the_tab_key_reaches_every_control_once(page):
-    page.get_by_label("Heads by").focus()
+    page.get_by_label("looks at").focus()
     reached = []
     for _ in range(14):
         reached.append(
@@ -513,9 +558,9 @@ def test_the_tab_key_reaches_every_control_once(page):
         page.keyboard.press("Tab")
     inside = [name for name in reached if name]
     assert [name.split()[0] for name in inside] == [
-        *("select", "option", "input", "option"),  # heads, text
+        *("input", "option", "select", "option"),  # text, heads
         *("button", "button", "button", "input", "select", "application"),  # map
-        *("button", "input", "button"),  # scrubber
+        *("tab", "button", "input", "button"),  # scrubber
     ]
     assert all(name.endswith("ringed") for name in inside[1:])
 
@@ -537,6 +582,83 @@ def test_axe_finds_nothing_serious(page, theme):
         found = Axe().run(page, context=".qx")
         bad = [v for v in found.response["violations"] if v["impact"] in ("serious", "critical")]
         assert not bad, [(v["id"], v["nodes"][0]["html"], v["nodes"][0]["any"]) for v in bad]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A model of the released one's shape, 24 layers of 14 heads on 2: its page."""
+    names = {}
+    shape = "num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, "
+    setup = SETUP.replace("num_hidden_layers=3", shape).replace("use_sliding_window=True, ", "")
+    setup = setup.replace("num_attention_heads=6, num_key_value_heads=2, ", "")
+    exec(
+        setup.replace("hidden_size=48", "hidden_size=56").replace("max_window_layers=1, ", ""),
+        names,
+    )
+    return names["explorer"].to_html(tmp_path_factory.mktemp("many") / "many.html").as_uri()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (1920, 1080)])
+def test_head_and_map_are_on_one_screen(new_page, many, width, height):
+    page = new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(many)
+    for layer, number in [(0, 0), (23, 13), (11, 7)]:
+        page.evaluate("window.scrollTo(0, 0)")
+        option = head(page, layer, number)
+        option.focus()
+        page.keyboard.press("Enter")
+        eventually(lambda at=[layer, number]: selected(page), [layer, number])
+        assert page.evaluate("window.scrollY") == 0
+        for place in (option, page.locator(".qx-maps canvas").first, page.locator(".qx-readout")):
+            box = place.bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= height
+    grid, drawn = page.locator(".qx-heads").bounding_box(), page.locator(".qx-maps").bounding_box()
+    assert grid["x"] + grid["width"] <= drawn["x"]  # beside it
+    assert page.locator(".qx-numbers small").all_inner_texts() == [str(i) for i in range(14)]
+    heading = "Full attention in all 24 layers: use_sliding_window is off"
+    assert page.locator(".qx-heading").all_inner_texts() == [heading]
+    assert page.locator(".qx-badge").count() == 0
+    assert page.locator(".qx-help").inner_text().startswith("?A bracket joins")
+    page.get_by_role("button", name="Compare").click()
+    head(page, 10, 3).click()
+    pinned = page.locator(".qx-pinned")
+    eventually(lambda: pinned.get_attribute("data-head"), "7")
+
+
+@pytest.mark.parametrize("width", [380, 700])
+def test_a_narrow_view_stacks_and_hides_no_head_without_a_cue(new_page, many, width):
+    page = new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(many)
+    page.wait_for_selector(".qx-heads [role=option]")
+    grid, drawn = page.locator(".qx-heads").bounding_box(), page.locator(".qx-maps").bounding_box()
+    assert grid["y"] + grid["height"] <= drawn["y"]
+    fits = page.locator(".qx-heads").evaluate("box => box.scrollWidth <= box.clientWidth")
+    shadow = page.locator(".qx-heads").evaluate("box => getComputedStyle(box).backgroundImage")
+    assert fits if width == 700 else "linear-gradient" in shadow
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_tabs_by_keyboard(page):
+    generation, lens = (page.get_by_role("tab", name=n) for n in ("Generation", "Logit lens"))
+    generation.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".qx-lens table").is_visible()
+    assert not page.locator(".qx-told").is_visible()
+    assert lens.get_attribute("aria-selected") == "true"
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".qx-told").is_visible()
+
+
+def test_two_explorers_stand_side_by_side(lab):
+    lab.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 3")
+    lab.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
+    lab.locator(".widget-hbox .qx-heads [role=option]").nth(20).wait_for()
+    boxes = [one.bounding_box() for one in lab.locator(".widget-hbox .qx").all()]
+    assert len(boxes) == 2 and all(box["width"] >= 300 for box in boxes), boxes
+    lab.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
+    lab.locator(".widget-hbox").wait_for(state="detached")
 
 
 def test_python_and_browser_choose_together(lab):
@@ -565,8 +687,9 @@ def test_a_kernel_that_does_not_answer_is_said(lab):
     lab.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 2")
     # It shows a second explorer, and is busy then: without "void" this would wait for its end.
     lab.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
-    second = lab.locator(".qx").last
-    lab.wait_for_function("document.querySelectorAll('.qx').length === 2")
+    cell = lab.locator(".jp-CodeCell").nth(2)
+    second = cell.locator(".qx")
+    second.wait_for()
     second.locator("[data-layer='2'][data-head='0']").click()
     notice = second.locator(".qx-notice")
     notice.get_by_text("Waiting for the kernel: it is busy").wait_for()
