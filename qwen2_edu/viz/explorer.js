@@ -4,6 +4,7 @@
 
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
 const GUTTER = 88; // pixels for the labels left of a map and above it
+const MOST_RANKED = 100; // heads of a ranking: more are a picture, and no list
 const LABEL = 11; // pixels a label needs
 const HELP = "A bracket joins the query heads that share one key/value head. Bright means much weight; colours follow √weight, "
   + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
@@ -19,7 +20,7 @@ function fromKernel(model) {
   const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
   const take = (answer, buffers) => asked.get(answer.name)?.resolve?.(answer.rows ?? bytes(buffers[0]));
   const load = (name) => {
-    if (["thumbnails", "colours"].includes(name)) return Promise.resolve(bytes(model.get(name)));
+    if (["thumbnails", "norms", "colours"].includes(name)) return Promise.resolve(bytes(model.get(name)));
     if (!asked.has(name)) {
       const request = {};
       request.promise = new Promise((resolve) => (request.resolve = resolve));
@@ -28,8 +29,9 @@ function fromKernel(model) {
     }
     return asked.get(name).promise;
   };
-  const first = model.get("data").layers[0].index;
-  asked.set(`layer ${first}`, { promise: Promise.resolve(bytes(model.get("first"))) });
+  const { layer, query, key, rows } = model.get("data").opens; // so that the first paint needs no kernel
+  asked.set(`layer ${layer}`, { promise: Promise.resolve(bytes(model.get("first"))) });
+  asked.set(`cell ${query} ${key} raw`, { promise: Promise.resolve(rows) });
   const heard = []; // to be unheard when this view closes; another view of the model may go on
   const listen = (event, act) => (model.on(event, act), heard.push([event, act]));
   listen("msg:custom", take);
@@ -62,7 +64,7 @@ function fromPage(page) {
     return rows[Number(name.slice(5))];
   };
   const nothing = () => {};
-  return { load, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
+  return { load, whole: true, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
 }
 
 // -- small tools ----------------------------------------------------------------------------------
@@ -214,12 +216,15 @@ function hatch(reason, ink) {
 function explore(el, source) {
   const { data } = source;
   const T = data.tokens.length;
+  const many = data.heads * data.layers.length > 100; // too many to look through
   const state = {
-    layer: source.get("layer"), head: source.get("head"), query: source.get("query"), key: null,
+    layer: source.get("layer"), head: source.get("head"), query: source.get("query"),
+    key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
     direction: "query", // the chosen token is the query, or the key
-    pinned: null, sort: "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
-    step: data.steps.length, // 1 … steps, 0 = nothing was generated
+    view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    step: 0, // 1 … steps, 0 = nothing was generated
   };
+  state.step = data.steps.findIndex((step) => step.position === state.query) + 1 || data.steps.length;
   const layers = new Map(); // index -> bytes of its maps, then of its mask
   const ready = {}; // thumbnails and colour tables
   const name = (i) => `${i} “${data.tokens[i].text}”`;
@@ -227,14 +232,49 @@ function explore(el, source) {
   const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
   const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
 
-  /** Byte and reason of a cell: how much does query q look at key k, and if not at all, why? */
+  /** Weight and reason of a cell: how much does query q look at key k, and if not at all, why? */
   const cell = (at, q, k) => {
     const bytes = layers.get(at.layer);
-    return [bytes[(at.head * T + q) * T + k], bytes[(data.heads * T + q) * T + k]];
+    const why = bytes[(data.heads * T + q) * T + k];
+    return [factor(at, k) * weightOf(bytes[(at.head * T + q) * T + k]) / total(at, q), why];
   };
 
+  /** What the view multiplies the weights on a key with, before each row is shared out anew. */
+  const factor = (at, k) => {
+    if (state.view === "raw") return 1;
+    if (state.view === "rest") return k === data.first ? 0 : 1;
+    return ready.norms[(data.layers.indexOf(aboutLayer(at.layer)) * data.heads + at.head) * T + k];
+  };
+  const totals = new Map(); // of each row of the heads looked at
+  const total = (at, q) => {
+    if (state.view === "raw") return 1;
+    const name = [state.view, at.layer, at.head].join();
+    if (!totals.has(name)) totals.set(name, new Float64Array(T));
+    const sums = totals.get(name), start = (at.head * T + q) * T;
+    if (!sums[q]) {
+      const bytes = layers.get(at.layer);
+      for (let k = 0; k < T; k++) sums[q] += factor(at, k) * weightOf(bytes[start + k]);
+    }
+    return sums[q] || 1;
+  };
+
+  const scoresOf = (measure) => (state.view === "raw" || !measure.views ? measure.scores : measure.views[state.view]);
+
+  /** How much does each head look from the chosen query to the chosen key? (layers, heads) */
+  async function looking() {
+    const { query, key } = state;
+    if (!source.whole) return source.load(`cell ${query} ${key} ${state.view}`);
+    for (const { index } of data.layers) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
+    return data.layers.map(({ index: layer }) =>
+      Array.from({ length: data.heads }, (_, head) => cell({ layer, head }, query, key)[0]));
+  }
+
+  /** The measure that heads are sorted by, or nothing. */
+  const measure = () => state.sort !== "cell" ? data.behaviours.find((b) => b.name === state.sort)
+    : { label: "this look", help: `weight from query ${name(state.query)} to key ${name(state.key)}`, scores: ready.looks };
+
   /** Another head or query was chosen: the key begins anew, but where it is what was chosen. */
-  const fresh = () => (state.direction === "query" ? { key: null } : {});
+  const fresh = () => (state.direction === "query" && state.sort !== "cell" ? { key: null } : {});
 
   /** The key that the chosen query looks at most. */
   const strongest = (at) => {
@@ -267,8 +307,10 @@ function explore(el, source) {
   function makeOverview() {
     const list = h("div", { role: "listbox", "aria-label": "Heads" });
     const columns = h("div", { class: "qx-layer", "aria-hidden": true }); // each head says its key head
-    const sort = select("Heads by", [["", "layer"], ...data.behaviours.map((b) => [b.name, b.label])],
+    const sort = select("Heads by", [["", "layer"], ["cell", "this query → this key"], ...data.behaviours.map((b) => [b.name, b.label])],
       (value) => change({ sort: value, keep: null }));
+    sort.value = state.sort;
+    const views = select("Weights", data.views.map((view) => [view.name, view.label]), (view) => change({ view, keep: null }));
     const order = select("Order", [["high", "high first"], ["low", "low first"]],
       (value) => change({ highFirst: value === "high", keep: null }));
     const keep = slider("Keep heads that score", 1000, (value) => change({ keep: value }));
@@ -281,14 +323,15 @@ function explore(el, source) {
 
     function thumbnail(layer, head, caption) {
       const side = data.thumbnail, at = data.layers.indexOf(layer);
-      const start = (at * data.heads + head) * side * side;
+      const view = data.views.findIndex(({ name }) => name === state.view) * data.layers.length;
+      const start = ((view + at) * data.heads + head) * side * side;
       const colours = new Uint32Array(side * side);
       for (let i = 0; i < colours.length; i++) {
         const future = i % side > Math.floor(i / side);
         colours[i] = future ? 0 : ready.palette.words[ready.thumbnails[start + i]];
       }
-      const scores = data.behaviours.filter((b) => b.scores[at][head] !== null)
-        .map((b) => `${b.label} ${b.scores[at][head].toFixed(2)}`).join(", ");
+      const scores = data.behaviours.filter((b) => scoresOf(b)[at][head] !== null)
+        .map((b) => `${b.label} ${scoresOf(b)[at][head].toFixed(2)}`).join(", ");
       const label = `Layer ${layer.index} head ${head}, key head ${keyHead(head)}, ${layer.badge}. ${scores}`;
       return h("div", { role: "option", "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
         pixels(side, colours), ...(caption ? [h("small", {}, caption)] : []));
@@ -315,10 +358,55 @@ function explore(el, source) {
       return rows;
     }
 
+    /** A measure of all heads as a picture of one cell each, where there are too many to look through. */
+    const heat = h("canvas", { class: "qx-heat", role: "img", onclick: (event) => change({ ...under(event), ...fresh() }),
+      onmousemove: (event) => (heat.title = headName(under(event))) });
+    const heatRow = h("div", { class: "qx-heats" }, heat, h("p", { class: "qx-note" }, "Each row a layer, each column a head; the ranking below can be walked by keyboard."));
+    const headName = ({ layer, head }) => {
+      const score = ready.heat?.[data.layers.indexOf(aboutLayer(layer))][head];
+      return `Layer ${layer} head ${head}: ${score == null ? "no score" : score.toFixed(2)}`;
+    };
+    const LEFT = 22, TOP = 14, WIDE = Math.max(4, Math.floor(390 / data.heads)), HIGH = Math.max(3, Math.min(14, Math.floor(216 / data.layers.length)));
+    function under({ offsetX, offsetY }) {
+      const within = (place, most) => Math.max(0, Math.min(most - 1, Math.floor(place)));
+      const row = within((offsetY - TOP) / HIGH, data.layers.length);
+      return { layer: data.layers[row].index, head: within((offsetX - LEFT) / WIDE, data.heads) };
+    }
+
+    function drawHeat(scores, label) {
+      ready.heat = scores;
+      const ratio = window.devicePixelRatio || 1, rows = data.layers.length;
+      const [width, height] = [LEFT + WIDE * data.heads + 2, TOP + HIGH * rows + 2];
+      Object.assign(heat, { width: width * ratio, height: height * ratio });
+      Object.assign(heat.style, { width: `${width}px`, height: `${height}px` });
+      const pen = heat.getContext("2d"), { color: ink } = getComputedStyle(root);
+      pen.scale(ratio, ratio);
+      const all = scores.flat().filter((score) => score !== null), low = Math.min(...all, 0), high = Math.max(...all, low + 1e-9);
+      scores.forEach((row, i) => row.forEach((score, head) => {
+        if (score === null) return;
+        const word = ready.palette.words[Math.round(255 * Math.sqrt((score - low) / (high - low)))];
+        pen.fillStyle = `rgb(${word & 255} ${(word >> 8) & 255} ${(word >> 16) & 255})`;
+        pen.fillRect(LEFT + head * WIDE, TOP + i * HIGH, WIDE - 1, HIGH - 1);
+      }));
+      pen.fillStyle = ink;
+      pen.font = "10px system-ui, sans-serif";
+      pen.textBaseline = "middle";
+      for (let i = 0, every = Math.ceil(10 / HIGH); i < rows; i += every) pen.fillText(`${data.layers[i].index}`, 4, TOP + (i + 0.5) * HIGH);
+      for (let i = 0, every = Math.ceil(14 / WIDE); i < data.heads; i += every) pen.fillText(`${i}`, LEFT + i * WIDE + 1, 7);
+      for (const [at, dash] of [[state, []], [state.pinned, [3, 2]]]) {
+        if (!at) continue;
+        pen.setLineDash(dash);
+        pen.lineWidth = 2;
+        pen.strokeStyle = ink;
+        pen.strokeRect(LEFT + at.head * WIDE - 1, TOP + data.layers.indexOf(aboutLayer(at.layer)) * HIGH - 1, WIDE + 1, HIGH + 1);
+      }
+      heat.setAttribute("aria-label", `${label} of ${data.heads} heads in ${rows} layers, from ${low.toFixed(2)} to ${high.toFixed(2)}`);
+    }
+
     function ranking(behaviour) {
       const sign = state.highFirst ? -1 : 1;
       const all = data.layers
-        .flatMap((layer, at) => behaviour.scores[at].map((score, head) => ({ layer, head, score })))
+        .flatMap((layer, at) => scoresOf(behaviour)[at].map((score, head) => ({ layer, head, score })))
         .filter(({ score }) => score !== null).sort((a, b) => sign * (a.score - b.score));
       if (!all.length) {
         const why = `No head has a score: ${behaviour.label} cannot be measured on this text.`;
@@ -331,21 +419,27 @@ function explore(el, source) {
       kept.textContent = `${state.highFirst ? "≥" : "≤"} ${limit.toFixed(2)}: ${passing.length} of ${all.length}`;
       keep.setAttribute("aria-valuetext", kept.textContent);
       return [h("div", { class: "qx-ranking", role: "presentation" },
-        ...passing.map(({ layer, head, score }) =>
+        ...passing.slice(0, MOST_RANKED).map(({ layer, head, score }) =>
           thumbnail(layer, head, `${layer.index}·${head}\n${score.toFixed(2)}`)))];
     }
 
     function draw() {
-      const behaviour = data.behaviours.find((b) => b.name === state.sort);
-      const now = [state.sort, state.highFirst, state.keep, state.colours].join();
+      const behaviour = measure();
+      const looked = state.sort === "cell" ? [state.query, state.key] : [];
+      const now = [state.sort, state.highFirst, state.keep, state.colours, state.view, ...looked].join();
+      sort.value = state.sort;
+      views.value = state.view;
       if (now !== drawn) {
         list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
         filter.hidden = !behaviour || !list.querySelector("[role=option]");
         columns.hidden = Boolean(behaviour);
-        const captions = filter.hidden ? "" : " Under each head: layer·head, score.";
-        help.textContent = behaviour ? `${behaviour.help}.${captions}` : "";
+        const captions = filter.hidden ? "" : ` Under each head: layer·head, score${many ? `; the first ${MOST_RANKED}` : ""}.`;
+        help.textContent = [data.views.find(({ name }) => name === state.view).help,
+          behaviour ? `${behaviour.help}.${captions}` : ""].filter(Boolean).join(" ");
         drawn = now;
       }
+      heatRow.hidden = !behaviour || !many;
+      if (!heatRow.hidden) drawHeat(scoresOf(behaviour), behaviour.label);
       const is = (at) => (option) => at && headOf(option).layer === at.layer && headOf(option).head === at.head;
       for (const option of list.querySelectorAll("[role=option]")) option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
       const one = mark(list, is(state));
@@ -360,9 +454,9 @@ function explore(el, source) {
       if (at.top < top || at.bottom > box.bottom) heads.scrollTop += at.top - (top + box.bottom) / 2;
       if (at.left < left || at.right > box.right) heads.scrollLeft += at.left - (left + box.right) / 2;
     }
-    const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), filter);
+    const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), h("label", {}, "Weights ", views), filter);
     const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
-    return { draw, element: h("div", { class: "qx-overview" }, controls, help, heads) };
+    return { draw, element: h("div", { class: "qx-overview" }, controls, help, heatRow, heads) };
   }
 
   // -- one head's map -------------------------------------------------------------------------------
@@ -438,13 +532,15 @@ function explore(el, source) {
     }
 
     function render(where) {
-      const now = [where.layer, where.head, state.colours, state.mask].join();
+      const now = [where.layer, where.head, state.colours, state.mask, state.view].join();
       if (now === imageOf) return;
       const bytes = layers.get(where.layer), start = where.head * T * T, reasons = data.heads * T * T;
       const colours = new Uint32Array(T * T);
       for (let i = 0; i < colours.length; i++) {
         const hidden = state.mask && bytes[reasons + i];
-        colours[i] = hidden ? 0 : ready.palette.words[bytes[start + i]];
+        const byte = state.view === "raw" ? bytes[start + i]
+          : Math.round(255 * Math.sqrt(cell(where, Math.floor(i / T), i % T)[0]));
+        colours[i] = hidden ? 0 : ready.palette.words[byte];
       }
       image = pixels(T, colours);
       imageOf = now;
@@ -555,11 +651,11 @@ function explore(el, source) {
       if (!where || !layers.has(where.layer)) return;
       const asQuery = state.direction === "query", one = asQuery ? query : key;
       const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
-      const best = all.filter(([, [byte, why]]) => byte && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
+      const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
       const head = state.pinned ? `, layer ${where.layer} head ${where.head}` : "";
       barsTitle.textContent = (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`) + head;
-      bars.replaceChildren(...best.map(([i, [byte]]) => bar(name(i), weightOf(byte), digits(weightOf(byte)))));
-      if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding"));
+      bars.replaceChildren(...best.map(([i, [weight]]) => bar(name(i), weight, digits(weight))));
+      if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
     }
     return { draw, paint, list, element, top };
   }
@@ -575,8 +671,9 @@ function explore(el, source) {
   }
 
   function told(at) {
-    const [byte, why] = cell(at, at.query, at.key);
-    return why ? `hidden: ${REASONS[why]}` : `weight ${digits(weightOf(byte))}`;
+    const [weight, why] = cell(at, at.query, at.key);
+    const what = { raw: "weight", rest: "share without the first token", value: "share by value" }[state.view];
+    return why ? `hidden: ${REASONS[why]}` : `${what} ${digits(weight)}`;
   }
 
   /** Tell about a cell and its row; null = the chosen one. */
@@ -637,9 +734,9 @@ function explore(el, source) {
       root.classList.toggle("qx-seen-by", !asQuery);
       spans.forEach((span, i) => {
         const { id, note, text } = data.tokens[i];
-        const [byte, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
-        const how = i === one ? "chosen" : why ? REASONS[why] : `weight ${digits(weightOf(byte))}`;
-        span.style.setProperty("--part", why ? 0 : byte / 255);
+        const [weight, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
+        const how = i === one ? "chosen" : why ? REASONS[why] : `weight ${digits(weight)}`;
+        span.style.setProperty("--part", why ? 0 : Math.sqrt(weight));
         span.classList.toggle("qx-unwritten", i > written + 1);
         span.classList.toggle("qx-next", i === written + 1);
         span.title = `${i}, id ${id}${note && `, ${note}`}: ${how}`;
@@ -655,7 +752,8 @@ function explore(el, source) {
   /** Choose a token, and with it the step of generation that read it. */
   function choose(token) {
     const step = data.steps.findIndex((s) => s.position === token) + 1;
-    change({ ...fresh(), [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
+    const anew = state.direction === "query" ? { key: null } : {};
+    change({ ...anew, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
   }
 
   // -- the steps of generation ------------------------------------------------------------------------
@@ -732,10 +830,14 @@ function explore(el, source) {
     const waiting = setTimeout(() => (notice.textContent = excuse), 2000);
     ready.thumbnails ??= await source.load("thumbnails");
     ready.tables ??= await source.load("colours");
+    ready.norms ??= new Float32Array((await source.load("norms")).slice().buffer);
     for (const index of needed) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
-    clearTimeout(waiting);
-    if (mine !== turn) return; // a later change draws
+    if (mine !== turn) return clearTimeout(waiting); // a later change draws
     state.key ??= strongest(state); // a query was chosen: begin at what it looks at
+    const looks = state.sort === "cell" ? await looking() : null;
+    clearTimeout(waiting);
+    if (mine !== turn) return;
+    ready.looks = looks;
     notice.textContent = "";
     if (ready.name !== state.colours) {
       Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });

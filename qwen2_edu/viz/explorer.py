@@ -100,22 +100,27 @@ class AttentionExplorer(anywidget.AnyWidget):
     _css = HERE / "explorer.css"
     data = traitlets.Dict().tag(sync=True)
     thumbnails = traitlets.Bytes().tag(sync=True)
+    norms = traitlets.Bytes().tag(sync=True)
     colours = traitlets.Bytes().tag(sync=True)
-    first = traitlets.Bytes().tag(sync=True)  # the first layer, so that it need not be asked for
+    first = traitlets.Bytes().tag(
+        sync=True
+    )  # the layer it opens on, so that it need not be asked for
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
     query = traitlets.Int().tag(sync=True)
 
     def __init__(self, model: Any, tokenizer: Any, recording: record.Recording):
         self.model, self.tokenizer, self.recording = model, tokenizer, recording
+        layer, head, query, key = record.opening(recording)
         super().__init__(
             data=page_data(model, tokenizer, recording),
-            thumbnails=_bytes(record.thumbnails(recording.maps)),
+            thumbnails=b"".join(_bytes(recording.thumbnails[view]) for view in record.VIEWS),
+            norms=_bytes(recording.norms),
             colours=colour_tables(),
-            first=self.payload(recording.layers[0]),
-            layer=recording.layers[0],
-            head=0,
-            query=recording.steps[-1].position if recording.steps else len(recording.ids) - 1,
+            first=self.payload(layer),
+            layer=layer,
+            head=head,
+            query=query,
         )
         self.on_msg(self._answer)
 
@@ -129,11 +134,14 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def _answer(self, _: Any, message: dict[str, Any], buffers: list) -> None:
         """The browser looks at something for the first time: send it."""
-        kind, number = message["name"].split()
+        kind, *of = message["name"].split()
         if kind == "layer":
-            self.send(message, [self.payload(int(number))])
+            self.send(message, [self.payload(int(of[0]))])
+        elif kind == "cell":
+            found = record.looking(self.recording, int(of[0]), int(of[1]), of[2])
+            self.send({**message, "rows": _rows(found)})
         else:
-            stream = self.recording.hidden[:, int(number)]
+            stream = self.recording.hidden[:, int(of[0])]
             self.send({**message, "rows": lens_rows(self.model, self.tokenizer, stream)})
 
     def payload(self, layer: int) -> bytes:
@@ -156,7 +164,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         Raises:
             ValueError: it would have more than 20 MB.
         """
-        blobs = {"thumbnails": self.thumbnails, "colours": self.colours}
+        blobs = {"thumbnails": self.thumbnails, "norms": self.norms, "colours": self.colours}
         blobs |= {f"layer {i}": self.payload(i) for i in self.recording.layers}
         if self.data["lens"]:
             stream = self.recording.hidden.unbind(1)  # of each token
@@ -208,6 +216,7 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
     windows = [config.sliding_window] if any(layer["sliding"] for layer in layers) else []
     masks = [record.effective_mask(r.real, window) for window in (None, *windows)]
     head = model.get_output_embeddings() is not None
+    opens = dict(zip(("layer", "head", "query", "key"), record.opening(r), strict=True))
     names = ["embedding", *(f"layer {i}" for i in range(config.num_hidden_layers))]
     return {
         "title": f"{tokens}, {len(r.layers)} layers of {H} query heads on {G} key heads",
@@ -222,10 +231,17 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
                 "name": name,
                 "label": label,
                 "help": says,
-                "scores": [[_number(s) for s in row] for row in r.scores[name].tolist()],
+                "scores": _rows(r.scores[name]),
+                "views": {view: _rows(scores[name]) for view, scores in r.view_scores.items()},
             }
             for name, (label, says) in record.BEHAVIOURS.items()
         ],
+        "views": [
+            {"name": name, "label": label, "help": says}
+            for name, (label, says) in record.VIEWS.items()
+        ],
+        "first": r.first,
+        "opens": opens | {"rows": _rows(record.looking(r, opens["query"], opens["key"]))},
         "thumbnail": min(T, record.THUMBNAIL),
         "steps": [_step(tokenizer, step) for step in r.steps],
         "check": check_sentence(r.cache_error, model.dtype),
@@ -302,6 +318,10 @@ def _chance(tokenizer: Any, token_id: int, probability: float) -> dict[str, Any]
 
 def _number(score: float) -> float | None:
     return None if math.isnan(score) else round(score, 4)
+
+
+def _rows(scores: torch.Tensor) -> list[list[float | None]]:
+    return [[_number(score) for score in row] for row in scores.tolist()]
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

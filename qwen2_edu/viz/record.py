@@ -33,6 +33,18 @@ BEHAVIOURS = {  # of `behaviour`: name -> label, and what it says, for the reade
     "entropy": ("entropy", "in nats: 0 = looks at one key, more = spreads its weight"),
     "reach": ("reach", "in tokens: how far back it looks on average; small = local"),
 }
+VIEWS = {  # which weights are shown: name -> label, and what it says, for the reader
+    "raw": ("raw", ""),
+    "rest": (
+        "without the first token",
+        "Each row without its weight on the first token, where heads look that have nothing to "
+        "look for; the others share 1.",
+    ),
+    "value": (
+        "by value ‖w·v·W_O‖",
+        "Each row's shares of ‖w·v·W_O‖, the length of what the head really adds for each key.",
+    ),
+}
 
 
 @dataclass
@@ -54,10 +66,18 @@ class Recording:
     layers: list[int]  # which layers of the model the maps are of
     maps: Tensor  # uint8 (layers, H, T, T), see `to_bytes`
     scores: dict[str, Tensor]  # a name of BEHAVIOURS -> (layers, H)
+    view_scores: dict[str, dict[str, Tensor]]  # the same under each other of VIEWS
+    thumbnails: dict[str, Tensor]  # a name of VIEWS -> uint8 (layers, H, n, n)
+    norms: Tensor  # (layers, H, T): ‖v·W_O‖ of each key, as each query head would add it
     hidden: Tensor  # (all layers + 1, T, E): the residual stream before the first block, after each
     prompt: int  # how many tokens were given; the others were generated
     steps: list[Step] = field(default_factory=list)
     cache_error: float | None = None  # max|Δ| between rows decoded with the cache and a full pass
+
+    @property
+    def first(self) -> int:
+        """The first token that is no padding."""
+        return int(self.real.int().argmax())
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -186,9 +206,73 @@ def predictions(model: Any, hidden: Tensor) -> Tensor:
 def _recording(
     model: Any, ids: Tensor, real: Tensor, layers: Sequence[int], maps: Tensor, hidden: Tensor
 ) -> Recording:
+    norms = torch.stack([value_norms(model, i, hidden[i]) for i in layers]).cpu()
     ids, real, maps = ids.cpu(), real.cpu(), maps.cpu()
     scores = behaviour_scores(maps[:, :, real][..., real], ids[real])
-    return Recording(ids.tolist(), real, list(layers), to_bytes(maps), scores, hidden, len(ids))
+    first, small, others = int(real.int().argmax()), {"raw": thumbnails(to_bytes(maps))}, {}
+    for view in ("rest", "value"):
+        seen = weigh(maps, view, first, norms)
+        small[view] = thumbnails(to_bytes(seen))
+        kept = real.clone()
+        kept[first] = view != "rest"
+        others[view] = behaviour_scores(seen[:, :, kept][..., kept], ids[kept])
+    others["rest"]["first_token"] = torch.full(maps.shape[:2], torch.nan)  # it is left out
+    given = (to_bytes(maps), scores, others, small, norms)
+    return Recording(ids.tolist(), real, list(layers), *given, hidden, len(ids))
+
+
+def value_norms(model: Any, layer: int, stream: Tensor) -> Tensor:
+    """How long is what each head would add, if it looked at one token alone? (T, E) -> (H, T).
+
+    Source: Kobayashi et al., Attention is Not Only a Weight, arXiv:2004.10102.
+    """
+    block, config = model.base_model.layers[layer], model.config
+    H, D = config.num_attention_heads, config.head_dim
+    values = block.self_attn.v_proj(block.input_layernorm(stream)).float()
+    values = values.view(len(stream), -1, D).repeat_interleave(H // config.num_key_value_heads, 1)
+    out = block.self_attn.o_proj.weight.float().view(-1, H, D)  # (E, H, D)
+    gram = torch.einsum("ehc,ehd->hcd", out, out)  # ‖W v‖² = vᵀ WᵀW v
+    return torch.einsum("thc,hcd,thd->ht", values, gram, values).clamp(min=0).sqrt()
+
+
+def weigh(maps: Tensor, view: str, first: int, norms: Tensor) -> Tensor:
+    """Weights as one of VIEWS shows them; each row sums to 1, or to 0 where nothing is left.
+
+    Args:
+        maps: (layers, H, rows, T).
+        first: which token is the first.
+        norms: (layers, H, T).
+    """
+    if view == "raw":
+        return maps
+    if view == "rest":
+        scaled = maps.clone()
+        scaled[..., first] = 0
+    else:
+        scaled = maps * norms[:, :, None]
+    total = scaled.sum(-1, keepdim=True)
+    return scaled / total.where(total > 0, 1)
+
+
+def looking(recording: Recording, query: int, key: int, view: str = "raw") -> Tensor:
+    """Which heads look from this query to this key? The weight of each, (layers, H)."""
+    row = from_bytes(recording.maps[:, :, query : query + 1])
+    return weigh(row, view, recording.first, recording.norms)[:, :, 0, key]
+
+
+def opening(recording: Recording) -> tuple[int, int, int, int]:
+    """Where to begin: layer, head, query and key of the strongest look that says something.
+
+    The query is the one that the first new token came after; without any, the last token. The first
+    token and the query itself are no news, so they count only where there is nothing else.
+    """
+    r = recording
+    query = r.steps[0].position if r.steps else int(r.real.nonzero()[-1])
+    row = r.maps[:, :, query].clone()  # (layers, H, T)
+    row[..., [r.first, query]] = 0
+    row = row if row.any() else r.maps[:, :, query]
+    place, head, key = torch.unravel_index(row.argmax(), row.shape)
+    return r.layers[int(place)], int(head), query, int(key)
 
 
 def behaviour_scores(maps: Tensor, ids: Tensor) -> dict[str, Tensor]:

@@ -99,7 +99,9 @@ def page(request):
     for _ in range(3):
         page.get_by_label("Zoom out").click()
     page.get_by_label("looks at").check()
+    page.get_by_label("Weights").select_option("raw")
     head(page, 0, 0).click()
+    token(page, T - 1).click()
     token(page, 12).click()
     return page
 
@@ -263,6 +265,51 @@ def test_sorting_and_filtering(page, python, name):
     eventually(shown.count, sum(score >= limit - 1e-9 for score in got))
     told = page.locator(".qx-filter output").inner_text()
     assert f"{shown.count()} of 18" in told and slider.get_attribute("aria-valuetext") == told
+
+
+@pytest.mark.parametrize("view", ["rest", "value"])
+def test_the_weights_that_matter(page, python, view):
+    """The switch changes map, readout, bars, thumbnails and scores alike."""
+    r = python.recording
+    seen = record.weigh(record.from_bytes(r.maps), view, PADS, r.norms)
+    head(page, 1, 3).click()
+    before = page.locator("[data-layer='1'][data-head='3'] canvas").evaluate("c => c.toDataURL()")
+    page.get_by_label("Weights").select_option(view)
+    canvas, at = point(page, 12, 8)
+    canvas.click(position=at)
+    page.get_by_label("Mask", exact=True).hover()
+    eventually(lambda: readout(page).split(" ")[-1], digits(float(seen[1, 3, 12, 8])))
+    byte = int((seen[1, 3, 10, 6].sqrt() * 255).round())
+    table = viz.colour_tables()
+    assert pixel(page, 10, 6) == list(table[3 * byte : 3 * byte + 3])
+    row = seen[1, 3, 12]
+    best = sorted(range(T), key=lambda k: -row[k])[:5]
+    best = [k for k in best if row[k] > 0]
+    shown = page.locator(".qx-tops .qx-bars").first.locator("li b").all_inner_texts()
+    assert shown == [digits(float(row[k])) for k in best]
+    after = page.locator("[data-layer='1'][data-head='3'] canvas").evaluate("c => c.toDataURL()")
+    assert after != before
+    page.get_by_label("Heads by").select_option("previous_token")
+    (told,) = [b for b in python.data["behaviours"] if b["name"] == "previous_token"]
+    top = max(max(row) for row in told["views"][view])
+    captions = page.locator(".qx-ranking small").first
+    eventually(lambda: captions.inner_text().split("\n")[-1], f"{top:.2f}")
+
+
+@pytest.mark.parametrize("view", ["raw", "rest", "value"])
+def test_which_heads_look_from_this_query_to_this_key(page, python, view):
+    canvas, at = point(page, 12, 9)
+    canvas.click(position=at)
+    page.get_by_label("Weights").select_option(view)
+    page.get_by_label("Heads by").select_option("cell")
+    looks = record.looking(python.recording, 12, 9, view)
+    first = page.locator(".qx-ranking small").first
+    place = divmod(int(looks.argmax()), 6)
+    expected = f"{place[0]}·{place[1]}\n{float(looks.max()):.2f}"
+    eventually(first.inner_text, expected)
+    page.locator(".qx-ranking [role=option]").nth(4).click()
+    eventually(lambda: key_of(page), 9)  # the question stays
+    assert first.inner_text() == expected
 
 
 # -- the map ---------------------------------------------------------------------------------------
@@ -598,11 +645,28 @@ def many(tmp_path_factory):
     return names["explorer"].to_html(tmp_path_factory.mktemp("many") / "many.html").as_uri()
 
 
+def test_many_heads_open_as_a_picture_of_one_score(new_page, many):
+    page = new_page(many)
+    heat = page.locator(".qx-heat:visible")
+    heat.wait_for()
+    ranked = page.locator(".qx-ranking [role=option]")
+    assert ranked.count() == 100
+    best = ranked.first
+    eventually(lambda: best.get_attribute("aria-selected"), "true")  # it opens on the strongest
+    heat.click(position={"x": 22 + 27 * 5 + 13, "y": 14 + 9 * 7 + 4})
+    eventually(lambda: page.locator(".qx-maps h3").first.inner_text(), "Layer 7, head 5")
+    assert "this look of 14 heads in 24 layers" in heat.get_attribute("aria-label")
+    page.get_by_label("Heads by").select_option("layer")
+    eventually(page.locator(".qx-heads [role=option]").count, 336)
+    assert heat.count() == 0
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (1920, 1080)])
 def test_head_and_map_are_on_one_screen(new_page, many, width, height):
     page = new_page()
     page.set_viewport_size({"width": width, "height": height})
     page.goto(many)
+    page.get_by_label("Heads by").select_option("layer")
     for layer, number in [(0, 0), (23, 13), (11, 7)]:
         page.evaluate("window.scrollTo(0, 0)")
         option = head(page, layer, number)
@@ -631,6 +695,7 @@ def test_a_narrow_view_stacks_and_hides_no_head_without_a_cue(new_page, many, wi
     page = new_page()
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(many)
+    page.get_by_label("Heads by").select_option("layer")
     page.wait_for_selector(".qx-heads [role=option]")
     grid, drawn = page.locator(".qx-heads").bounding_box(), page.locator(".qx-maps").bounding_box()
     assert grid["y"] + grid["height"] <= drawn["y"]

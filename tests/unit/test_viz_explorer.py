@@ -61,7 +61,7 @@ def test_the_maps_are_the_attention_weights_of_the_model(model, bytewise):
 
 def test_only_the_chosen_layers_are_kept(model, bytewise):
     every, some = (attention_explorer(model, bytewise, TEXT, layers=x) for x in (None, [2, 0]))
-    assert some.recording.layers == [0, 2] and some.layer == 0
+    assert some.recording.layers == [0, 2] and some.layer in (0, 2)
     assert torch.equal(some.recording.maps, every.recording.maps[[0, 2]])
 
 
@@ -128,6 +128,59 @@ def test_heads_built_to_behave_score_so():
     assert scores["induction"].argmax() == 2 and scores["induction"][2] == 1
     assert scores["entropy"].argmax() == 3 and scores["entropy"][:3].max() == 0
     assert scores["reach"][0] == 1 and scores["reach"].argmax() == 1
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_values_weigh_as_much_as_the_head_really_adds(model, bytewise, padding):
+    """‖w·v·W_O‖ from the values that passed, each head's part of the output matrix apart."""
+    text = {"input_ids": [256] * padding + bytewise(TEXT).input_ids}
+    text["attention_mask"] = [0] * padding + [1] * 19
+    passed = {}
+    hooks = [
+        layer.self_attn.v_proj.register_forward_hook(lambda m, x, y, i=i: passed.setdefault(i, y))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    r = attention_explorer(model, bytewise, text).recording
+    for hook in hooks:
+        hook.remove()
+    D, first = model.config.head_dim, padding
+    maps = record.from_bytes(r.maps)
+    by_value = record.weigh(maps, "value", first, r.norms)
+    rest = record.weigh(maps, "rest", first, r.norms)
+    for i, layer in enumerate(model.model.layers):
+        for h in range(6):
+            g = h // (6 // model.config.num_key_value_heads)
+            values = passed[i][0, :, g * D : (g + 1) * D]
+            added = values @ layer.self_attn.o_proj.weight[:, h * D : (h + 1) * D].T  # (T, E)
+            length = maps[i, h, -1] * added.norm(dim=-1)
+            assert torch.allclose(by_value[i, h, -1], length / length.sum(), atol=1e-5)
+    assert rest[..., first].max() == 0
+    assert torch.allclose(rest[:, :, first + 1 :].sum(-1), torch.ones(3, 6, 18))
+    assert torch.allclose(
+        rest[0, 0, -1, -3] / rest[0, 0, -1, -1], maps[0, 0, -1, -3] / maps[0, 0, -1, -1]
+    )
+
+
+def test_scores_follow_what_is_shown(model, bytewise):
+    shown = attention_explorer(model, bytewise, TEXT)
+    told = {b["name"]: b for b in shown.data["behaviours"]}
+    assert told["first_token"]["views"]["rest"] == [[None] * 6] * 3
+    for view in ("rest", "value"):
+        previous = told["previous_token"]["views"][view]
+        assert previous != told["previous_token"]["scores"]
+        seen = record.weigh(record.from_bytes(shown.recording.maps), view, 0, shown.recording.norms)
+        expected = seen.diagonal(-1, dim1=-2, dim2=-1)[..., int(view == "rest") :].mean(-1)
+        assert torch.allclose(torch.tensor(previous), expected, atol=0.01)
+    assert len(shown.thumbnails) == 3 * shown.recording.maps.numel()
+
+
+def test_it_opens_where_a_head_looks_at_something(model, bytewise):
+    shown = attention_explorer(model, bytewise, TEXT, max_new_tokens=3, eos_token_id=[])
+    opens, r = shown.data["opens"], shown.recording
+    assert (shown.layer, shown.head, shown.query) == (opens["layer"], opens["head"], 18)
+    row = r.maps[:, :, 18, 1:18]  # neither the first token nor itself
+    assert r.maps[opens["layer"], opens["head"], 18, opens["key"]] == row.max()
+    assert 1 <= opens["key"] < 18
 
 
 def test_what_cannot_be_scored_is_not_a_number(model, bytewise):
@@ -349,7 +402,12 @@ def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise):
     assert torch.equal(maps[:6], shown.recording.maps[2])
     real = torch.ones(19, dtype=torch.bool)
     assert torch.equal(maps[6], record.effective_mask(real, 4))
-    assert shown.first[-361:] == record.effective_mask(real, None).numpy().tobytes()
+    assert shown.first == shown.payload(shown.layer)
+    row = record.from_bytes(shown.recording.maps[:, :, 9])
+    shown._answer(None, {"name": "cell 9 4 rest"}, [])
+    (content, _) = sent.pop()
+    expected = row[..., 4] / row[..., 1:].sum(-1)
+    assert torch.allclose(torch.tensor(content["rows"]), expected, atol=1e-4)
     shown._answer(None, {"name": "lens 4"}, [])
     (content, _) = sent.pop()
     expected = explorer.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
