@@ -99,7 +99,7 @@ def page(request):
     for _ in range(3):
         page.get_by_label("Zoom out").click()
     page.get_by_label("looks at").check()
-    page.get_by_label("Weights").select_option("raw")
+    page.get_by_label("Weights", exact=True).select_option("raw")
     head(page, 0, 0).click()
     token(page, T - 1).click()
     token(page, 12).click()
@@ -275,7 +275,7 @@ def test_the_weights_that_matter(page, python, view):
     seen = record.weigh(record.from_bytes(r.maps), view, PADS, r.norms)
     head(page, 1, 3).click()
     before = page.locator("[data-layer='1'][data-head='3'] canvas").evaluate("c => c.toDataURL()")
-    page.get_by_label("Weights").select_option(view)
+    page.get_by_label("Weights", exact=True).select_option(view)
     canvas, at = point(page, 12, 8)
     canvas.click(position=at)
     page.get_by_label("Mask", exact=True).hover()
@@ -301,7 +301,7 @@ def test_the_weights_that_matter(page, python, view):
 def test_which_heads_look_from_this_query_to_this_key(page, python, view):
     canvas, at = point(page, 12, 9)
     canvas.click(position=at)
-    page.get_by_label("Weights").select_option(view)
+    page.get_by_label("Weights", exact=True).select_option(view)
     page.get_by_label("Heads by").select_option("cell")
     looks = record.looking(python.recording, 12, 9, view)
     first = page.locator(".qx-ranking small").first
