@@ -29,9 +29,11 @@ def explorer_figure(
         mask: of the layer, from `record.effective_mask`, (T, T).
     """
     rows, columns = len(data["layers"]), data["heads"]
-    cell = min(0.5, 5.0 / max(rows, columns))  # inches
+    cell = max(0.24, min(0.5, 5.0 / max(rows, columns)))  # inches
     wide = columns * cell + 1.3
-    figure = Figure(figsize=(wide + 6.0, 5.4), dpi=100, layout="constrained")
+    figure = Figure(
+        figsize=(wide + 6.0, max(5.4, rows * cell + 1.0)), dpi=100, layout="constrained"
+    )
     left, right = figure.subfigures(1, 2, width_ratios=(wide, 6.0))
     _overview(left, data, recording, layer, head)
     _map(right, data, recording, layer, head, mask)
@@ -58,19 +60,25 @@ def _overview(
             chosen = (recording.layers[row], h) == (layer, head)
             edge = {"edgecolor": ORANGE, "lw": 2} if chosen else {"edgecolor": GREY, "lw": 0.4}
             axes.add_patch(Rectangle((x, y), n, n, fill=False, **edge))
+    for h in range(H):
+        x = h * (n + gap) + h // size * 2 * gap + n / 2
+        axes.text(x, -gap, f"{h}", ha="center", va="bottom", fontsize=7)
+    above = 0.75 * n  # the brackets stand over the numbers
     for g in range(data["groups"]):
         x = g * size * (n + gap) + g * 2 * gap
         end = x + size * (n + gap) - gap
-        axes.plot((x, x, end, end), (-gap, -2 * gap, -2 * gap, -gap), color="black", lw=0.8)
+        y = -above - gap
+        axes.plot((x, x, end, end), (y, y - gap, y - gap, y), color="black", lw=0.8)
         name = f"key head {g}" if size > 1 else f"k{g}"
-        axes.text((x + end) / 2, -3 * gap, name, ha="center", va="bottom", fontsize=8)
+        axes.text((x + end) / 2, y - 2 * gap, name, ha="center", va="bottom", fontsize=8)
+    alike = len({layer["badge"] for layer in data["layers"]}) == 1  # the map's title says it
     axes.set_yticks(
         [row * (n + gap) + n / 2 for row in range(rows)],
-        [f"{layer['index']}  {layer['badge']}" for layer in data["layers"]],
+        [str(i["index"]) if alike else f"{i['index']}  {i['badge']}" for i in data["layers"]],
         fontsize=8,
     )
     axes.set(xlim=(-gap, H * (n + gap) + 2 * gap * data["groups"]), xticks=[], ylabel="layer")
-    axes.set(ylim=(rows * (n + gap), -8 * gap), aspect="equal")
+    axes.set(ylim=(rows * (n + gap), -above - 8 * gap), aspect="equal")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

@@ -17,6 +17,7 @@ from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer, explorer, record
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
 
+BLAME = "rounding in 8 layers explains {}, so the cache may be at fault"
 TEXT = "the cat saw the cat"
 
 
@@ -454,15 +455,43 @@ def test_the_text_of_a_widget_is_stable_and_short(model, bytewise):
     [
         (None, torch.float32, ""),
         (9e-6, torch.float32, "equal those of one pass: max|Δ| = 9e-06"),
-        (2e-5, torch.float32, "differ from those of one pass: max|Δ| = 2e-05"),
+        (
+            2e-5,
+            torch.float32,
+            "differ from those of one pass: max|Δ| = 2e-05: " + BLAME.format("1e-05"),
+        ),
         (4e-3, torch.bfloat16, "equal those of one pass: max|Δ| = 0.004, in bfloat16"),
-        (0.3, torch.bfloat16, "differ from those of one pass: max|Δ| = 0.3, in bfloat16"),
+        (
+            0.3,
+            torch.bfloat16,
+            "differ from those of one pass: max|Δ| = 0.3, in bfloat16: " + BLAME.format("0.05"),
+        ),
     ],
 )
 def test_the_check_of_the_cache_is_told(error, dtype, said):
     assert (
         explorer.check_sentence(error, dtype).removeprefix("Rows decoded with the cache ") == said
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "dtype", "layers", "verdict"),
+    [
+        (2e-5, torch.float32, 24, "equal"),
+        (4e-5, torch.float32, 24, "differ"),
+        (0.06, torch.bfloat16, 24, "equal"),
+        (0.06, torch.bfloat16, 8, "differ"),
+        (0.03, torch.float16, 8, "differ"),
+    ],
+)
+def test_deeper_models_may_round_more(error, dtype, layers, verdict):
+    assert f"cache {verdict}" in explorer.check_sentence(error, dtype, layers)
+
+
+def test_a_tokenizer_with_other_tokens_is_warned_of(small_config, bytewise):
+    larger = Qwen2ForCausalLM(small_config(vocab_size=400)).eval()
+    with pytest.warns(UserWarning, match="has 259 tokens and the model 400: if it is not the"):
+        attention_explorer(larger, bytewise, TEXT)
 
 
 # -- the page and the figure -----------------------------------------------------------------------
@@ -495,7 +524,10 @@ def test_the_page_holds_everything(model, bytewise, tmp_path, capsys):
 def test_a_page_that_is_too_large_is_refused(model, bytewise, monkeypatch, tmp_path):
     shown = attention_explorer(model, bytewise, TEXT)
     monkeypatch.setattr(explorer, "LARGEST_PAGE", 1000)
-    with pytest.raises(ValueError, match=r"would have 0\.\d MB, .* fewer layers=\[…\], or a short"):
+    monkeypatch.setattr(explorer, "lens_rows", None)  # it is refused before the lens is computed
+    with pytest.raises(
+        ValueError, match=r"would have at least 0\.\d MB, .* fewer layers=\[…\], or a short"
+    ):
         shown.to_html(tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
@@ -515,6 +547,8 @@ def test_the_figure_shows_the_chosen_head(model, bytewise, given):
     figure.draw_without_rendering()
     titles = [axes.get_title() for axes in figure.axes]
     assert "Layer 1, head 4, key head 1, sliding 4" in titles
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert written == [*"012345", "key head 0", "key head 1"]
     named = figure.axes[titles.index("Layer 1, head 4, key head 1, sliding 4")]
     labels = [label.get_text() for label in named.get_yticklabels()]
     assert labels[0] == ("<|endoftext|>" if given == "padded" else visible_text(text[0]))
