@@ -30,7 +30,8 @@ class ChatSession:
             the model's settings say otherwise; <|im_end|> ends an answer besides `eos_token_id`.
 
     `messages` is the conversation, dicts with `role` and `content`. Edit it between turns if you
-    like: the next turn reads anew from the first change on.
+    like: the next turn reads anew from the first change on. `turn_ids` are the ids of the last turn:
+    what was read, then the answer as it came, its end token included.
     """
 
     def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
@@ -64,6 +65,7 @@ class ChatSession:
         ids = self.tokenizer.apply_chat_template(
             [*self.messages, question], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
+        self.turn_ids = ids  # grows as the answer comes
         prompt = torch.tensor([ids], device=self.model.device)  # (1, T)
         tokens = stream_ids(self.model, prompt, past_key_values=self._cache_for(ids), **options)
         pieces = TextPieces(self.tokenizer, options["generation_config"].stop_strings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import re
+from html.parser import HTMLParser
 from itertools import product
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("matplotlib")
 from qwen2_edu import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from qwen2_edu.decoding.processors import processors
 from qwen2_edu.viz.chat import chat, seen, transcript
+from qwen2_edu.viz.markdown import markdown
 from qwen2_edu.viz.masks import FUTURE, OUTSIDE, PADDING, SEEN, masks, picture
 from qwen2_edu.viz.sampling import NEUTRAL, bars, sampling, steps, summary
 from qwen2_edu.viz.tokens import tokens, tokens_live
@@ -525,3 +527,137 @@ def test_a_system_message_stays(model, bytewise):
     box = chat(model, bytewise, "Be brief.", max_new_tokens=2)
     box.clear()
     assert "Be brief." in box.talk.value and box.buttons["regenerate"].disabled
+
+
+EVIL = [
+    "<img src=x onerror=alert(1)>",
+    "<script>alert(1)</script>",
+    "a\n\n<div onclick=alert(1)>b</div>",
+    "[a](javascript:alert(1)) [b](JaVaScRiPt:alert(1)) <javascript:alert(1)> [c][d]\n\n"
+    "[d]: data:text/html,<script>alert(1)</script>",
+    '[a](https://e.example/"onmouseover="alert(1)) [b](https://e.example "t\\" onclick=\\"x")',
+    "![a](http://e.example/track.png) ![b](data:image/svg+xml,<svg/onload=alert(1)>)",
+    '```"><script>alert(1)</script>\n</code></pre><script>alert(1)</script>\n```',
+    "`</code><script>alert(1)</script>`",
+    "|<b onclick=x>|\n|:-|\n|<svg onload=x>|",
+]
+
+
+class Tags(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {(name, value) for name, value in attributes}
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_an_answer_cannot_act(evil):
+    page = Tags(markdown(evil))
+    plain = (
+        "p strong em del br code pre ul ol li blockquote table thead tbody tr th td a".split()
+    )
+    assert page.tags <= set(plain)
+    assert {name for name, _ in page.attributes} <= {"href", "rel", "target", "tabindex", "style"}
+    for name, value in page.attributes:
+        assert name != "href" or value.startswith("https://e.example")
+        assert name != "style" or value == "text-align:left"
+
+
+def test_an_answer_is_shown_as_the_markdown_it_is():
+    answer = "Use **this**:\n\n```python\nif a < b:\n    print('`')\n```\n- one\n- two"
+    page = transcript([{"role": "assistant", "content": answer}])
+    assert "<strong>this</strong>" in page and "<li>two</li>" in page and "```" not in page
+    code = re.search("<pre[^>]*><code>(.*?)</code></pre>", page, re.DOTALL)[1]
+    assert html.unescape(code) == "if a < b:\n    print('`')\n"
+    assert "<pre" in transcript([{"role": "assistant", "content": "```py\nx = 1"}])  # still coming
+    assert "<strong>" not in transcript([{"role": "user", "content": answer}])  # as it was typed
+
+
+@pytest.mark.parametrize(("limit", "mark"), [(2, "max_new_tokens = 2"), (3, ""), (9, "")])
+def test_an_answer_cut_off_is_marked(model, bytewise, limit, mark):
+    """And one that ends by itself is not, be it with the last token that it may have."""
+    greedy = chat(model, bytewise, max_new_tokens=3, do_sample=False)
+    ask(greedy, "Hi")
+    ids = greedy.session.turn_ids[-3:]
+    assert ids[-1] not in ids[:-1]
+    box = chat(model, bytewise, max_new_tokens=limit, do_sample=False, eos_token_id=ids[-1])
+    ask(box, "Hi")
+    assert box.talk.value.count('class="q2-mark"') == bool(mark) and mark in box.talk.value
+    assert ("cut off" in repr(box.static())) == bool(mark)
+    box.settings["max_new_tokens"].value = 9
+    ask(box, "Go on")  # the mark stays with its own answer
+    assert box._marks(box.session.messages)[1].endswith(mark)
+    box.settings["max_new_tokens"].value = limit
+    box.clear()
+    assert "q2-mark" not in box.talk.value.partition("</style><div")[2]
+
+
+def test_a_stopped_answer_is_marked(box):
+    async def run():
+        box.settings["max_new_tokens"].value = 500
+        ask(box, "Hi")
+        while 'class="q2-assistant"' not in box.talk.value:
+            await asyncio.sleep(0)
+        box.stop()
+        await box.task
+
+    asyncio.run(run())
+    assert 'class="q2-mark">stopped here<' in box.talk.value
+
+
+def test_while_regenerating_the_old_answer_is_not_what_the_model_sees(box, bytewise):
+    box.view.selected_index = 0
+    ask(box, "Hi")
+    question = seen(bytewise, box.session.messages[:1]).html
+    assert box.ids.value == seen(bytewise, box.session.messages).html != question
+    during = []
+
+    async def run():
+        box.regenerate()
+        while box.task is not None:
+            await asyncio.sleep(0)
+            during.append(box.ids.value)
+
+    asyncio.run(run())
+    assert len(during) > 3 and set(during[:-1]) == {question}
+    assert box.ids.value == seen(bytewise, box.session.messages).html
+
+
+def test_settings_without_a_say_are_off(box):
+    shapes = [box.settings[name] for name in ("temperature", "top_k", "top_p", "min_p")]
+    assert all(shape.disabled for shape in shapes) and "do_sample is off" in box.rule.value
+    assert not box.settings["repetition_penalty"].disabled
+    box.settings["do_sample"].value = True
+    assert not any(shape.disabled for shape in shapes) and "top_k 0" in box.rule.value
+
+
+def test_the_same_answer_again_is_said(box):
+    ask(box, "Hi")
+    assert "same answer" not in box.said.value
+    box.regenerate()
+    assert "The same answer again" in box.said.value and "do_sample on" in box.said.value
+    box.settings["max_new_tokens"].value = 3
+    box.regenerate()
+    assert "same answer" not in box.said.value  # this one is shorter
+
+
+def test_look_inside_an_answer(box, bytewise):
+    assert box.buttons["look_inside"].disabled
+    ask(box, "Hi")
+    box.buttons["look_inside"].click()
+    (explorer,) = box.inside.children
+    asked = bytewise.apply_chat_template(
+        box.session.messages[:1], add_generation_prompt=True, return_dict=False
+    )
+    assert explorer.recording.ids[: len(asked)] == asked and explorer.query == len(asked) - 1
+    whole = bytewise.apply_chat_template(box.session.messages, return_dict=False)
+    assert explorer.recording.ids == whole
+    ask(box, "And?")
+    assert box.inside.children == ()  # it showed what was said before
+    ask(box, "x" * 500)
+    box.look_inside()
+    assert box.inside.children == () and "up to 512" in box.said.value
