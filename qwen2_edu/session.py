@@ -30,8 +30,8 @@ class ChatSession:
             the model's settings say otherwise; <|im_end|> ends an answer besides `eos_token_id`.
 
     `messages` is the conversation, dicts with `role` and `content`. Edit it between turns if you
-    like: the next turn reads anew from the first change on. `turn_ids` are the ids of the last turn:
-    what was read, then the answer as it came, its end token included.
+    like: the next turn reads anew from the first change on. `turn_ids` are those of the last
+    turn: what was read, then the answer as it came, its end token included.
     """
 
     def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):

@@ -100,6 +100,12 @@ def picture(
     caption += f"{looks[0]} to {looks[-1]}."
     if length - len(keys):
         caption += f" The ring has overwritten {length - len(keys)} of them."
+    if cached:
+        caption += f" The first {cached} are cached; the queries are the other {length - cached}."
+    if padding:
+        caption += f" Padding at the left: {padding}."
+    if len(config.window_by_type) == 1 and config.num_hidden_layers > 1:
+        caption += f" All {config.num_hidden_layers} layers are {kind}: they look alike."
     return Picture(cells, queries, keys, title, caption)
 
 
@@ -110,6 +116,8 @@ def figure_of(shown: Picture) -> Figure:
     figure, axes = new_figure(max(2.7, S * side) + 2.5, max(1.3, T * side) + 1)
     legend = []
     for kind, (colour, hatch, name) in _LOOKS.items():
+        if not (shown.cells == kind).any():
+            continue  # the legend names what is to be seen
         squares = [
             [(s, t), (s + 1, t), (s + 1, t + 1), (s, t + 1)]
             for t, s in (shown.cells == kind).nonzero().tolist()
@@ -151,6 +159,7 @@ class Masks(widgets.VBox):
             name: widgets.IntSlider(value, min=low, max=high, description=name)
             for name, (low, high, value) in edges.items()
         }
+        self.sliders["layer"].disabled = len(config.window_by_type) == 1  # they look alike
         self.view = widgets.HTML()
         super().__init__([*self.sliders.values(), self.view])
         for slider in self.sliders.values():

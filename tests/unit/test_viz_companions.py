@@ -335,7 +335,7 @@ def test_titles_give_the_reason(small_config):
     assert shown.title == "layer 1: sliding_attention, window 4  (1 ≥ max_window_layers = 1)"
     assert shown.caption == (
         "The last query, position 8, sees 4 of 9 tokens: 5 to 8. "
-        "The ring has overwritten 5 of them."
+        "The ring has overwritten 5 of them. The first 8 are cached; the queries are the other 1."
     )
     assert "use_sliding_window is off" in picture(small_config(), 5, 2).title
 
@@ -376,9 +376,40 @@ def test_masks_widget(small_config):
     assert f'alt="{html.escape(expected.title)}. {expected.caption}"' in view.view.value
     view.sliders["layer"].value = 1
     assert not view.sliders["window"].disabled and "window 5" in view.picture.title
-    figure = view.static()
-    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert legend == ["visible", "future", "outside the window", "padding"]
+    assert legend(view) == ["visible", "future", "outside the window", "padding"]
+
+
+def legend(view):
+    return [text.get_text() for text in view.static().axes[0].get_legend().get_texts()]
+
+
+def test_the_legend_names_what_is_to_be_seen(small_config):
+    view = masks(small_config(**SLIDING), 8, layer=0)
+    assert legend(view) == ["visible", "future"]
+    view.sliders["layer"].value = 1
+    assert legend(view) == ["visible", "future", "outside the window"]
+    view = masks(small_config(**SLIDING), 8, layer=0, padding=2, cached=7)
+    assert "future" not in legend(view) and "padding" in legend(view)
+
+
+@pytest.mark.parametrize("name", ["padding", "cached"])
+def test_the_alt_text_tells_what_the_slider_did(small_config, name):
+    view = masks(small_config(**SLIDING), 8)
+    alts = set()
+    for value in range(5):
+        view.sliders[name].value = value
+        alts.add(re.search('alt="([^"]*)"', view.view.value)[1])
+    assert len(alts) == 5
+
+
+def test_where_no_layer_differs_the_picture_says_so(small_config):
+    alike = "All 3 layers are full_attention: they look alike."
+    view = masks(small_config(), 6)
+    assert alike in view.view.value and view.sliders["layer"].disabled
+    sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+    assert "All 3 layers are sliding_attention" in picture(small_config(**sliding), 6).caption
+    mixed = masks(small_config(**SLIDING), 6)
+    assert "alike" not in mixed.view.value and not mixed.sliders["layer"].disabled
 
 
 def test_no_sliding_layer_no_window(small_config):
@@ -557,9 +588,7 @@ class Tags(HTMLParser):
 @pytest.mark.parametrize("evil", EVIL)
 def test_an_answer_cannot_act(evil):
     page = Tags(markdown(evil))
-    plain = (
-        "p strong em del br code pre ul ol li blockquote table thead tbody tr th td a".split()
-    )
+    plain = "p strong em del br code pre ul ol li blockquote table thead tbody tr th td a".split()
     assert page.tags <= set(plain)
     assert {name for name, _ in page.attributes} <= {"href", "rel", "target", "tabindex", "style"}
     for name, value in page.attributes:
