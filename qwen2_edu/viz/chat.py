@@ -18,7 +18,7 @@ from .explorer import attention_explorer
 from .markdown import markdown
 from .palette import CSS as SHARED
 from .record import check_model
-from .tokens import Page, check_tokenizer, tokens
+from .tokens import Page, check_pair, tokens
 
 CSS = SHARED + f"<style>{Path(__file__).with_name('chat.css').read_text(encoding='utf-8')}</style>"
 LONGEST = 512  # tokens whose maps are shown: they grow as its square
@@ -87,7 +87,7 @@ class Chat(widgets.VBox):
 
     def __init__(self, model: Any, tokenizer: Any, system: str | None, options: dict[str, Any]):
         check_model(model)
-        check_tokenizer(tokenizer)
+        check_pair(model, tokenizer)
         self.session = ChatSession(model, tokenizer, system, **options)
         self.stopping, self.task = False, None
         self.asked: list[dict[str, str]] | None = None  # what the answer under way is to

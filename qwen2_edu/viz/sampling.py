@@ -19,7 +19,7 @@ from ..tokenizer import TokenizerBase
 from .labels import token_labels
 from .palette import BLUE, CSS, GREEN, ORANGE, PURPLE, SKY, tint
 from .record import check_model
-from .tokens import Page, check_tokenizer, ids_of
+from .tokens import Page, check_pair, ids_of
 
 # The settings in the order of `decoding.processors`, each where it does nothing.
 NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -33,6 +33,10 @@ _RANGES = {  # lowest, highest, step of a slider
 }
 # JupyterLab takes the arrow keys for its own, but where the focused element says no.
 _REGION = 'tabindex="0" role="region" aria-label="next tokens" data-lm-suppress-shortcuts="true"'
+EXPLAINED = (
+    "before cuts: after repetition_penalty and temperature, which change the odds; after cuts: "
+    "what a token is drawn from, once top_k, top_p and min_p have taken tokens away"
+)
 _SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # the probability that fills a row
 
 
@@ -185,27 +189,38 @@ class Sampling(widgets.VBox):
     Attributes:
         sliders: by the name of the option. Set their `value` as the mouse would.
         drawn: the ids that were drawn since a slider was last moved.
+        ids, appended: what the model has read, and how many of the last of these were drawn.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, prompt: Any, show: int, seed: int, options: dict[str, Any]
     ):
         check_model(model)
-        check_tokenizer(tokenizer)
+        check_pair(model, tokenizer)
         self.model, self.tokenizer, self.show, self.seed = model, tokenizer, show, seed
-        self._read(prompt)
+        self._read(ids_of(tokenizer, prompt))
         bars(self.logits, self.seen, show, **options)  # what cannot be is refused before all else
         self.sliders = {}
         for name, (low, high, step) in _RANGES.items():
-            value, style = options.get(name, NEUTRAL[name]), {"description_width": "130px"}
+            value, style = options.get(name, NEUTRAL[name]), {"description_width": "180px"}
+            said = f"{name} ({NEUTRAL[name]:g} = off)"
             edges = {"min": min(low, value), "max": max(high, value), "step": step}
             kind = widgets.IntSlider if name == "top_k" else widgets.FloatSlider
-            self.sliders[name] = kind(value, description=name, style=style, **edges)
+            look = {"style": style, "layout": {"width": "440px", "max_width": "100%"}}
+            self.sliders[name] = kind(value, description=said, **look, **edges)
             self.sliders[name].observe(self._show, "value")
-        self.box = widgets.Text(description="prompt", layout={"width": "auto"})
+        self.box = widgets.Textarea(description="prompt", rows=2, layout={"width": "auto"})
         self.button = widgets.Button(description="draw", tooltip="draw a token with these settings")
+        self.append_button = widgets.Button(
+            description="append",
+            tooltip="put the token drawn behind the prompt; none yet: draw one",
+        )
+        self.back_button = widgets.Button(
+            description="take back", tooltip="take the last appended token away", disabled=True
+        )
+        buttons = widgets.HBox([self.button, self.append_button, self.back_button])
         self.view = widgets.HTML()
-        left = widgets.VBox([*self.sliders.values(), self.button])
+        left = widgets.VBox([*self.sliders.values(), buttons])
         row = widgets.HBox([left, self.view], layout={"flex_flow": "row wrap"})
         super().__init__([self.box, row])
         if isinstance(prompt, str):
@@ -214,6 +229,8 @@ class Sampling(widgets.VBox):
             self.children = [row]
         self.box.observe(self._type, "value")
         self.button.on_click(self.draw)
+        self.append_button.on_click(self.append)
+        self.back_button.on_click(self.take_back)
         self._show()
 
     @property
@@ -224,7 +241,10 @@ class Sampling(widgets.VBox):
     def static(self) -> Page:
         """What is shown, without the sliders."""
         done = steps(self.logits, self.seen, **self.options)
-        lines = summary(done, len(self.logits))
+        lines = [*summary(done, len(self.logits)), EXPLAINED]
+        if self.appended:
+            new = token_labels(self.tokenizer, self.ids[-self.appended :])
+            lines.append(f"appended: {' '.join(token['text'] for token in new)}")
         for token in token_labels(self.tokenizer, self.drawn[-1:]):
             lines.append(f"draw {len(self.drawn)}: {token['text']}, id {token['id']}")
         rows = _bars(self.logits, done, self.show)
@@ -239,22 +259,48 @@ class Sampling(widgets.VBox):
         self.view.value = self.static().html
         return self.drawn[-1]
 
-    def _read(self, prompt: Any) -> None:
+    def append(self, _: Any = None) -> int:
+        """Put the token drawn last, or now, behind the prompt, and answer its id.
+
+        The draws go on from where they were, so a prompt extended token by token becomes what
+        `generate` makes of it with a generator of this seed.
+        """
+        token = self.drawn[-1] if self.drawn else self.draw()
+        self._extend([*self.ids, token], self.appended + 1)
+        return token
+
+    def take_back(self, _: Any = None) -> None:
+        """Take away the token that was appended last."""
+        if self.appended:
+            self._extend(self.ids[:-1], self.appended - 1)
+
+    def _extend(self, ids: list[int], appended: int) -> None:
+        self._read(ids, appended)
+        self.box.unobserve(self._type, "value")  # these ids, whatever a tokenizer makes of the text
+        self.box.value = self.tokenizer.decode(ids)
+        self.box.observe(self._type, "value")
+        self.drawn = []
+        self.view.value = self.static().html
+
+    def _read(self, ids: list[int], appended: int = 0) -> None:
         """Let the model read the prompt once; the sliders work on its answer."""
-        ids = torch.tensor([ids_of(self.tokenizer, prompt)], device=self.model.device)
+        self.ids, self.appended = ids, appended
+        ids = torch.tensor([ids], device=self.model.device)  # (1, T)
         with torch.no_grad():
             logits = self.model(ids, logits_to_keep=1).logits[0, -1].float().cpu()
         self.logits = logits[: len(self.tokenizer)]  # ids beyond the last token are never drawn
         self.seen = functions.seen_tokens(ids.cpu(), len(logits))[0, : len(self.logits)]
+        if hasattr(self, "back_button"):
+            self.back_button.disabled = not appended
 
     def _type(self, _: Any) -> None:
         try:
-            self._read(self.box.value)
+            self._read(ids_of(self.tokenizer, self.box.value))
         except ValueError as error:  # an empty prompt, a lone surrogate
-            self.button.disabled = True
+            self.button.disabled = self.append_button.disabled = self.back_button.disabled = True
             self.view.value = f'{CSS}<div class="q2-say" role="alert">{escape(str(error))}</div>'
         else:
-            self.button.disabled = False
+            self.button.disabled = self.append_button.disabled = False
             self._show()
 
     def _show(self, _: Any = None) -> None:

@@ -42,6 +42,28 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
+def check_pair(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot be the model's, as far as ids can tell.
+
+    Raises:
+        TypeError: no tokenizer. ValueError: it has more tokens than the model has rows, or the id
+            that ends an answer of the model is no control token of it.
+    """
+    check_tokenizer(tokenizer)
+    rows, config = model.config.vocab_size, getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None) or model.config.eos_token_id
+    ends = ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+    strange = [i for i in ends if i < rows and i not in tokenizer.added_tokens_decoder]
+    why = f"the model's end token, id {strange[0]}, is no control token of it" if strange else ""
+    if len(tokenizer) > rows:
+        why = f"it has {len(tokenizer):,} tokens, and the model {rows:,} rows"
+    if why:
+        raise ValueError(
+            f"this tokenizer is not the model's: {why}. Load both by the same name: "
+            "AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)"
+        )
+
+
 def ids_of(tokenizer: TokenizerBase, text: Any) -> list[int]:
     """The ids of a text, of a conversation that waits for an answer, or of ids: themselves.
 

@@ -263,6 +263,55 @@ def test_draws_are_seeded_and_counted(model, bytewise):
     assert [view.draw() for _ in range(10)] == first
 
 
+@pytest.mark.parametrize("prompt", ["hello", [104, 101]], ids=str)
+def test_appended_draws_are_what_generate_says(model, bytewise, prompt):
+    """One generator for all draws: begun anew at each token, it would favour the same ones."""
+    options = {"temperature": 1.3, "top_k": 20, "repetition_penalty": 1.2}
+    view = sampling(model, bytewise, prompt, seed=4, **options)
+    start = view.ids
+    new = [view.append() for _ in range(12)]
+    options |= {"generator": torch.Generator().manual_seed(4), "vocab_limit": len(bytewise)}
+    said = model.generate(torch.tensor([start]), max_new_tokens=12, do_sample=True, **options)
+    assert said[0].tolist() == [*start, *new] == view.ids and len(set(new)) > 3
+    assert "appended: " in repr(view.static()) and view.box.value == bytewise.decode(view.ids)
+
+
+def test_the_draw_that_was_shown_is_appended_and_taken_back(model, bytewise):
+    view = sampling(model, bytewise, "hello", temperature=3.0)
+    before = view.view.value
+    assert view.back_button.disabled
+    shown = [view.draw() for _ in range(3)][-1]
+    view.append_button.click()
+    assert view.ids == [*b"hello", shown] and view.drawn == []
+    assert torch.equal(view.logits, sampling(model, bytewise, view.ids).logits)
+    view.back_button.click()
+    assert view.ids == [*b"hello"] and view.back_button.disabled and view.view.value == before
+    view.append()
+    view.box.value = "Hi"
+    assert view.ids == [*b"Hi"] and view.appended == 0 and view.back_button.disabled
+
+
+def test_sliders_say_where_they_do_nothing(model, bytewise):
+    view = sampling(model, bytewise, "hello")
+    for name, slider in view.sliders.items():
+        assert slider.description == f"{name} ({NEUTRAL[name]:g} = off)"
+        assert int(slider.layout.width.removesuffix("px")) >= 440
+    assert "before cuts: after repetition_penalty and temperature" in repr(view.static())
+
+
+@pytest.mark.parametrize(
+    "make", [chat, lambda m, t: sampling(m, t, "hello")], ids=["chat", "draws"]
+)
+def test_a_tokenizer_of_another_model_is_refused(small_config, bytewise, make):
+    few = Qwen2ForCausalLM(small_config(vocab_size=97, eos_token_id=None))
+    with pytest.raises(ValueError, match="not the model's: it has 259 tokens.* 97 rows"):
+        make(few, bytewise)
+    letter = Qwen2ForCausalLM(small_config(vocab_size=300, eos_token_id=97))
+    with pytest.raises(ValueError, match="not the model's: the model's end token, id 97"):
+        make(letter, bytewise)
+    make(Qwen2ForCausalLM(small_config(vocab_size=300, eos_token_id=[258, 256])), bytewise)
+
+
 def test_prompts_can_be_edited_and_errors_are_said(model, bytewise):
     view = sampling(model, bytewise, "hello")
     view.box.value = "Hi"
