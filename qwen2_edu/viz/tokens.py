@@ -11,12 +11,14 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
+import torch
 
 from ..tokenizer import TokenizerBase
 from .labels import token_bytes, token_labels
 from .palette import BLUE, CSS, GREEN, GREY, ORANGE, PURPLE, tint
 
 _CYCLE = [tint(colour, 0.28) for colour in (BLUE, ORANGE, GREEN, PURPLE)]
+_DARKEST = 10  # nats: a token of probability e^-10 or less is as dark as can be read on
 _CONTROL = f"border:1px solid;font-weight:bold;background-color:{tint(GREY, 0.2)}"
 
 
@@ -87,19 +89,46 @@ def ids_of(tokenizer: TokenizerBase, text: Any) -> list[int]:
     return list(ids)
 
 
-def token_boxes(tokenizer: TokenizerBase, ids: Sequence[int]) -> str:
-    """Tokens as HTML boxes that tell id and bytes when pointed at; a line ends after a newline."""
+@torch.no_grad()
+def log_probabilities(model: Any, ids: Sequence[int]) -> list[float | None]:
+    """How likely the model held each token, given those before it: natural logarithms.
+
+    The first token is given, so it has None.
+    """
+    row = torch.tensor([ids], device=model.device)  # (1, T)
+    values: list[float | None] = [None]
+    hidden = model.model(row).last_hidden_state[0, :-1]  # (T - 1, E)
+    for start in range(0, len(hidden), 64):  # (64, V) at a time: V is large
+        some = model.lm_head(hidden[start : start + 64]).float().log_softmax(-1)
+        follow = row[0, start + 1 : start + 1 + len(some), None]
+        values += some.gather(1, follow)[:, 0].tolist()
+    return values
+
+
+def token_boxes(
+    tokenizer: TokenizerBase, ids: Sequence[int], logs: Sequence[float | None] | None = None
+) -> str:
+    """Tokens as HTML boxes that tell id and bytes when pointed at; a line ends after a newline.
+
+    Args:
+        logs: a log-probability for each token; then the darker, the less expected.
+    """
     boxes = []
     for i, token in enumerate(token_labels(tokenizer, ids)):
         data = token_bytes(tokenizer, token["id"]) or b""
         shown = data[:24].hex(" ").upper() + " …" * (len(data) > 24)
         facts = [f"id {token['id']}", f"{_count(len(data), 'byte')}: {shown}" * bool(data)]
         facts += [token["note"], "control token" * token["special"]]
+        colour = _CYCLE[i % 4]
+        if logs is not None:
+            known = logs[i] is not None
+            facts.append(f"log-probability {logs[i]:.2f}" if known else "given")
+            colour = tint(ORANGE, round(min(-logs[i] / _DARKEST, 1) * 0.6, 3) if known else 0)
         title = escape(", ".join(fact for fact in facts if fact))
-        look = (
-            f"background-color:{_CYCLE[i % 4]};border:1px {'dashed' if token['note'] else 'none'}"
-        )
-        style = f"padding:0 2px;border-radius:3px;{_CONTROL if token['special'] else look}"
+        look = f"background-color:{colour};border:1px {'dashed' if token['note'] else 'none'}"
+        if token["special"]:
+            look = _CONTROL if logs is None else f"{_CONTROL};background-color:{colour}"
+        style = f"padding:0 2px;border-radius:3px;{look}"
         boxes.append(
             f'<bdi class="q2-t" role="listitem" tabindex="0" title="{title}" style="{style}">'
             f"{escape(token['text'])}</bdi>" + ("<br>" if data.endswith(b"\n") else " ")
@@ -112,7 +141,12 @@ def _count(n: int, what: str) -> str:
 
 
 def tokens(
-    tokenizer: TokenizerBase, text: Any, *, live: bool = False, max_tokens: int = 512
+    tokenizer: TokenizerBase,
+    text: Any,
+    *,
+    live: bool = False,
+    max_tokens: int = 512,
+    model: Any = None,
 ) -> Page | TokensLive:
     """A text as the tokenizer cuts it.
 
@@ -120,19 +154,25 @@ def tokens(
         text: a text; or messages, as the model sees them; or ids, a list or a tensor (T,).
         live: with a box to type in.
         max_tokens: show no more than so many; the rest is counted.
+        model: a Qwen2ForCausalLM whose tokenizer this is: the colour of a token then tells how
+            little the model expected it, from clear (probability 1) to dark orange.
 
     Returns:
         A page: coloured pieces in a notebook, one token a line as text. Point at a piece, or go to
         it with the Tab key, for its id and bytes.
 
     Raises:
-        TypeError: no tokenizer, or nothing that has ids.
-        ValueError: an empty text; max_tokens below 1.
+        TypeError: no tokenizer, or nothing that has ids; a model without a language head.
+        ValueError: an empty text; max_tokens below 1; a tokenizer that is not the model's.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     if live:
-        return TokensLive(tokenizer, text, max_tokens)
+        return TokensLive(tokenizer, text, max_tokens, model)
+    if model is not None:
+        if not hasattr(model, "lm_head"):
+            raise TypeError(f"{type(model).__name__} gives no probabilities: Qwen2ForCausalLM does")
+        check_pair(model, tokenizer)
     ids = ids_of(tokenizer, text)
     data = b"".join(token_bytes(tokenizer, i) or b"" for i in ids)
     characters = len(data.decode(errors="replace"))
@@ -140,11 +180,20 @@ def tokens(
     summary = ", ".join(_count(n, what) for what, n in counts.items())
     if len(ids) > max_tokens:
         summary += f"; the first {_count(max_tokens, 'token')} below"
+    logs = None if model is None else log_probabilities(model, ids[:max_tokens])
+    if logs and len(logs) > 1:
+        summary += (
+            f"; mean log-probability {sum(logs[1:]) / len(logs[1:]):.2f}, the darker the lower"
+        )
     labels = token_labels(tokenizer, ids[:max_tokens])
     if any(token["note"] for token in labels):
         summary += "; dashed: no whole character"
-    lines = [summary, *(f"{token['id']:>7}  {token['text']}" for token in labels)]
-    boxes = token_boxes(tokenizer, ids[:max_tokens])
+    told = [""] * len(labels)
+    if logs is not None:
+        told = ["  " + ("given" if log is None else f"{log:.2f}") for log in logs]
+    pairs = zip(labels, told, strict=True)
+    lines = [summary, *(f"{token['id']:>7}  {token['text']}{log}" for token, log in pairs)]
+    boxes = token_boxes(tokenizer, ids[:max_tokens], logs)
     boxes += f'<div class="q2-sum">{summary}</div>'
     return Page(f'{CSS}<div class="q2-tokens" dir="ltr">{boxes}</div>', "\n".join(lines))
 
@@ -152,11 +201,13 @@ def tokens(
 class TokensLive(widgets.VBox):
     """A box to type in, and its tokens below. `static()` is the page without the box."""
 
-    def __init__(self, tokenizer: TokenizerBase, text: str = "", max_tokens: int = 512):
+    def __init__(
+        self, tokenizer: TokenizerBase, text: str = "", max_tokens: int = 512, model: Any = None
+    ):
         check_tokenizer(tokenizer)
         if not isinstance(text, str):
             raise TypeError(f"the live view starts from a text, not {type(text).__name__}")
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer, self.max_tokens, self.model = tokenizer, max_tokens, model
         self.box = widgets.Textarea(
             value=text, placeholder="Type a text", layout={"width": "auto", "height": "5em"}
         )
@@ -168,7 +219,8 @@ class TokensLive(widgets.VBox):
 
     def static(self) -> Page:
         """The tokens of what stands in the box."""
-        return tokens(self.tokenizer, self.box.value, max_tokens=self.max_tokens)
+        options = {"max_tokens": self.max_tokens, "model": self.model}
+        return tokens(self.tokenizer, self.box.value, **options)
 
     def _show(self, _: Any = None) -> None:
         try:

@@ -142,7 +142,20 @@ def test_sampling_sliders_and_draws(page, python):
         here.get_by_role("button", name="draw").click()
         here.get_by_text(f"draw {len(twin.drawn)}:").wait_for()
     agrees()
-    here.locator("input[type=text]").first.fill("")
+    for name, act in (
+        ("append", twin.append),
+        ("append", twin.append),
+        ("take back", twin.take_back),
+    ):
+        act()
+        here.get_by_role("button", name=name).focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "text => [...document.querySelectorAll('textarea')].some(t => t.value === text)",
+            arg=twin.box.value,
+        )
+        agrees()
+    here.locator("textarea").first.fill("")
     here.get_by_role("alert").get_by_text("the text is empty").wait_for()
 
 
@@ -162,7 +175,7 @@ def test_masks_sliders(page, python):
 
 
 def test_a_table_too_wide_can_be_scrolled(page):
-    cell(page, 3).locator("input[type=text]").first.fill("hello")
+    cell(page, 3).locator("textarea").first.fill("hello")
     try:
         page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
         page.set_viewport_size({"width": 600, "height": 2600})
@@ -227,17 +240,38 @@ def test_chat(page, python):
     stop.click()
     here.locator("button:has-text('send'):enabled").wait_for()
     heard = here.locator(".q2-assistant").last.inner_text().removeprefix("assistant\n")
-    assert 0 < len(heard) < 4000
+    assert 0 < len(heard) < 4000 and here.locator(".q2-mark").last.inner_text() == "stopped here"
+    assert here.get_by_label("temperature").is_disabled()
     here.get_by_label("max_new_tokens").fill("12")
     here.get_by_label("max_new_tokens").press("Enter")
     again = session.send("Go on", max_new_tokens=12)
     here.get_by_role("button", name="regenerate").click()
     here.get_by_text(again, exact=False).last.wait_for()
     here.locator("button:has-text('send'):enabled").wait_for()
+    assert "max_new_tokens = 12" in here.locator(".q2-mark").last.inner_text()
+    here.get_by_role("button", name="regenerate").click()
+    here.get_by_text("The same answer again").wait_for()
+    here.get_by_role("button", name="look inside").focus()
+    page.keyboard.press("Enter")
+    here.get_by_text("just before the first word").wait_for()
+    here.locator("canvas").first.wait_for()
     here.get_by_role("button", name="clear").click()
+    here.locator("canvas").first.wait_for(state="detached")
     here.get_by_text("Nothing was said yet.").first.wait_for()
     here.get_by_role("button", name="send").click()
     here.get_by_text("Type a message first.").wait_for()
+
+
+def test_code_in_an_answer_is_code_and_markup_is_letters(new_page, python):
+    answer = "```python\nif a < b:\n    c\n```\n<img src=x onerror=document.title='hit'> **so**"
+    page = new_page()
+    page.set_content(python["transcript"]([{"role": "assistant", "content": answer}], ["cut"]))
+    code = page.locator("pre code")
+    assert code.inner_text() == "if a < b:\n    c\n"
+    assert "monospace" in code.evaluate("e => getComputedStyle(e).fontFamily")
+    assert page.locator("img").count() == 0 and page.title() != "hit"
+    assert page.locator("strong").inner_text() == "so"
+    assert page.locator(".q2-mark").inner_text() == "cut"
 
 
 @pytest.mark.parametrize("theme", ["color:#000;background:#fff", "color:#fff;background:#111"])

@@ -141,6 +141,32 @@ def test_live_tokens_follow_the_box(bytewise):
     assert "surrogate" in live.view.value
 
 
+def test_tokens_coloured_by_log_probability(model, bytewise):
+    text = "it is red. " * 9  # more than the 64 rows that are computed at a time
+    ids = bytewise(text).input_ids
+    page = tokens(bytewise, text, model=model)
+    logits = model(torch.tensor([ids])).logits[0, :-1]
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    shown = [title.rpartition("log-probability ")[2] for title in titles(page.html)]
+    assert shown[0].endswith("given") and len(shown) == len(ids) > 64
+    assert [float(x) for x in shown[1:]] == pytest.approx([-x for x in losses.tolist()], abs=0.006)
+    assert f"mean log-probability {-losses.mean():.2f}" in repr(page)
+    strengths = [
+        float(x) for x in re.findall(r"background-color:rgba\([^)]*, ([\d.]+)\)", page.html)
+    ]
+    assert strengths == pytest.approx([0, *((losses / 10).clamp(max=1) * 0.6).tolist()], abs=0.001)
+    live = tokens(bytewise, text, live=True, model=model)
+    assert live.view.value == page.html
+    assert len(boxes(tokens(bytewise, "a", model=model).html)) == 1
+    with pytest.raises(ValueError, match="not the model's"):
+        tokens(bytewise, "a", model=Qwen2ForCausalLM(Qwen2Config(**TOO_FEW)))
+    with pytest.raises(TypeError, match="Qwen2Model gives no probabilities"):
+        tokens(bytewise, "a", model=model.model)
+
+
+TOO_FEW = {"vocab_size": 97, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+TOO_FEW |= {"intermediate_size": 80, "num_hidden_layers": 1}
+
 # -- sampling
 
 HAND = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]).log()
