@@ -182,9 +182,8 @@ def tokens(
         summary += f"; the first {_count(max_tokens, 'token')} below"
     logs = None if model is None else log_probabilities(model, ids[:max_tokens])
     if logs and len(logs) > 1:
-        summary += (
-            f"; mean log-probability {sum(logs[1:]) / len(logs[1:]):.2f}, the darker the lower"
-        )
+        mean = sum(logs[1:]) / len(logs[1:])
+        summary += f"; mean log-probability {mean:.2f}, the stronger the colour the lower"
     labels = token_labels(tokenizer, ids[:max_tokens])
     if any(token["note"] for token in labels):
         summary += "; dashed: no whole character"
