@@ -50,10 +50,6 @@ display(attention_explorer(model, tokenizer, "a cat"))
 while not Path("go on").exists():
     time.sleep(0.1)
 """
-BESIDE = """
-from ipywidgets import HBox
-HBox([attention_explorer(model, tokenizer, "a cat"), attention_explorer(model, tokenizer, "a b")])
-"""
 PADS, T, GUTTER = 2, 25, 88
 
 
@@ -69,7 +65,7 @@ def python():
 @pytest.fixture(scope="module")
 def lab(jupyterlab, new_page):
     """A notebook whose first cell shows the explorer, whose second sets it, and a third."""
-    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY, BESIDE]
+    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY]
     page = new_page()
     open_notebook(page, *jupyterlab, "test.ipynb", cells)
     run_cell(page)
@@ -717,16 +713,6 @@ def test_tabs_by_keyboard(page):
     assert lens.get_attribute("aria-selected") == "true"
     page.keyboard.press("ArrowLeft")
     assert page.locator(".qx-told").is_visible()
-
-
-def test_two_explorers_stand_side_by_side(lab):
-    lab.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 3")
-    lab.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
-    lab.locator(".widget-hbox .qx-heads [role=option]").nth(20).wait_for()
-    boxes = [one.bounding_box() for one in lab.locator(".widget-hbox .qx").all()]
-    assert len(boxes) == 2 and all(box["width"] >= 300 for box in boxes), boxes
-    lab.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
-    lab.locator(".widget-hbox").wait_for(state="detached")
 
 
 def test_python_and_browser_choose_together(lab):
