@@ -741,14 +741,21 @@ def test_a_released_vocabulary_with_one_flipped_bit_is_refused(tmp_path):
 def test_an_interrupted_save_leaves_the_old_files(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = Qwen2Tokenizer(*bpe.train(["the cat sat, the cat sat"] * 2, 260), added_tokens=["<x>"])
+    calls = []
 
-    def full(*_):
+    def full(*args):
+        calls.append(args)
         raise OSError("disk full")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(os, "replace", full)
-        other.save_pretrained(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # Bytes reach the disk, the folder of the new files takes the old one's place, or, where that
+    # cannot be, files move one by one: each fails in turn.
+    for name, more in (("fsync", ()), ("link", ("replace",))):
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+            for call in (name, *more):
+                patch.setattr(os, call, full)
+            other.save_pretrained(folder)
+        assert calls and {path.name: path.read_bytes() for path in folder.iterdir()} == before
     other.save_pretrained(folder)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after.keys() == before.keys() - {"chat_template.jinja"}  # the other has no template
