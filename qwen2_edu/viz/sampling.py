@@ -255,6 +255,8 @@ class Sampling(widgets.VBox):
         """Draw one token as `generate` would, show it, and answer its id."""
         done = steps(self.logits, self.seen, **self.options)
         logits = done[-1].logits if done else self.logits
+        beyond = self.model.config.vocab_size - len(logits)  # no token of theirs, but a die's sides
+        logits = torch.nn.functional.pad(logits, (0, beyond), value=-torch.inf)
         self.drawn.append(int(functions.draw(logits[None], self.generator)))
         self.view.value = self.static().html
         return self.drawn[-1]
