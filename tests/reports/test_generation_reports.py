@@ -227,6 +227,15 @@ def test_outputs_are_transformers(pair, way):
         )
 
 
+def test_logits_are_the_models_whatever_a_processor_writes(model):
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+    options |= {"output_scores": True, "logits_processor": [uneven]}
+    out = model.generate(prompt(), **options)
+    said = model(out.sequences[:, :-1]).logits[0, -3:].detach()
+    torch.testing.assert_close(torch.cat(out.logits), said, atol=2e-5, rtol=2e-5)
+    assert torch.cat(out.scores).isinf().any(-1).all()
+
+
 def test_outputs_are_not_kept_unasked(model):
     out = model.generate(prompt(), max_new_tokens=3, return_dict_in_generate=True)
     assert list(out) == ["sequences", "past_key_values"] and out.scores is None

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +96,19 @@ def test_draws_obey_their_generator():
         for seed in (1, 1, 2)
     ]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_words_are_forbidden_where_they_would_be_completed():
+    ids, logits = torch.tensor([[1, 2, 3], [3, 1, 2]]), torch.zeros(2, 4)
+    words = [[0], [2, 3, 1], [1, 2, 3], [1, 2, 3, 1, 2], [9, 1, 2, 3, 0]]
+    assert kept(sampling.without(logits, ids, words)) == [[2, 3], [1, 2]]
+    theirs = transformers.NoBadWordsLogitsProcessor(words[:3], eos_token_id=None)
+    assert torch.equal(sampling.without(logits, ids, words[:3]), theirs(ids, logits.clone()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+def test_ngrams_do_not_come_twice(n):
+    ids = torch.randint(0, 4, (5, 8), generator=torch.Generator().manual_seed(n))
+    theirs = transformers.NoRepeatNGramLogitsProcessor(n)
+    logits = torch.randn(5, 4)
+    assert torch.equal(sampling.no_repeated_ngrams(logits, ids, n), theirs(ids, logits.clone()))
