@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Request:
         best = scores.amax(-1)  # NaN is larger than any number
         if self.settings.num_beams > 1:  # a beam may come to nothing, not all of a prompt
             best = best.view(-1, self.settings.num_beams).amax(-1)
-        if not best.isfinite().all():
+        if not math.isfinite(best.sum().item()):
             raise ValueError(self._what_is_wrong(ids, logits))
         if self.record is not None:
             self.record.keep(scores=scores)
