@@ -1,8 +1,9 @@
 """The two tokenizers: text to ids and back, offsets, streams, chats.
 
 `Qwen2Tokenizer` is built from scratch on the pure functions of `bpe.py`; `Qwen2TokenizerFast` gives
-the same answers from a compiled engine, `tiktoken`. Both inherit the surface and add one method,
-`_encode_text`, which turns plain text into ids. So they cannot differ in anything else.
+the same answers from a compiled engine, `tiktoken`. Both inherit all else, and add one method,
+`_encode_text`, which turns plain text into ids. So they cannot differ in anything else. Settings,
+files and the way back from ids to text are in `text/surface.py`.
 
 The way of a text: `text/runs.py` cuts it at added tokens and brings the rest to NFC; that is split
 into pieces, and each piece is merged.
@@ -10,140 +11,29 @@ into pieces, and each piece is merged.
 
 from __future__ import annotations
 
-import codecs
-import os
-import reprlib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from . import chat
 from .bpe import PATTERN, merge
-from .checks import one_of, plain, refuse_unknown
-from .files.gguf import GGUFFile, open_place
-from .files.gguf_model import tokenizer_settings
-from .hub import HUB_OPTIONS, INSTEAD, resolve, take_options
-from .text import files
-from .text.batching import BATCH_OPTIONS, NO_LIMIT, SIDES, BatchEncoding, batch
+from .checks import refuse_unknown
+from .text.batching import BATCH_OPTIONS, BatchEncoding
 from .text.runs import origins_of, runs
+from .text.surface import Surface
 from .text.unicode import pieces
-from .text.vocabulary import Vocabulary
 
 # tiktoken's regular expressions give up on a run of a million white space characters. Half as many
 # already fill one of the blocks of this size that a text is cut into.
 _BLOCK = 250_000
 
 
-class StreamDecoder:
-    """Decodes ids one at a time, keeping back the bytes of a character not yet whole.
-
-    All that `push` returns, and at the end `flush`, joined, is what `decode` gives for all the ids.
-    """
-
-    def __init__(self, tokenizer: TokenizerBase, skip_special_tokens: bool = False):
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """The text that this id completes; "" if none is complete yet."""
-        return self._decoder.decode(self._tokenizer._bytes([token_id], self._skip))
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character cut short. Then start anew."""
-        return self._decoder.decode(b"", final=True)
-
-
-class TokenizerBase(Vocabulary):
-    """The surface that both tokenizers share. Options are named, and behave, as in transformers.
-
-    Args:
-        vocab, merges, **tokens: as in `Vocabulary`.
-        chat_template: Jinja source, or a dict of several by name.
-        model_max_length: what `truncation=True` cuts to without a `max_length`.
-        padding_side, truncation_side: "right" or "left".
-        split_special_tokens: read special tokens in a text as plain text.
-        before, after: ids that `add_special_tokens` puts around each text; Qwen2 has none.
-        config: further entries of tokenizer_config.json, kept for `save_pretrained`.
-    """
-
-    ARGUMENTS = ("vocab", "merges", "added_tokens", "chat_template", "config")
-    ARGUMENTS += ("additional_special_tokens", "before", "after", *files.SAID)
-    model_input_names = ("input_ids", "attention_mask")
-
-    def __init__(
-        self,
-        vocab: Mapping[bytes, int],
-        merges: Iterable[tuple[bytes, bytes]] | None = None,
-        *,
-        chat_template: str | dict[str, str] | None = None,
-        model_max_length: int | None = None,
-        padding_side: str = "right",
-        truncation_side: str = "right",
-        split_special_tokens: bool = False,
-        before: Sequence[int] = (),
-        after: Sequence[int] = (),
-        config: Mapping[str, Any] | None = None,
-        **tokens: Any,
-    ):
-        super().__init__(vocab, merges, **tokens)
-        self.chat_template = chat_template
-        self.model_max_length = model_max_length
-        self.padding_side, self.truncation_side = padding_side, truncation_side
-        self.split_special_tokens = split_special_tokens
-        self.before, self.after = tuple(before), tuple(after)
-        self.config = dict(config or {})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("padding_side", "truncation_side"):
-            one_of(name, value, SIDES)
-        if name == "model_max_length":
-            value = NO_LIMIT if value is None else plain(value, whole=True)
-        super().__setattr__(name, value)
+class TokenizerBase(Surface):
+    """Texts and chats to ids, for both tokenizers; options behave as in transformers."""
 
     def _encode_text(self, text: str) -> list[int]:
         """The ids of plain text in NFC. Each tokenizer has its own way."""
         raise NotImplementedError
-
-    # -- reading and writing
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> TokenizerBase:
-        """Load a tokenizer: built in ("qwen2"), from a folder, a GGUF file, or from the hub.
-
-        Args:
-            **options: revision, token, cache_dir, gguf_file, …, as in `hub.resolve`; and arguments
-                of this class, in place of what the files say.
-
-        Raises:
-            TypeError: an unknown option.
-            FileNotFoundError, ValueError: as `hub.resolve` and `text.files.read_folder`.
-        """
-        known = {*cls.ARGUMENTS, *HUB_OPTIONS}
-        refuse_unknown(f"{cls.__name__}.from_pretrained", options, known, INSTEAD)
-        place = open_place(resolve(name_or_path, "tokenizer", **take_options(options)))
-        if isinstance(place, GGUFFile):
-            said = tokenizer_settings(place)
-        elif os.fspath(name_or_path) == "qwen2":
-            said = files.read_released(place)
-        else:
-            said = files.read_folder(place)
-        return cls(**{**said, **options})
-
-    def settings(self) -> dict[str, Any]:
-        """The arguments that make this tokenizer anew."""
-        said = {name: getattr(self, name) for name in self.ARGUMENTS if name != "added_tokens"}
-        return said | {"added_tokens": self.added_tokens_decoder}
-
-    def save_vocabulary(
-        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Write vocab.json and merges.txt as released; returns their paths."""
-        return files.write_vocabulary(self.settings(), save_directory, filename_prefix)
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Write those two, tokenizer.json and tokenizer_config.json; returns their paths."""
-        return files.write_all(self.settings(), save_directory, filename_prefix)
 
     # -- text to ids
 
@@ -195,16 +85,16 @@ class TokenizerBase(Vocabulary):
         ignore = self._special_ids if plain else ()
         rows = []
         for one in [text] if single else text:
-            row = {"input_ids": [], "offset_mapping": [], "word_ids": []}
-            for number, part in enumerate(one if is_split_into_words else [one]):
-                ids, offsets = self._encode(part, ignore, return_offsets_mapping)
-                for name, new in zip(row, (ids, offsets, [number] * len(ids)), strict=True):
-                    row[name] += new
+            words = one if is_split_into_words else [one]
+            parts = [self._encode(word, ignore, return_offsets_mapping) for word in words]
+            row = {"input_ids": [*chain.from_iterable(ids for ids, _ in parts)]}
+            if return_offsets_mapping:
+                row["offset_mapping"] = [*chain.from_iterable(offsets for _, offsets in parts)]
+            if is_split_into_words:
+                row["word_ids"] = [i for i, (ids, _) in enumerate(parts) for _ in ids]
             if return_special_tokens_mask:
                 row["special_tokens_mask"] = [0] * len(row["input_ids"])
-            left_out = {"word_ids"} if not is_split_into_words else set()
-            left_out |= set() if return_offsets_mapping else {"offset_mapping"}
-            rows.append({name: values for name, values in row.items() if name not in left_out})
+            rows.append(row)
         around = {"before": self.before, "after": self.after} if add_special_tokens else {}
         return self._batch(rows, single, {**options, **around})
 
@@ -216,36 +106,6 @@ class TokenizerBase(Vocabulary):
         """The tokens of a text, spelled as in vocab.json: a space is "Ġ"."""
         ids = self.encode(text, split_special_tokens=split_special_tokens)
         return self.convert_ids_to_tokens(ids)
-
-    def pad(
-        self,
-        encoded_inputs: Mapping | Sequence[Mapping],
-        padding: bool | str = True,
-        **options: Any,
-    ) -> BatchEncoding:
-        """Pad what was encoded before, as a collator does; options of `batching.batch`.
-
-        Args:
-            encoded_inputs: a row, or rows by name, or a list of rows; further entries, such as
-                labels, stay as they are.
-        """
-        refuse_unknown(f"{type(self).__name__}.pad", options, BATCH_OPTIONS)
-        rows = encoded_inputs
-        single = isinstance(rows, Mapping) and not isinstance(plain(rows["input_ids"][0]), list)
-        if isinstance(rows, Mapping):
-            names, columns = list(rows), zip(*rows.values(), strict=True)
-            rows = [rows] if single else [dict(zip(names, c, strict=True)) for c in columns]
-        rows = [plain(dict(row)) for row in rows]
-        return self._batch(rows, single, {"padding": padding, "truncation": False, **options})
-
-    def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
-        own = {
-            "padding_side": options.get("padding_side") or self.padding_side,
-            "truncation_side": self.truncation_side,
-            "pad_token_id": self.pad_token_id,
-            "model_max_length": self.model_max_length,
-        }
-        return batch(rows, single=single, **{**options, **own})
 
     def _encode(
         self, text: str, ignore: Container[int], with_offsets: bool
@@ -267,56 +127,6 @@ class TokenizerBase(Vocabulary):
                 offsets.append((run.start + first[0], run.start + last[1]))
                 start += length
         return ids, offsets
-
-    # -- ids to text
-
-    def _bytes(self, ids: list[int], skip_special_tokens: bool) -> bytes:
-        if min(ids, default=0) < 0:
-            raise ValueError(f"no token has the id {min(ids)}: leave out labels of -100")
-        skip = self._skipped if skip_special_tokens else ()
-        return b"".join(self._token_of.get(i, b"") for i in ids if i not in skip)
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> str | list[str]:
-        """The text of an id or of ids (T,), or the texts of a batch (B, T): lists or tensors.
-
-        Bytes that are not UTF-8 become U+FFFD. Ids past the last token, for which models have spare
-        rows, become nothing. `clean_up_tokenization_spaces` has no effect, as in transformers:
-        a space is text.
-
-        Raises:
-            TypeError: not ids, such as tokens or floats.
-            ValueError: a negative id.
-        """
-        ids = token_ids["input_ids"] if isinstance(token_ids, Mapping) else token_ids
-        ids = plain(ids)
-        ids = [ids] if type(ids) is int else ids
-        if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):
-            ids = list(ids)
-            if ids and isinstance(ids[0], (list, tuple)):
-                return [self.decode(row, skip_special_tokens) for row in ids]
-        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            found = f"not {reprlib.repr(token_ids)}: for tokens, use convert_tokens_to_ids first"
-            raise TypeError(f"decode takes ids (ints, lists or tensors of ints), {found}")
-        return self._bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """The texts of rows of ids: lists, or a tensor (B, T)."""
-        texts = self.decode(sequences, skip_special_tokens)
-        return [texts] if isinstance(texts, str) else texts
-
-    def stream_decoder(self, skip_special_tokens: bool = False) -> StreamDecoder:
-        """Decode ids as they come: `.push(id)`, and at the end `.flush()`."""
-        return StreamDecoder(self, skip_special_tokens)
 
     # -- chats
 
@@ -357,20 +167,21 @@ class TokenizerBase(Vocabulary):
         template = chat.choose_template(chat_template, self.chat_template, tools)
         own_words = set(self._controls.id_of.values()) - self._special_ids
         of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
-        asked = {
+        settings = {
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "find_spoken": mask,
             "special_tokens": self.special_tokens_map,
+            **options,
         }
         controls = self._controls if tokenize else None
-        listed = isinstance(conversation, (list, tuple)) and len(conversation) > 0
-        batched = listed and isinstance(conversation[0], (list, tuple))
-        conversations = conversation if batched else [conversation]
-        settings = {**asked, **options}
+        batched = isinstance(conversation, (list, tuple)) and isinstance(
+            next(iter(conversation), None), (list, tuple)
+        )
         spans = [
-            chat.spans(template, one, controls, own_words, **settings) for one in conversations
+            chat.spans(template, one, controls, own_words, **settings)
+            for one in (conversation if batched else [conversation])
         ]
         if not tokenize:
             texts = [row[0].text for row in spans]

@@ -30,8 +30,8 @@ ROOMS = [
     "model",
     "generation",
     "pretrained tokenizer decoding.beam decoding.speculation decoding.fast decoding.request",
-    "chat text.vocabulary text.batching text.files decoding.settings decoding.streaming sampling "
-    "decoding.outputs decoding.processors",
+    "chat text.surface text.vocabulary text.batching text.files decoding.settings "
+    "decoding.streaming sampling decoding.outputs decoding.processors",
     "text.templates capture text.traced compare",
     "attention",
     "cache layers rope masks",
