@@ -56,7 +56,8 @@ Qwen2Config Qwen2ForCausalLM Qwen2ForQuestionAnswering Qwen2ForSequenceClassific
 Qwen2ForTokenClassification Qwen2Model Qwen2Tokenizer Qwen2TokenizerFast StaticCache capture
 released_config""".split()
 MODULES = """attention behaviour bpe cache capture causes chat compare config costs generation heads
-hub layers masks model outputs packing pretrained rope sampling session tokenizer training verify""".split()
+hub layers masks model outputs packing pretrained rope sampling session tokenizer training
+verify""".split()
 
 
 def files() -> dict[str, Path]:
