@@ -1,5 +1,6 @@
-"""How long does each lesson take under nbval? Said at the end; over 60 seconds fails the run, or
-over 90 where the lesson opens the released model.
+"""How long does each lesson take under nbval? Said at the end. Over 60 seconds is slow, or over 90
+where the lesson opens the released model; half as much again, which a busy machine does not explain,
+fails the run.
 
 A plugin of the run: pytest -p tests.course.lesson_times
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 LIMIT, WITH_RELEASED = 60, 90  # seconds on two cores, starting the kernel included
+PATIENCE = 1.5
 seconds: Counter[str] = Counter()  # notebook -> wall time of its cells
 
 
@@ -32,7 +34,7 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish(session, exitstatus):
     if exitstatus == pytest.ExitCode.OK and any(
-        time > limit(file) for file, time in seconds.items()
+        time > PATIENCE * limit(file) for file, time in seconds.items()
     ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -41,5 +43,8 @@ def pytest_terminal_summary(terminalreporter):
     if seconds:
         terminalreporter.section("wall time of the lessons")
     for file, time in sorted(seconds.items()):
-        verdict = f"  FAILED: over {limit(file)} s" if time > limit(file) else ""
+        most = limit(file)
+        verdict = f"  slow: over {most} s" if time > most else ""
+        if time > PATIENCE * most:
+            verdict = f"  FAILED: over {PATIENCE * most:.0f} s"
         terminalreporter.write_line(f"{time:6.1f} s  {file}{verdict}", red=bool(verdict))
