@@ -1,6 +1,5 @@
 """How long does each lesson take under nbval? Said at the end. Over 60 seconds is slow, or over 90
-where the lesson opens the released model; half as much again, which a busy machine does not explain,
-fails the run.
+where the lesson opens the released model; half as much again fails the run.
 
 A plugin of the run: pytest -p tests.course.lesson_times
 """
