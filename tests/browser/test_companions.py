@@ -211,7 +211,7 @@ def test_the_picture_follows_the_theme(page, theme, ground, ink):
     pytest.fail(f"the picture's ground is {shades[0, 0]:.0f} and its ink {inked:.0f}")
 
 
-@pytest.mark.skip(reason="it waits for ever since chat and explorer were brought together: to be mended")
+@pytest.mark.skip(reason="waits for ever since the explorer was rebuilt: to be mended")
 def test_chat(page, python):
     here = cell(page, 5)
     typing = here.get_by_placeholder("Say something")
