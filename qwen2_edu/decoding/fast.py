@@ -1,9 +1,8 @@
 """A decode step that costs what reading the weights costs.
 
 On a CPU the step goes through the operators of `kernels/gemv.cpp`, six a block, with whatever cache
-the model uses; nothing is traced, so there is nothing to wait for. (`torch.compile` of the same
-step took longer to compile than a person waits, and `F.linear` uses half of the bandwidth for one
-row.) On a GPU it is the model itself, compiled once into CUDA graphs, with a cache of fixed size.
+the model uses; nothing is traced, so there is nothing to wait for. On a GPU it is the model itself,
+compiled once into CUDA graphs, with a cache of fixed size.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..cache import Cache, StaticCache
 from ..checks import warn_caller
 from ..quantize import GROUP, PackedLinear
 
-FEW = 12  # rows of tokens up to which the kernels win; measured, see benchmarks/README.md
+FEW = 12  # rows of tokens up to which the kernels are taken; faster at 8, slower at 16
 
 
 class FastStep:
