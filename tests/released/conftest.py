@@ -1,7 +1,6 @@
 """The released weights: fetched once, loaded once, and put before transformers once.
 
-The order keeps the lane small: transformers reads the file, answers, and is gone before our model
-is loaded. Both compute in fp32 on one thread.
+Both compute in fp32 on one thread.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def reference(released_file) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def model(released_file, reference) -> Qwen2ForCausalLM:
+def model(released_file) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM.from_pretrained("released", dtype="float32")
 
 

@@ -30,6 +30,12 @@ def golden(goldens):
     return goldens("released_gguf")
 
 
+@pytest.fixture(scope="session")
+def model(reference, model):
+    """Ours, loaded when transformers has answered and is gone: that keeps the lane small."""
+    return model
+
+
 def logits_of(model, answer, **options):
     """Logits at the positions that chose the continuation, (n, V), as those of the answer."""
     with torch.no_grad():

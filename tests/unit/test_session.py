@@ -257,7 +257,7 @@ def test_impossible_options_are_refused_at_once(model, tokenizer):
         ({"do_sample": True, "seed": 1, "generator": torch.Generator()}, ValueError),
         ({"max_length": 3}, ValueError),
     ],
-    ids=str,
+    ids=["misspelt", "two seeds", "no room"],
 )
 def test_a_refused_regenerate_changes_nothing(model, tokenizer, options, error):
     session = ChatSession(model, tokenizer, max_new_tokens=4)
