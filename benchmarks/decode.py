@@ -27,7 +27,6 @@ from torch.nn.functional import cross_entropy
 
 from qwen2_edu import AutoTokenizer, DynamicCache, Qwen2ForCausalLM
 from qwen2_edu.decoding.fast import FastStep
-from qwen2_edu.decoding.speculation import PromptLookup
 from qwen2_edu.files.gguf_model import save_gguf
 
 TEXT = Path(__file__).with_name("text.txt")
@@ -222,7 +221,7 @@ def lookup(arguments) -> dict:
     )
     ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
     for name, kind in KINDS.items():
-        model, drafter = ours(kind), PromptLookup(10)
+        model, looks = ours(kind), {"prompt_lookup_num_tokens": 10}
         options = {"max_new_tokens": 200, "fast": True, "repetition_penalty": 1.0}
         options |= {"do_sample": False}
         out = {}
@@ -230,8 +229,8 @@ def lookup(arguments) -> dict:
             "plain": lambda m=model, o=out, x=options: seconds(
                 lambda: o.update(plain=m.generate(ids, **x))
             ),
-            "lookup": lambda m=model, o=out, x=options, d=drafter: seconds(
-                lambda: o.update(lookup=m.generate(ids, drafter=d, **x))
+            "lookup": lambda m=model, o=out, x=options | looks: seconds(
+                lambda: o.update(m.generate(ids, return_dict_in_generate=True, **x))
             ),
             "prompt": lambda m=model: seconds(
                 lambda: m.generate(ids, max_new_tokens=1, do_sample=False)
@@ -239,8 +238,8 @@ def lookup(arguments) -> dict:
         }
         found = in_turns(work, arguments.rounds - 1)
         gain = (found["plain"] - found["prompt"]) / (found["lookup"] - found["prompt"])
-        kept = sum(drafter.accepted) / max(1, len(drafter.accepted))
-        same = torch.equal(out["plain"], out["lookup"])
+        kept = sum(out["accepted"]) / max(1, len(out["accepted"]))
+        same = torch.equal(out["plain"], out["sequences"])
         figures[f"{name}, decoding faster by"] = (
             f"{gain:.2f}, {kept:.1f} kept a guess, same: {same}"
         )

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import sampling
 from .cache import Cache
 from .decoding.beam import beam_search
 from .decoding.outputs import GenerateOutput
-from .decoding.request import Request, prepare
+from .decoding.request import Request
 from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.speculation import speculate
 from .decoding.streaming import TextPieces
@@ -70,13 +69,6 @@ def decode(model: Any, token: Tensor, cache: Cache) -> Tensor:
     return model(token[:, None], past_key_values=cache, logits_to_keep=1).logits[:, -1]
 
 
-def choose(
-    scores: Tensor, do_sample: bool = False, generator: torch.Generator | None = None
-) -> Tensor:
-    """The next token of each row, (B,), from scores (B, V): drawn, or the most likely one."""
-    return sampling.draw(scores, generator) if do_sample else scores.argmax(-1)
-
-
 @torch.no_grad()  # not inference_mode: nobody could train on its tensors, or continue its caches
 def next_tokens(request: Request) -> Iterator[Tensor]:
     """The loop: the next id of each row, (B * num_return_sequences,), until all rows have ended."""
@@ -93,11 +85,12 @@ def next_tokens(request: Request) -> Iterator[Tensor]:
     ids, ended = r.input_ids, torch.zeros_like(logits[:, 0], dtype=torch.bool)
 
     for left in reversed(range(r.steps)):
-        token = choose(r.scores(ids, logits), s.do_sample, r.generator)  # (B,)
-        # Without a padding id there is one row, or no end.
-        token = token.where(~ended, s.pad_token_id or 0)
+        token = r.choose(r.scores(ids, logits))  # (B,)
+        if len(token) > 1:  # where there is no padding id there is one row, or no end
+            token = token.where(~ended, s.pad_token_id or 0)
         ids = torch.cat((ids, token[:, None]), dim=1)
-        ended = ended | r.ended(ids)
+        if r.criteria:
+            ended |= r.ended(ids)
         yield token
         if left == 0 or (r.criteria and ended.all()):
             return
@@ -134,12 +127,10 @@ def generate(
         tokenizer: needed for `stop_strings`; ids beyond its last token are never chosen.
         vocab_limit: never choose this id or a higher one.
         generator: draws the tokens; or give `seed`. None = torch's global generator.
-        compiled: reads the single tokens in place of `model`, with a static cache:
-            `torch.compile(model, fullgraph=True, dynamic=False)`.
         fast: read single tokens at the speed of memory, by C++ kernels on a CPU and by a compiled
             step on a GPU; where that cannot be, a warning says why. See `decoding.fast`.
-        assistant_model, drafter: a smaller model, or a `PromptLookup` or `Assistant`, that guesses
-            tokens ahead; the answer is the same. See `decoding.speculation`.
+        assistant_model: a smaller model, that guesses tokens ahead; the answer is the same. See
+            `decoding.speculation`.
         generation_config: what it says wins over the model's.
         **options: fields of `GenerationConfig`. They win over both, and all over `DEFAULTS`;
             `effective_settings(model, **options)` shows what holds.
@@ -159,7 +150,7 @@ def generate(
     """
     if streamer is not None and not callable(getattr(streamer, "put", None)):
         raise TypeError(f"a streamer has put(ids) and end(), a {type(streamer).__name__} has not")
-    request = prepare(model, input_ids, attention_mask, **options)
+    request = Request(model, input_ids, attention_mask, **options)
     s = request.settings
     if s.num_beams > 1:
         if streamer is not None:
@@ -182,7 +173,7 @@ def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[T
 
     What cannot be is refused at once, not at the first step.
     """
-    request = prepare(model, *inputs, **options)
+    request = Request(model, *inputs, **options)
     _refuse_beams(request.settings, "an iterator")
     return next_tokens(request)
 
@@ -195,7 +186,7 @@ def stream(
     A piece never ends within a character, nor within what may become a stop string. Together the
     pieces are the text of the answer that `generate` returns. Options as there.
     """
-    request = prepare(model, input_ids, tokenizer=tokenizer, **options)
+    request = Request(model, input_ids, tokenizer=tokenizer, **options)
     s, rows = request.settings, len(request.input_ids)
     _refuse_beams(s, "an iterator")
     if rows * s.num_return_sequences != 1:

@@ -6,11 +6,23 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import sampling
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # ids (B, T), logits (B, V) -> logits (B, V)
+
+
+def known(logits: Tensor, limit: int, size: int) -> Tensor:
+    """Logits of `size` ids, -inf from `limit` on: there a release has rows of padding, or a smaller
+    model none.
+    """
+    if logits.shape[-1] == size <= limit:
+        return logits
+    logits = logits[:, :limit]
+    return pad(logits, (0, size - logits.shape[-1]), value=-torch.inf)
 
 
 def processors(
@@ -18,6 +30,8 @@ def processors(
     prompt_length: int,
     attention_mask: Tensor | None = None,
     own: Iterable[Processor] = (),
+    size: int | None = None,
+    limit: int = 0,
 ) -> list[Processor]:
     """What the settings ask for, a `GenerationConfig`: functions of (ids, logits), in their order.
 
@@ -25,29 +39,30 @@ def processors(
         prompt_length: how many of the ids are the prompt.
         attention_mask: of the prompt, (B, T), False = padding.
         own: the caller's, which come before those that only shape what is drawn from.
+        size, limit: of `known`; None = all that there are.
     """
-    steps: list[Processor] = []
+    penalty, n, draws = s.repetition_penalty, s.no_repeat_ngram_size, s.do_sample
+    seen = partial(sampling.seen_tokens, attention_mask=attention_mask)
     least, ends = prompt_length + (s.min_new_tokens or 0), [[end] for end in s.eos_token_id or ()]
-    if s.repetition_penalty != 1:
-        seen = partial(sampling.seen_tokens, attention_mask=attention_mask)
-        penalty = s.repetition_penalty
-        steps.append(lambda ids, x: sampling.repetition_penalty(x, seen(ids, x.shape[-1]), penalty))
-    if s.no_repeat_ngram_size:
-        steps.append(lambda ids, x: sampling.no_repeated_ngrams(x, ids, s.no_repeat_ngram_size))
-    if words := [word for word in s.bad_words_ids or () if word not in ends]:
-        steps.append(lambda ids, x: sampling.without(x, ids, words))
-    if ends and s.min_new_tokens:
-        steps.append(lambda ids, x: sampling.without(x, ids, ends) if ids.shape[1] < least else x)
-    if s.remove_invalid_values:
-        steps.append(lambda ids, x: x.nan_to_num(0.0))
-    steps += own
-    if s.do_sample:
-        if s.temperature != 1:
-            steps.append(lambda ids, x: sampling.temperature(x, s.temperature))
-        if s.top_k > 0:
-            steps.append(lambda ids, x: sampling.top_k(x, s.top_k))
-        if s.top_p < 1:
-            steps.append(lambda ids, x: sampling.top_p(x, s.top_p))
-        if s.min_p > 0:
-            steps.append(lambda ids, x: sampling.min_p(x, s.min_p))
-    return steps
+    words = [word for word in s.bad_words_ids or () if word not in ends]
+    steps = [  # when, and what; beams are ranked by the sum of their log probabilities
+        (size is not None, lambda ids, x: known(x, limit, size)),
+        ((s.num_beams or 1) > 1, lambda ids, x: x.log_softmax(-1)),
+        (
+            penalty != 1,
+            lambda ids, x: sampling.repetition_penalty(x, seen(ids, x.shape[-1]), penalty),
+        ),
+        (n, lambda ids, x: sampling.no_repeated_ngrams(x, ids, n)),
+        (words, lambda ids, x: sampling.without(x, ids, words)),
+        (
+            ends and s.min_new_tokens,
+            lambda ids, x: sampling.without(x, ids, ends) if ids.shape[1] < least else x,
+        ),
+        (s.remove_invalid_values, lambda ids, x: x.nan_to_num(0.0)),
+        *((True, processor) for processor in own),
+        (draws and s.temperature != 1, lambda ids, x: sampling.temperature(x, s.temperature)),
+        (draws and s.top_k > 0, lambda ids, x: sampling.top_k(x, s.top_k)),
+        (draws and s.top_p < 1, lambda ids, x: sampling.top_p(x, s.top_p)),
+        (draws and s.min_p > 0, lambda ids, x: sampling.min_p(x, s.min_p)),
+    ]
+    return [step for wanted, step in steps if wanted]

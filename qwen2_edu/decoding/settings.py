@@ -11,7 +11,6 @@ from typing import Any, get_type_hints
 from ..checks import (
     Range,
     check_json,
-    check_kind,
     check_numbers,
     one_of,
     plain,
@@ -105,7 +104,7 @@ class GenerationConfig:
         of the wrong type, with the file `where` it stands.
         """
         extra = plain(dict(values))
-        check_json(extra, get_type_hints(cls), where)
+        check_json(extra, HINTS, where)
         known = {name: extra.pop(name) for name in OPTIONS if name in extra}
         config = cls(**known, extra=extra)
         config._order = tuple(values)
@@ -156,50 +155,43 @@ class GenerationConfig:
 
 
 OPTIONS = tuple(f.name for f in fields(GenerationConfig) if f.name != "extra")
-SWITCHES = ("do_sample", "use_cache", "remove_invalid_values", "return_dict_in_generate", *NOTED)
-
-# Options of transformers that are not offered here: the value at which they do nothing, and why.
-_FITS = "transformers' class of this purpose fits as logits_processor=[…]"
-_SEARCH = "of searches there is num_beams=… alone"
-_COMPILED = "compiled=torch.compile(model, …) says how"
-_TWO = "assistant_model=… is all there is to say"
-_GROUPS = [
-    (None, _FITS, "begin_suppress_tokens exponential_decay_length_penalty forced_bos_token_id"),
-    (None, _FITS, "forced_eos_token_id prefix_allowed_tokens_fn sequence_bias suppress_tokens"),
-    (None, _FITS, "top_h watermarking_config negative_prompt_ids negative_prompt_attention_mask"),
-    (0, _FITS, "encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff"),
-    (1, _FITS, "encoder_repetition_penalty guidance_scale typical_p"),
-    (False, _FITS, "renormalize_logits"),
-    (None, _SEARCH, "constraints force_words_ids penalty_alpha dola_layers"),
-    (0, _SEARCH, "diversity_penalty"),
-    (1, _SEARCH, "num_beam_groups"),
-    (False, "beams are always read together", "low_memory"),
-    (None, _TWO, "assistant_tokenizer assistant_early_exit speculation_type"),
-    (False, "a prompt is read as it is", "token_healing"),
-    (None, "the prompt is read in one pass: read it in parts into a cache", "prefill_chunk_size"),
-    (None, _COMPILED, "compile_config"),
-    (None, "no code from elsewhere is run", "custom_generate"),
-    (False, "no code from elsewhere is run", "trust_remote_code"),
-    (False, "each process generates by itself", "synced_gpus"),
-    (None, "positions are counted from attention_mask", "position_ids"),
-    (None, "Qwen2 has no types of tokens", "token_type_ids"),
-]
-NEUTRAL = {name: value for value, _, names in _GROUPS for name in names.split()}
-INSTEAD = {name: why for _, why, names in _GROUPS for name in names.split()}
+HINTS = get_type_hints(GenerationConfig)
+# Why some options of transformers are not offered here. They may be None, False or 0, or 1 for the
+# `FACTORS`: then they do nothing.
+_WHY = {
+    "transformers' class of this purpose fits as logits_processor=[…]": """begin_suppress_tokens
+        encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+        exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id guidance_scale
+        negative_prompt_attention_mask negative_prompt_ids prefix_allowed_tokens_fn
+        renormalize_logits sequence_bias suppress_tokens top_h typical_p watermarking_config""",
+    "of searches there is num_beams=… alone": """constraints diversity_penalty dola_layers
+        force_words_ids num_beam_groups penalty_alpha""",
+    "assistant_model=… is all there is to say": """assistant_early_exit assistant_tokenizer
+        speculation_type""",
+    "no code from elsewhere is run": "custom_generate trust_remote_code",
+    "beams are always read together": "low_memory",
+    "a prompt is read as it is": "token_healing",
+    "the prompt is read in one pass: read it in parts into a cache": "prefill_chunk_size",
+    "fast=True compiles where that pays": "compile_config",
+    "each process generates by itself": "synced_gpus",
+    "positions are counted from attention_mask": "position_ids",
+    "Qwen2 has no types of tokens": "token_type_ids",
+}
+INSTEAD = {name: why for why, names in _WHY.items() for name in names.split()}
+FACTORS = "encoder_repetition_penalty guidance_scale typical_p num_beam_groups".split()
 # Arguments of `generate` that are no settings, and one that says what is so here anyway.
 ARGUMENTS = """input_ids attention_mask inputs inputs_embeds past_key_values generation_config
-tokenizer vocab_limit generator compiled fast assistant_model drafter streamer
-logits_processor stopping_criteria disable_compile""".split()
+tokenizer vocab_limit generator fast assistant_model streamer logits_processor stopping_criteria
+disable_compile""".split()
 UNREAD = ("transformers_version", "_from_model_config")  # what a file says about itself
 
-INTEGER, COUNT = Range(whole=True), Range(1, whole=True)
+INTEGER, COUNT, AMOUNT = Range(whole=True), Range(1, whole=True), Range(0, whole=True)
 RANGES = {
-    **dict.fromkeys(("max_new_tokens", "max_length", "num_beams", "num_return_sequences"), COUNT),
+    **dict.fromkeys("seed bos_token_id pad_token_id".split(), INTEGER),
+    **dict.fromkeys("max_new_tokens max_length num_beams num_return_sequences".split(), COUNT),
+    **dict.fromkeys("min_new_tokens min_length no_repeat_ngram_size".split(), AMOUNT),
+    **dict.fromkeys("temperature top_p min_p length_penalty".split(), Range()),
     "prompt_lookup_num_tokens": COUNT,
-    **dict.fromkeys(("seed", "bos_token_id", "pad_token_id"), INTEGER),
-    **dict.fromkeys(("min_new_tokens", "min_length"), Range(0, whole=True)),
-    **dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty"), Range()),
-    "no_repeat_ngram_size": Range(0, whole=True, hint="0 lets them repeat"),
     "max_time": Range(0),
     "repetition_penalty": Range(0, above=True, hint="1.0 changes nothing"),
 }
@@ -228,15 +220,15 @@ def effective_settings(
     Warns:
         UserWarning: an option of the call has no effect.
     """
-    given = [name for name in options if name not in NEUTRAL]
-    refuse_unknown("generate()", given, (*OPTIONS, *ARGUMENTS))
+    offered = [name for name in options if name not in INSTEAD]
+    refuse_unknown("generate()", offered, (*OPTIONS, *ARGUMENTS))
     call = plain({name: value for name, value in options.items() if name not in ARGUMENTS})
     said: dict[str, Any] = {}
     for layer in (_fields(model.generation_config), _fields(generation_config), call):
         said |= {name: value for name, value in layer.items() if value is not None}
-    for name, neutral in NEUTRAL.items():
-        if said.get(name, neutral) != neutral:
-            raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: {INSTEAD[name]}")
+    for name, why in INSTEAD.items():
+        if name in said and said[name] != (name in FACTORS):  # True is 1, False is 0
+            raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: {why}")
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     otherwise = DEFAULTS | {name: getattr(model.config, name) for name in special}
     if "max_length" in said:
@@ -254,7 +246,7 @@ def effective_settings(
 def _fields(config: Any) -> dict[str, Any]:
     """What a configuration says: ours, transformers', or a dict."""
     if isinstance(config, dict):
-        refuse_unknown("generation_config", config, OPTIONS, also=(*NEUTRAL, *UNREAD))
+        refuse_unknown("generation_config", config, OPTIONS, also=(*INSTEAD, *UNREAD))
         return plain(config)
     if config is not None and not callable(getattr(config, "to_dict", None)):
         raise TypeError(f"generation_config must be a GenerationConfig or a dict, not {config!r}")
@@ -269,19 +261,14 @@ def _listed(value: Any) -> list[Any]:
 
 def _check(s: GenerationConfig, vocab_size: int) -> None:
     check_numbers(vars(s), RANGES | (RANGES_TO_SAMPLE if s.do_sample is True else {}))
-    for number in s.eos_token_id:
-        check_numbers({"eos_token_id": number}, {"eos_token_id": INTEGER})
-    for name in SWITCHES:
-        check_kind(name, getattr(s, name), bool, "True or False")
-    check_json({"bad_words_ids": s.bad_words_ids}, {"bad_words_ids": list[list[int]] | None})
+    check_json(vars(s), HINTS)
     for word in s.bad_words_ids or ():
         if not word or not 0 <= min(word) <= max(word) < vocab_size:
             raise ValueError(f"bad_words_ids hold {word}: each is ids from 0 to {vocab_size - 1}")
     one_of("early_stopping", s.early_stopping, (True, False, "never"))
     one_of("cache_implementation", s.cache_implementation, (None, "dynamic", "static"))
-    for text in s.stop_strings:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"stop_strings must be texts, not empty, not {text!r}")
+    if "" in s.stop_strings:
+        raise ValueError(f"stop_strings must not be empty, as in {s.stop_strings}")
     K, R = s.num_beams, s.num_return_sequences
     if K > 1 and s.do_sample:
         aims = f"num_beams={K} looks for the most probable text, do_sample=True draws one"

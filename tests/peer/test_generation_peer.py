@@ -23,7 +23,7 @@ such a test checks, and whether it holds here:
     quantised and offloaded caches, chunked prefill    refused: there is no such cache here
     position_ids as an option                          refused: they are counted from the mask
     custom_generate, synced_gpus                       refused: no code from elsewhere is run
-    compilation inside generate                        refused: compiled=torch.compile(…), fast=True
+    compilation inside generate                        refused: fast=True compiles where it pays
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from qwen2_edu import (
     DynamicCache,
     GenerationConfig,
     Qwen2ForCausalLM,
-    capture,
 )
 from qwen2_edu.decoding.settings import effective_settings
 from qwen2_edu.generation import generate, stream, stream_ids
@@ -290,15 +289,6 @@ def test_a_cache_of_other_rows_is_refused(model):
     for more in ({}, {"attention_mask": torch.ones(2, 14)}):
         with pytest.raises(ValueError, match="holds 3 rows and the prompt 2"):
             model.generate(longer, past_key_values=cache, **more)
-
-
-def test_capture_around_compiled_steps_is_refused(model):
-    options = {"compiled": model, "cache_implementation": "static", "max_new_tokens": 2}
-    model.generate(prompt(), **options)
-    with capture(model), pytest.raises(ValueError, match=r"capture\(\) sees nothing of compiled"):
-        model.generate(prompt(), **options)
-    with pytest.raises(ValueError, match="leave out compiled"):
-        model.generate(prompt(), return_dict_in_generate=True, output_attentions=True, **options)
 
 
 # -- settings --------------------------------------------------------------------------------------
