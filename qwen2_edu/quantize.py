@@ -14,7 +14,7 @@ So does the dtype in which the model computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,9 +27,7 @@ from .files.blocks import nibbles
 from .files.gguf import GGUFFile
 
 GROUP = 32
-FEW = (
-    12  # rows of input up to which the kernel beats unpacking the matrix; see benchmarks/README.md
-)
+FEW = 12  # rows of input up to which the kernels are taken: faster at 8, slower at 16
 AT_ONCE = 1 << 24  # numbers unpacked at a time: the head of a long text must not need its matrix
 NO_TRAINING = "a quantised model cannot be trained: train the original, then quantize() it"
 
@@ -108,18 +106,14 @@ class Packed(nn.Module):
 
 
 class PackedEmbedding(Packed):
-    """The token embedding: ids (B, T) -> (B, T, E), in the dtype of the model."""
+    """The token embedding: ids (B, T) -> (B, T, E), in the dtype of `norm`, the model's."""
 
-    def __init__(self, weight: Tensor, scales: Tensor, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, scales: Tensor, norm: nn.Module):
         super().__init__(weight, scales)
-        self.dtype = dtype
+        self.norm = (norm,)  # in a tuple it is no part of this module
 
     def forward(self, ids: Tensor) -> Tensor:
-        return unpack(self.weight[ids], self.scales[ids]).to(self.dtype)
-
-    def _apply(self, move: Any, recurse: bool = True):
-        self.dtype = move(torch.empty(0, dtype=self.dtype)).dtype
-        return super()._apply(move, recurse)
+        return unpack(self.weight[ids], self.scales[ids]).to(self.norm[0].weight.dtype)
 
 
 class PackedLinear(Packed):
@@ -132,19 +126,14 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             raise ValueError(NO_TRAINING)
-        if x.numel() <= FEW * x.shape[-1] and self.has_kernel(x):
-            biases = [] if self.bias is None else [self.bias]
-            matrix = [self.weight], [self.scales], biases
+        few = x.numel() <= FEW * x.shape[-1] and self.in_features % GROUP == 0
+        if few and x.device.type == "cpu" and x.dtype in kernels.FORMATS and not kernels.why_not():
+            matrix = [self.weight], [self.scales], [] if self.bias is None else [self.bias]
             return torch.ops.qwen2_edu.linear(x.contiguous(), *matrix, None, 0.0, False, None)
         step = max(1, AT_ONCE // self.in_features)
         pieces = zip(self.weight.split(step), self.scales.split(step), strict=True)
         out = torch.cat([linear(x, unpack(*piece).to(x.dtype)) for piece in pieces], dim=-1)
         return out if self.bias is None else out + self.bias
-
-    def has_kernel(self, x: Tensor) -> bool:
-        """Can the kernel multiply x by this matrix, and is it built? (Compiled code is told.)"""
-        fits = x.device.type == "cpu" and x.dtype in kernels.FORMATS
-        return fits and self.in_features % GROUP == 0 and not kernels.why_not()
 
 
 class TiedHead(PackedLinear):
@@ -186,15 +175,12 @@ def quantize(model: nn.Module, kind: str, source: GGUFFile | None = None) -> nn.
             raise ValueError(f"int4 packs groups of {GROUP} numbers of a row, {rows}: take int8")
         if not part.weight.is_floating_point() or not part.weight.isfinite().all():
             raise ValueError(f"{name}.weight holds what cannot be rounded, NaN or infinity")
-    forms = {}
-    for name in parts:
-        stored = source.tensors.get(f"{name}.weight") if source is not None else None
-        form = stored.format.name if stored is not None else ""
-        keep = form == "Q4_0" or (form == "Q8_0" and (kind == "int8" or not _in_block(name)))
-        forms[name] = form if keep else kind if _in_block(name) else "int8"
-    _replace(model, forms, source)
-    note = {"quant_method": "qwen2_edu", "kind": kind}
-    note["kept"] = {name: form for name, form in forms.items() if form in TAKEN}
+    stored = {} if source is None else source.tensors
+    found = {name: stored[f"{name}.weight"].format.name for name in parts if stored}
+    forms = _forms(parts, kind)
+    kept = {n: f for n, f in found.items() if f == "Q4_0" or (f == "Q8_0" and forms[n] == "int8")}
+    _replace(model, forms | kept, source)
+    note = {"quant_method": "qwen2_edu", "kind": kind, "kept": kept}
     model.config.extra["quantization_config"] = note
     return model.eval().requires_grad_(False)
 
@@ -206,14 +192,15 @@ def shape_like_saved(model: nn.Module, note: dict[str, Any]) -> None:
     if note.get("quant_method") != "qwen2_edu" or note.get("kind") not in ("int8", "int4"):
         method = note.get("quant_method")
         raise ValueError(f"weights quantised by {method!r} are not supported: load the original")
-    kept = note.get("kept") or {}
-    names = [name for name, _ in _matrices(model)]
-    usual = {name: note["kind"] if _in_block(name) else "int8" for name in names}
-    _replace(model, usual | {name: kept[name] for name in names if kept.get(name) in TAKEN})
+    forms, kept = _forms(dict(_matrices(model)), note["kind"]), note.get("kept") or {}
+    taken = {name: form for name, form in kept.items() if form in ("Q8_0", "Q4_0")}
+    _replace(model, {name: taken.get(name, form) for name, form in forms.items()})
     model.eval().requires_grad_(False)
 
 
-TAKEN = ("Q8_0", "Q4_0")  # forms of a GGUF file that go over as they are
+def _forms(names: Iterable[str], kind: str) -> dict[str, str]:
+    """What becomes of each matrix: embedding and head are in int8 whatever the `kind`."""
+    return {name: kind if name.startswith("model.layers.") else "int8" for name in names}
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -227,24 +214,19 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield "lm_head", head
 
 
-def _in_block(name: str) -> bool:
-    return name.startswith("model.layers.")
-
-
 def _replace(model: nn.Module, forms: dict[str, str], source: GGUFFile | None = None) -> None:
     trunk, head = model.base_model, model.get_output_embeddings()
     tied = head is not None and head.weight is trunk.embed_tokens.weight
-    dtype = trunk.norm.weight.dtype
     for name, part in list(_matrices(model)):
         form, weight = forms[name], part.weight
-        if weight.is_meta:
-            packed = _empty(weight.shape, form)
-        elif form in TAKEN:
+        if form in ("Q8_0", "Q4_0") and source is not None:
             packed = [t.to(weight.device) for t in _taken(source, f"{name}.weight", form)]
+        elif form == "Q8_0":  # of a model on the meta device, which has shapes alone
+            packed = weight.to(torch.int8), weight[:, ::GROUP].half()
         else:
-            packed = (round_int4 if form == "int4" else round_int8)(weight)
+            packed = (round_int8 if form == "int8" else round_int4)(weight)
         if name == "model.embed_tokens":
-            trunk.embed_tokens = PackedEmbedding(*packed, dtype)
+            trunk.embed_tokens = PackedEmbedding(*packed, trunk.norm)
         elif name == "lm_head":
             model.lm_head = PackedLinear(*packed, part.bias)
         else:
@@ -252,17 +234,6 @@ def _replace(model: nn.Module, forms: dict[str, str], source: GGUFFile | None = 
             setattr(trunk.get_submodule(path), leaf, PackedLinear(*packed, part.bias))
     if tied:
         model.lm_head = TiedHead(trunk.embed_tokens)
-
-
-def _empty(shape: torch.Size, form: str) -> tuple[Tensor, Tensor]:
-    N, K = shape
-    half, groups = {"dtype": torch.float16, "device": "meta"}, K // GROUP
-    if form in ("int4", "Q4_0"):
-        return torch.empty(N, K // 2, dtype=torch.uint8, device="meta"), torch.empty(
-            N, groups, **half
-        )
-    scales = torch.empty(N, 1, device="meta") if form == "int8" else torch.empty(N, groups, **half)
-    return torch.empty(N, K, dtype=torch.int8, device="meta"), scales
 
 
 def _taken(source: GGUFFile, name: str, form: str) -> tuple[Tensor, Tensor]:

@@ -7,21 +7,19 @@ compiled once into CUDA graphs, with a cache of fixed size.
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.utils.benchmark import Timer
 
 from .. import kernels
 from ..attention import RECORDS
 from ..cache import Cache, StaticCache
 from ..checks import warn_caller
-from ..quantize import GROUP, PackedLinear
-
-FEW = 12  # rows of tokens up to which the kernels are taken; faster at 8, slower at 16
+from ..quantize import FEW, GROUP, PackedLinear
 
 
 class FastStep:
@@ -70,7 +68,7 @@ class FastStep:
             x = down(gate_up(x, norm=norm_2), gated=True, add=x)  # (B, T, E)
         cache.advance(T)
         logits = self.head(x[:, -logits_to_keep:], norm=self.trunk.norm)  # (B, T, V)
-        return Step(logits, cache)
+        return SimpleNamespace(logits=logits, past_key_values=cache)
 
 
 class GraphStep:
@@ -94,11 +92,6 @@ class GraphStep:
         return self.step(input_ids, past_key_values=past_key_values, **options)
 
 
-def needs_fixed_cache(model: nn.Module, drafter: Any = None) -> bool:
-    """Does the fast step of this model want a StaticCache?"""
-    return model.device.type == "cuda" and drafter is None
-
-
 def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
     """What reads tokens fast in place of `model`; None, and a warning, where nothing can."""
     why = why or ("there is no cache" if cache is None else why_slow(model))
@@ -112,22 +105,14 @@ def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
     return FastStep(model)
 
 
-class Step:
-    """logits: (B, T, V); past_key_values: the cache."""
-
-    def __init__(self, logits: Tensor, past_key_values: Cache):
-        self.logits, self.past_key_values = logits, past_key_values
-
-
 class _Product:
     """Matrices that multiply the same input, in one call of the kernel."""
 
     def __init__(self, *layers: nn.Module):
-        empty = torch.empty(0)
-        self.weights = [layer.weight.detach() for layer in layers]
-        scales = [getattr(layer, "scales", empty).detach() for layer in layers]
-        self.scales = scales if any(scale.numel() for scale in scales) else []
-        self.biases = [] if layers[0].bias is None else [layer.bias.detach() for layer in layers]
+        self.weights = [layer.weight for layer in layers]
+        packed = isinstance(layers[0], PackedLinear)  # then all are
+        self.scales = [layer.scales for layer in layers] if packed else []
+        self.biases = [] if layers[0].bias is None else [layer.bias for layer in layers]
 
     def __call__(
         self, x: Tensor, norm: nn.Module | None = None, gated: bool = False, add=None
@@ -139,25 +124,31 @@ class _Product:
 
 def why_slow(model: nn.Module) -> str:
     """Why this model cannot take the fast step, in a clause; "" if it can."""
+    kind, parts = model.device.type, [*model.modules()]
     if model.training:
         return "the model is in training mode"
-    if any(record.layers & {*model.modules()} for record in RECORDS.get()):
+    if any(record.layers.intersection(parts) for record in RECORDS.get()):
         return "somebody watches the attention maps"
-    for name, part in model.named_modules():
-        where = name or "the model"
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
-            return f"{where} has hooks, which would not be called"
-        if type(part).__module__.split(".")[0] not in ("qwen2_edu", "torch"):
-            return f"{where} is a {type(part).__qualname__}"
-        if isinstance(part, PackedLinear) and part.in_features % GROUP:
-            return f"{where} has rows of {part.in_features}, and the kernels want groups of {GROUP}"
-    if any(type(p) is not nn.Parameter for p in model.parameters()):
-        return "its parameters are spread over devices"
-    if model.device.type not in ("cpu", "cuda"):
-        return f"there are no kernels for {model.device.type}"
-    if model.device.type == "cpu" and model.dtype not in kernels.FORMATS:
+    for part in parts:
+        if why := _why_not(part):
+            name = next(name for name, other in model.named_modules() if other is part)
+            return f"{name or 'the model'} {why}"
+    if kind not in ("cpu", "cuda"):
+        return f"there are no kernels for {kind}"
+    if kind == "cpu" and model.dtype not in kernels.FORMATS:
         return f"there are no kernels for {model.dtype}"
-    return kernels.why_not() if model.device.type == "cpu" else ""
+    return kernels.why_not() if kind == "cpu" else ""
+
+
+def _why_not(part: nn.Module) -> str:
+    if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+        return "has hooks, which would not be called"
+    if not type(part).__module__.startswith(("qwen2_edu.", "torch.")):
+        return f"is a {type(part).__qualname__}"
+    if isinstance(part, PackedLinear) and part.in_features % GROUP:
+        return f"has rows of {part.in_features}, and the kernels want groups of {GROUP}"
+    spread = any(type(p) not in (nn.Parameter, type(None)) for p in part._parameters.values())
+    return "has parameters that are spread over devices" if spread else ""
 
 
 def faster_dtype() -> tuple[torch.dtype, str]:
@@ -167,13 +158,9 @@ def faster_dtype() -> tuple[torch.dtype, str]:
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            linear(x, weight)
-            times.append(time.perf_counter() - began)
-        seconds[dtype] = min(times)
-    best = min(seconds, key=seconds.get)
-    name, other = (str(d).removeprefix("torch.") for d in sorted(seconds, key=seconds.get))
-    return best, f"{name}, whose products take less time than those in {other} on this processor"
+        given = {"x": torch.ones(64, 512, dtype=dtype), "w": torch.ones(512, 512, dtype=dtype)}
+        timer = Timer("x @ w.T", globals=given, num_threads=torch.get_num_threads())
+        seconds[dtype] = min(timer.timeit(2).mean for _ in range(3))
+    best, other = sorted(seconds, key=seconds.get)
+    name, slower = (str(dtype).removeprefix("torch.") for dtype in (best, other))
+    return best, f"{name}, whose products take less time than those in {slower} on this processor"

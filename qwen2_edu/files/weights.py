@@ -164,8 +164,7 @@ def load_weights(
     if left_out:
         warn_caller(f"{where} also holds {left_out}: not read")
 
-    exact = {name for name, p in wanted.items() if not p.requires_grad}  # quantised: as stored
-    rounded = [name for name in found if name in wanted and name not in exact]
+    rounded = [name for name in found if name in wanted and not _is_packed(name, wanted[name])]
     dtype = dtype or FLOATS[found[rounded[0]].kind]
     tensors: dict[str, Tensor] = {}
     if gguf:
@@ -176,7 +175,7 @@ def load_weights(
             for name, stored in found.items():
                 if stored.path == path and name in wanted:
                     tensor = file.get_tensor(stored.name)
-                    kind = tensor.dtype if name in exact else dtype
+                    kind = tensor.dtype if _is_packed(name, tensor) else dtype
                     tensors[name] = tensor.to(kind, copy=not mmap)
     for name, other in ties.items():
         if name in tensors and other in tensors and not torch.equal(tensors[name], tensors[other]):
@@ -257,9 +256,9 @@ def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[
         where = f"{name} in {stored.path.name}"
         if name not in wanted:
             unexpected.append(where)
-        elif not wanted[name].requires_grad and KINDS.get(stored.kind) != wanted[name].dtype:
+        elif _is_packed(name, wanted[name]) and KINDS.get(stored.kind) != wanted[name].dtype:
             mismatched.append(f"{where}: {stored.kind}, the model needs {wanted[name].dtype}")
-        elif wanted[name].requires_grad and stored.kind not in FLOATS:
+        elif not _is_packed(name, wanted[name]) and stored.kind not in FLOATS:
             reason = f"wrong dtype kind {stored.kind}, the model needs one of {', '.join(FLOATS)}"
             mismatched.append(f"{where}: {reason}")
         elif stored.shape != (shape := tuple(wanted[name].shape)):
@@ -270,6 +269,11 @@ def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[
         for kind, names in kinds.items()
         if names
     )
+
+
+def _is_packed(name: str, tensor: Tensor) -> bool:
+    """Is it a part of a quantised matrix, which is read as it is stored?"""
+    return name.endswith(".scales") or not tensor.is_floating_point()
 
 
 def _initialise(model: nn.Module, names: list[str], dtype: torch.dtype, device) -> None:

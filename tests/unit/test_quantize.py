@@ -127,16 +127,18 @@ def test_other_dtypes_leave_the_scales(tiny, story):
     assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.int8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded(small_config, randomise, tmp_path, kind, tied):
-    model = quantize(small(small_config, randomise, tie_word_embeddings=tied), kind)
+def test_saved_and_loaded(small_config, randomise, tmp_path, kind, tied, dtype):
+    model = quantize(small(small_config, randomise, tie_word_embeddings=tied).to(dtype), kind)
     model.save_pretrained(tmp_path)
     again = Qwen2ForCausalLM.from_pretrained(tmp_path)
     ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(p, theirs[n]) and p.dtype == theirs[n].dtype for n, p in ours.items())
     ids = torch.randint(0, 97, (2, 20))
+    assert model(ids).logits.dtype == again.dtype == dtype
     assert torch.equal(model(ids).logits, again(ids).logits)
     assert (tmp_path / "model.safetensors").stat().st_size < 1.2 * sum(
         p.nbytes for p in ours.values()
