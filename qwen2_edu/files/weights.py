@@ -141,11 +141,8 @@ def load_weights(
     """
     wanted = dict(model.named_parameters(remove_duplicate=False))  # a tied head under both names
     ties = {name: other for (name, p), (other, q) in permutations(wanted.items(), 2) if p is q}
-    gguf = folder if isinstance(folder, GGUFFile) else None
-    where = gguf.path if gguf else folder
     prefix = "" if model.base_model is model else model.base_model_prefix + "."
-    shards = {} if gguf else find_weights(folder)
-    found = _name_all(_gguf_tensors(gguf) if gguf else _safetensors(shards), prefix)
+    found = _name_all(_tensors(folder), prefix)
     absent = [name for name in wanted if name not in found and ties.get(name) not in found]
     odd: list[str] = []
     if ignore_mismatched_sizes:
@@ -158,22 +155,23 @@ def load_weights(
     fresh = list(dict.fromkeys(fresh + odd))
     missing = [name for name in absent if name not in fresh and ties.get(name) not in fresh]
     left_out = _left_out(found, wanted, model.config.num_hidden_layers)
+    where = getattr(folder, "path", folder)
     if faults := _faults(wanted, found, missing):
         unfit = f"the weights in {where} do not fit this {type(model).__name__} and its config"
         raise ValueError(f"{unfit}. {faults}")
     if left_out:
         warn_caller(f"{where} also holds {left_out}: not read")
 
-    rounded = [name for name in found if name in wanted and not _is_packed(name, wanted[name])]
-    dtype = dtype or FLOATS[found[rounded[0]].kind]
+    first = next(name for name in found if not _is_packed(name, wanted[name]))
+    dtype = dtype or FLOATS[found[first].kind]
     tensors: dict[str, Tensor] = {}
-    if gguf:
-        read = gguf.read_all([found[name].name for name in found if name in wanted], dtype, device)
-        tensors = {name: read[found[name].name] for name in found if name in wanted}
-    for path in shards:
+    if isinstance(folder, GGUFFile):
+        read = folder.read_all([stored.name for stored in found.values()], dtype, device)
+        tensors = {name: read[stored.name] for name, stored in found.items()}
+    for path in {stored.path for stored in found.values()} if not tensors else ():
         with open_safetensors(path, str(device)) as file:
             for name, stored in found.items():
-                if stored.path == path and name in wanted:
+                if stored.path == path:
                     tensor = file.get_tensor(stored.name)
                     kind = tensor.dtype if _is_packed(name, tensor) else dtype
                     tensors[name] = tensor.to(kind, copy=not mmap)
@@ -194,17 +192,19 @@ def load_weights(
 
 def check_layers(source: Path | GGUFFile, count: int) -> None:
     """Refuse a config with more layers than the headers show, before any layer is built."""
-    gguf = isinstance(source, GGUFFile)
-    tensors = _gguf_tensors(source) if gguf else _safetensors(find_weights(source))
-    found = {int(layer[1]) for tensor in tensors if (layer := LAYER.match(tensor.name))}
+    found = {int(layer[1]) for tensor in _tensors(source) if (layer := LAYER.match(tensor.name))}
     if count > (there := max(found, default=-1) + 1):
-        where = source.path if gguf else source
-        raise ValueError(f"num_hidden_layers is {count}, but {where} has weights of {there} layers")
+        where = f"{getattr(source, 'path', source)} has weights of {there} layers"
+        raise ValueError(f"num_hidden_layers is {count}, but {where}")
 
 
-def _safetensors(shards: dict[Path, list[str] | None]) -> Iterator[_Stored]:
+def _tensors(source: str | os.PathLike[str] | GGUFFile) -> Iterator[_Stored]:
     """What is in the files; no number is read."""
-    for path, listed in shards.items():
+    if isinstance(source, GGUFFile):
+        for name, stored in source.tensors.items():  # blocks become fp32 if nothing else is said
+            yield _Stored(source.path, name, stored.shape, "F32")
+        return
+    for path, listed in find_weights(source).items():
         with open_safetensors(path) as file:
             names = list(file.keys())
             for name in sorted(set(names if listed is None else listed) ^ set(names)):
@@ -213,12 +213,6 @@ def _safetensors(shards: dict[Path, list[str] | None]) -> Iterator[_Stored]:
             for name in names:
                 view = file.get_slice(name)
                 yield _Stored(path, name, tuple(view.get_shape()), view.get_dtype())
-
-
-def _gguf_tensors(file: GGUFFile) -> Iterator[_Stored]:
-    """The same of a GGUF file, whose blocks become fp32 where nothing else is asked for."""
-    for name, stored in file.tensors.items():
-        yield _Stored(file.path, name, stored.shape, "F32")
 
 
 def _name_all(tensors: Iterable[_Stored], prefix: str) -> dict[str, _Stored]:
