@@ -42,6 +42,7 @@ YARN = LINEAR | {"rope.scaling.original_context_length": "original_max_position_
 SCALING = {"none": {}, "linear": LINEAR, "yarn": YARN}
 PARTS = {"bos": "bos", "eos": "eos", "padding": "pad"}  # that a token can play
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of token; unused ones fill the matrix up
+KIND = {"model": "gpt2", "pre": "qwen2"}  # of a tokenizer, and how it splits a text
 TOKENIZER, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 
 
@@ -99,16 +100,13 @@ def tokenizer_settings(file: GGUFFile) -> dict[str, Any]:
     Raises:
         ValueError: a tokenizer of another kind, or a malformed one.
     """
-    said = {"model": "gpt2", "pre": "qwen2"}  # what kind it is, and how it splits a text
-    for name, value in said.items():
+    for name, value in KIND.items():
         one_of(f"{file.path}: {TOKENIZER}{name}", file.field(TOKENIZER + name, str), [value])
     for name in ("add_bos_token", "add_eos_token", "add_space_prefix"):
-        one_of(
-            f"{file.path}: {TOKENIZER}{name}", file.field(TOKENIZER + name, bool, False), [False]
-        )
-    tokens, kinds, merges = (
-        file.field(TOKENIZER + name, list) for name in ("tokens", "token_type", "merges")
-    )
+        value = file.field(TOKENIZER + name, bool, False)
+        one_of(f"{file.path}: {TOKENIZER}{name}", value, [False])
+    lists = ("tokens", "token_type", "merges")
+    tokens, kinds, merges = (file.field(TOKENIZER + name, list) for name in lists)
     parts = {ours: file.field(f"{TOKENIZER}{x}_token_id", int, None) for x, ours in PARTS.items()}
     try:
         if not len(set(tokens)) == len(tokens) == len(kinds):
@@ -120,20 +118,17 @@ def tokenizer_settings(file: GGUFFile) -> dict[str, Any]:
         spelled = {t: text_to_token(t) for i, t in by_id.items() if kinds[i] == NORMAL}
         pairs = [(spelled[a], spelled[b]) for a, b in (merge.split(" ") for merge in merges)]
         roles = {f"{part}_token": by_id[i] for part, i in parts.items() if i is not None}
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise ValueError(f"{file.path} holds a malformed tokenizer: {error}") from error
-    return {
-        "vocab": {spelled[token]: i for i, token in by_id.items() if kinds[i] == NORMAL},
-        "merges": pairs,
-        "added_tokens": {
+        added = {
             i: AddedToken(token, special=kinds[i] == CONTROL)
             for i, token in by_id.items()
             if kinds[i] in (CONTROL, USER_DEFINED)
-        },
-        "chat_template": file.field(TEMPLATE, str, None),
-        "model_max_length": file.field("qwen2.context_length", int),
-        **roles,
-    }
+        }
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{file.path} holds a malformed tokenizer: {error}") from error
+    vocab = {spelled[token]: i for i, token in by_id.items() if kinds[i] == NORMAL}
+    length, template = file.field("qwen2.context_length", int), file.field(TEMPLATE, str, None)
+    settings = {"vocab": vocab, "merges": pairs, "added_tokens": added, "chat_template": template}
+    return settings | {"model_max_length": length} | roles
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -217,16 +212,13 @@ def _model_fields(model: nn.Module) -> dict[str, Any]:
     if model.get_output_embeddings() is None:
         name = type(model).__name__
         raise ValueError(f"a {name} has no head over the vocabulary, which llama.cpp's Qwen2 needs")
-    if "sliding_attention" in config.layer_types:
-        first = config.layer_types.index("sliding_attention")
-        raise ValueError(
-            f"from layer {first} on, attention slides, and llama.cpp's Qwen2 knows no window: it "
-            "would compute another model; save_pretrained keeps this one"
-        )
+    if "sliding_attention" in (kinds := config.layer_types):
+        slides = f"from layer {kinds.index('sliding_attention')} on, attention slides"
+        other = "and llama.cpp's Qwen2 knows no window: it would compute another model"
+        raise ValueError(f"{slides}, {other}; save_pretrained keeps this one")
     if D * H != E:
-        raise ValueError(
-            f"llama.cpp's Qwen2 wants heads as wide as the model: {H} x {D} is not {E}"
-        )
+        heads = f"{H} x {D} is not {E}"
+        raise ValueError(f"llama.cpp's Qwen2 wants heads as wide as the model: {heads}")
     rope = dict(config.rope_parameters)
     kind = rope.pop("rope_type").replace("default", "none")
     if kind == "yarn":
@@ -248,14 +240,9 @@ def _tokenizer_fields(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     kinds = [UNUSED if token is None else NORMAL for token in tokens]
     for token_id, token in tokenizer.added_tokens_decoder.items():
         kinds[token_id] = CONTROL if token.special else USER_DEFINED
-    fields: dict[str, Any] = {
-        "model": "gpt2",
-        "pre": "qwen2",
-        "tokens": [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)],
-        "token_type": kinds,
-        "merges": [" ".join(map(token_to_text, pair)) for pair in tokenizer.merges],
-        "add_bos_token": False,
-    }
+    fields: dict[str, Any] = {**KIND, "add_bos_token": False, "token_type": kinds}
+    fields["tokens"] = [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)]
+    fields["merges"] = [" ".join(map(token_to_text, pair)) for pair in tokenizer.merges]
     ids = {theirs: getattr(tokenizer, f"{ours}_token_id") for theirs, ours in PARTS.items()}
     fields |= {f"{part}_token_id": i for part, i in ids.items() if i is not None}
     template = tokenizer.chat_template
