@@ -116,14 +116,14 @@ class Qwen2Config:
         own = {name: getattr(self, name) for name in FIELDS}
         check_numbers(own | {"num_labels": num_labels}, RANGES | {"num_labels": LABELS})
         check_json(own, HINTS)
-        self._check_heads()
-        self.head_dim = self.head_dim or self._derived_head_dim()
+        uneven = self.head_dim is None and self.hidden_size % self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.layer_types = list(self.layer_types or self._derived_layer_types())
         if num_labels is not None:
             self.num_labels = num_labels
         if self.id2label:
             self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
-        self._check_kinds()
+        self._check(uneven)
 
     # -- derived numbers ---------------------------------------------------------------------------
 
@@ -241,54 +241,42 @@ class Qwen2Config:
 
     # -- derived fields and checks -----------------------------------------------------------------
 
-    def _derived_head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
     def _derived_layer_types(self) -> list[str]:
         """Layer i slides iff `use_sliding_window` and `i >= max_window_layers`: the upper ones."""
         slides = self.use_sliding_window and self.sliding_window is not None
         first = self.max_window_layers if slides else self.num_hidden_layers
         return [SLIDING if i >= first else FULL for i in range(self.num_hidden_layers)]
 
-    def _check_heads(self) -> None:
-        E, H, G = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
-        if H % G:  # every key head serves as many query heads as the others
-            raise ValueError(f"num_attention_heads={H} is no multiple of num_key_value_heads={G}")
-        if self.head_dim is None and E % H:
-            raise ValueError(
-                f"hidden_size={E} is no multiple of num_attention_heads={H}: give head_dim too"
-            )
-        if (D := self.head_dim or self._derived_head_dim()) % 2:
-            raise ValueError(f"head_dim ({D}) must be even: rotary embedding turns pairs")
-
-    def _check_kinds(self) -> None:
+    def _check(self, uneven: bool) -> None:
         for name, off in NEUTRAL.items():
             if (value := self.extra.get(name)) not in (None, off, {}):
-                raise ValueError(
-                    f"{name}={value!r} changes what a model computes, and Qwen2 has no such part: "
-                    f"only {off!r} is read"
-                )
+                other = f"{name}={value!r} changes what a model computes"
+                raise ValueError(f"{other}, and Qwen2 has no such part: only {off!r} is read")
         one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
-        if self.hidden_act != "silu":
-            raise ValueError(
-                f"hidden_act {self.hidden_act!r}: Qwen2's MLP is SwiGLU, whose activation is 'silu'"
-            )
-        kinds, count = self.layer_types, self.num_hidden_layers
-        if len(kinds) != count or set(kinds) - {FULL, SLIDING}:
-            raise ValueError(
-                f"layer_types must be {count} (num_hidden_layers), each {FULL!r} or {SLIDING!r}, "
-                f"not {kinds}"
-            )
-        if SLIDING in kinds and self.sliding_window is None:
-            raise ValueError("layers slide, so sliding_window must be a number, not None")
-        if SLIDING in kinds:
-            check_numbers({"sliding_window": self.sliding_window}, {"sliding_window": SIZE})
-        elif self.use_sliding_window and SLIDING not in self.layer_types:
+        E, H, G = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        D, kinds, n, act = self.head_dim, self.layer_types, self.num_hidden_layers, self.hidden_act
+        each, window = f"each {FULL!r} or {SLIDING!r}, not {kinds}", self.sliding_window
+        slides = SLIDING in kinds
+        faults = {
+            f"num_attention_heads={H} is no multiple of num_key_value_heads={G}": H % G,
+            f"hidden_size={E} is no multiple of num_attention_heads={H}: give head_dim too": uneven,
+            f"head_dim ({D}) must be even: rotary embedding turns pairs": D % 2,
+            f"hidden_act {act!r}: Qwen2's MLP is SwiGLU, whose activation is 'silu'": act != "silu",
+            f"layer_types must be {n} (num_hidden_layers), {each}": (
+                len(kinds) != n or set(kinds) - {FULL, SLIDING}
+            ),
+            "layers slide, so sliding_window must be a number, not None": slides and window is None,
+        }
+        if fault := next((fault for fault, found in faults.items() if found), ""):
+            raise ValueError(fault)
+        if slides:
+            check_numbers({"sliding_window": window}, {"sliding_window": SIZE})
+        elif self.use_sliding_window:
+            why = f"layers from max_window_layers={self.max_window_layers} on would, and there are"
             warn_caller(
-                f"use_sliding_window is on and no layer slides: layers from max_window_layers="
-                f"{self.max_window_layers} on would, and there are {self.num_hidden_layers}, with "
-                f"sliding_window={self.sliding_window}"
+                f"use_sliding_window is on and no layer slides: {why} {n}, with "
+                f"sliding_window={window}"
             )
 
     def _warn_of_slips(self, names: Iterable[str], cutoff: float) -> None:

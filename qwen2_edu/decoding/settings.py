@@ -267,19 +267,18 @@ def _check(s: GenerationConfig, vocab_size: int) -> None:
             raise ValueError(f"bad_words_ids hold {word}: each is ids from 0 to {vocab_size - 1}")
     one_of("early_stopping", s.early_stopping, (True, False, "never"))
     one_of("cache_implementation", s.cache_implementation, (None, "dynamic", "static"))
-    if "" in s.stop_strings:
-        raise ValueError(f"stop_strings must not be empty, as in {s.stop_strings}")
-    K, R = s.num_beams, s.num_return_sequences
-    if K > 1 and s.do_sample:
-        aims = f"num_beams={K} looks for the most probable text, do_sample=True draws one"
-        raise ValueError(f"{aims}: pass do_sample=False or num_beams=1")
-    if K > 1 and s.stop_strings:
-        raise ValueError(f"stop_strings={s.stop_strings} do not go with num_beams={K}: pass 1")
-    if K > 1 and R > K:
-        raise ValueError(f"num_return_sequences={R} is more than num_beams={K}: raise num_beams")
-    if K == 1 and R > 1 and not s.do_sample:
-        same = f"num_return_sequences={R} greedy answers would all be the same"
-        raise ValueError(f"{same}: pass do_sample=True or num_beams={R}")
+    K, R, stops = s.num_beams, s.num_return_sequences, s.stop_strings
+    faults = {
+        f"stop_strings must not be empty, as in {stops}": "" in stops,
+        f"num_beams={K} looks for the most probable text, do_sample=True draws one: pass "
+        "do_sample=False or num_beams=1": K > 1 and s.do_sample,
+        f"stop_strings={stops} do not go with num_beams={K}: pass 1": K > 1 and stops,
+        f"num_return_sequences={R} is more than num_beams={K}: raise num_beams": R > K > 1,
+        f"num_return_sequences={R} greedy answers would all be the same: pass do_sample=True or "
+        f"num_beams={R}": K == 1 < R and not s.do_sample,
+    }
+    if fault := next((fault for fault, found in faults.items() if found), ""):
+        raise ValueError(fault)
 
 
 def _warn_of_no_effect(s: GenerationConfig, call: dict[str, Any]) -> None:
