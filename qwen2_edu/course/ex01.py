@@ -113,6 +113,15 @@ def one_merge(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
     return tokens
 
 
+def rightmost_first(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """Of equal ranks the last one in the piece."""
+    tokens = [piece[i : i + 1] for i in range(len(piece))]
+    while found := [i for i, (a, b) in enumerate(pairwise(tokens)) if a + b in ranks]:
+        i = min(found, key=lambda i: (ranks[tokens[i] + tokens[i + 1]], -i))
+        tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+    return tokens
+
+
 def from_the_left(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
     """The first pair that is a token, whatever its rank, until there is none."""
     tokens = [piece[i : i + 1] for i in range(len(piece))]
@@ -133,6 +142,7 @@ EXERCISES = [
             (b"cdab", SMALL),
             (b"dcb", SMALL | {b"dcb": 9}),  # no two neighbours lead to it
             (b"a", SMALL),
+            (b"aaa", SMALL | {b"aa": 9}),  # aa fits twice
         ],
         wrong={
             "This merges once. Go on until no pair of neighbours is a token.": one_merge,
@@ -142,6 +152,7 @@ EXERCISES = [
             "The highest rank goes first here. Early merges have low ranks, and they come first.": (
                 highest_first
             ),
+            "Where a rank fits twice, as in aaa, the leftmost pair goes first.": rightmost_first,
             "That is the longest match. BPE does not look for long tokens, it replays merges.": (
                 longest_match
             ),

@@ -59,6 +59,11 @@ def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + quarter * sin
 
 
+def rotate_into_turns(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The right numbers, but first, second, first, second in place of two halves."""
+    return torch.stack(rotate(x, cos, sin).chunk(2, -1), dim=-1).flatten(-2)
+
+
 def rotate_unsigned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((second, first), dim=-1) * sin
@@ -86,6 +91,9 @@ EXERCISES = [
             ),
             "This turns the other way. The sign belongs to the half that comes to the front.": (
                 lambda x, cos, sin: rotate(x, cos, -sin)
+            ),
+            "The halves come back in turns, as neighbours. Put them one behind the other: cat.": (
+                rotate_into_turns
             ),
             "cos and sin have changed places.": lambda x, cos, sin: rotate(x, sin, cos),
         },
@@ -119,6 +127,9 @@ EXERCISES = [
         wrong={
             "These are the speeds, in radians per position. How many positions make a full turn?": (
                 lambda D, theta: 1 / theta ** (torch.arange(0, D, 2) / D)
+            ),
+            "Later hands are slower, so their wavelengths are longer. These get shorter.": (
+                lambda D, theta: 2 * math.pi / theta ** (torch.arange(0, D, 2) / D)
             ),
             "One over the speed is the time for one radian. A full turn has more of them.": (
                 lambda D, theta: theta ** (torch.arange(0, D, 2) / D)

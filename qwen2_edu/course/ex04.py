@@ -158,6 +158,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return masked(q @ k.mT / q.shape[-1] ** 0.5, 1) @ v
 
 
+def columns_share(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The softmax runs over the queries."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:]).triu(1) > 0
+    return softmax(scores.masked_fill(future, -torch.inf), dim=-2) @ v
+
+
 def case(B: int, H: int, T: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
     numbers = torch.arange(3 * B * H * T * D).view(3, B, H, T, D) * 13 % 17
     q, k, v = (numbers - 8) / 4
@@ -176,6 +183,15 @@ EXERCISES = [
             ),
             "The scores are not scaled: divide by the root of D, the last dimension of q.": (
                 lambda q, k, v: masked(q @ k.mT, 1) @ v
+            ),
+            "That divides by D. A dot product of D terms is about the root of D in size.": (
+                lambda q, k, v: masked(q @ k.mT / q.shape[-1], 1) @ v
+            ),
+            "A score of 0 is a score like any other. Which one has an exponential of 0?": (
+                lambda q, k, v: softmax((q @ k.mT / q.shape[-1] ** 0.5).tril(), dim=-1) @ v
+            ),
+            "Each column adds up to 1 here. A row should: softmax over the keys, dim=-1.": (
+                columns_share
             ),
             "The future is struck out after the softmax, so rows no longer add up to 1.": (
                 lambda q, k, v: softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1).tril() @ v

@@ -70,6 +70,12 @@ def _many_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
 
 
+def without_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    n = q.shape[1] // k.shape[1]
+    scores = q @ repeat_kv(k, n).mT / q.shape[-1] ** 0.5
+    return scores.softmax(-1) @ repeat_kv(v, n)
+
+
 def grouped_case(B: int, H: int, G: int, T: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
     numbers = (torch.arange(B * (H + 2 * G) * T * D).view(B, -1, T, D) * 13 % 17 - 8) / 4
     q, k, v = numbers.split((H, G, G), dim=1)
@@ -88,6 +94,7 @@ EXERCISES = [
         ],
         wrong={
             "Query heads in a row share a key/value head: 0, 0, 1, 1 and not 0, 1, 0, 1.": tiled,
+            "Every query sees the whole text here. Hide the keys that come after it.": without_mask,
             "All query heads got key/value head 0.": one_for_all,
             "The right numbers at the wrong heads: the answers came back in another order.": (
                 wrong_way_back

@@ -107,6 +107,9 @@ EXERCISES = [
             "The first queries have fewer keys behind them than the window is wide.": (
                 lambda T, window: T * window
             ),
+            "Nearly: the first queries have fewer keys behind them than the window is wide.": (
+                lambda T, window: T * min(T, window)
+            ),
             "This counts all of the past. The window hides most of it.": (
                 lambda T, window: T * (T + 1) // 2
             ),

@@ -229,6 +229,9 @@ EXERCISES = [
                 side_by_side
             ),
             "The last addition is missing: the MLP replaces the stream.": no_second_sum,
+            "The parts replace the stream here. Each one adds to it.": (
+                lambda x, attention, mlp, first, second: mlp(second(attention(first(x))))
+            ),
             "What attention added is lost: the MLP must add to the new stream, not the old one.": (
                 old_stream
             ),

@@ -111,6 +111,22 @@ def flow_side_by_side(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> T
     return norm(x) @ table.T
 
 
+def flow_post_norm(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    x = table[ids]
+    for attention, mlp, first, second in blocks:
+        x = first(x + attention(x))
+        x = second(x + mlp(x))
+    return norm(x) @ table.T
+
+
+def flow_mlp_first(ids: Tensor, table: Tensor, blocks: list, norm: Part) -> Tensor:
+    x = table[ids]
+    for attention, mlp, first, second in blocks:
+        x = x + mlp(second(x))
+        x = x + attention(first(x))
+    return norm(x) @ table.T
+
+
 def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
@@ -137,6 +153,10 @@ EXERCISES = [
         ],
         wrong={
             "The last norm is missing: the head reads a normed stream.": flow_without,
+            "That is post-norm. A block norms what a part reads, and adds to the stream itself.": (
+                flow_post_norm
+            ),
+            "The MLP goes first here. In a block, attention comes before it.": flow_mlp_first,
             "Only the first block was run.": flow_first_block,
             "Parts replace the stream here. Each one adds to it.": flow_without_sums,
             "The MLP reads the stream from before attention. It should see what attention added.": (
@@ -160,6 +180,9 @@ EXERCISES = [
             "An untied head is a tensor of its own.": lambda layers, tied: 12 * layers + 2,
             "Nine in a layer? The biases of q, k and v are tensors too.": (
                 lambda layers, tied: 9 * layers + (2 if tied else 3)
+            ),
+            "The other way round: the tied head is the one that is not stored.": (
+                lambda layers, tied: 12 * layers + (3 if tied else 2)
             ),
             "There is one more norm than the layers have: it stands behind the last one.": (
                 lambda layers, tied: 12 * layers + (1 if tied else 2)

@@ -28,6 +28,12 @@ def with_itself(weights: Tensor, ids: list[int]) -> float:
     return sum(looked) / len(looked)
 
 
+def with_itself_everywhere(weights: Tensor, ids: list[int]) -> float:
+    """The query's own place is counted too, so every query seems to have a copy."""
+    copies = [[s for s in range(t + 1) if ids[s] == own] for t, own in enumerate(ids)]
+    return sum(weights[t, s].sum().item() for t, s in enumerate(copies)) / len(ids)
+
+
 def over_all_queries(weights: Tensor, ids: list[int]) -> float:
     """Divided by T, though many queries have no copy to look at."""
     repeated = sum(own in ids[:t] for t, own in enumerate(ids))
@@ -92,7 +98,46 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+def before(weights: Tensor) -> Tensor:
+    """(L, B, H, T, T) -> (L, H): mean weight on the token just before the query."""
+    return weights.diagonal(-1, dim1=-2, dim2=-1).mean((1, 3))
+
+
+def stack_of_maps(L: int, B: int, H: int, T: int) -> Tensor:
+    flat = torch.stack([maps(T, seed) for seed in range(L * B * H)])
+    return flat.view(L, B, H, T, T)
+
+
 EXERCISES = [
+    Exercise(
+        name="ex14_0",
+        title="One token back",
+        answer=before,
+        cases=[(stack_of_maps(2, 3, 4, 5),), (stack_of_maps(1, 2, 3, 6),)],
+        wrong={
+            "This is the weight on the query's own token. The one before it is one column left.": (
+                lambda weights: weights.diagonal(0, dim1=-2, dim2=-1)[..., 1:].mean((1, 3))
+            ),
+            "Rows are queries, columns are keys: this looks one token ahead, where nothing is.": (
+                lambda weights: weights.diagonal(1, dim1=-2, dim2=-1).mean((1, 3))
+            ),
+            "Query 0 has no token before it. Divide by the queries that have one, T - 1.": (
+                lambda weights: (
+                    weights.diagonal(-1, dim1=-2, dim2=-1).sum((1, 3))
+                    / (weights.shape[1] * weights.shape[-1])
+                )
+            ),
+            "That is the weight on the first token of the text.": (
+                lambda weights: weights[..., 1:, 0].mean((1, 3))
+            ),
+            "The mean is over texts, and heads stay apart: (L, B, H, T, T) -> (L, H).": (
+                lambda weights: weights.diagonal(-1, dim1=-2, dim2=-1).mean((2, 3))
+            ),
+            "One number is too little: each head of each layer gets a score of its own.": (
+                lambda weights: weights.diagonal(-1, dim1=-2, dim2=-1).mean()
+            ),
+        },
+    ),
     Exercise(
         name="ex14_1",
         title="Heads that find the same word",
@@ -104,6 +149,9 @@ EXERCISES = [
         ],
         wrong={
             "Every query is a copy of itself. Count only the places before it.": with_itself,
+            "A query is no copy of itself, so the first time a word comes there is none.": (
+                with_itself_everywhere
+            ),
             "Some queries have no earlier copy. Leave them out of the mean as well.": (
                 over_all_queries
             ),
