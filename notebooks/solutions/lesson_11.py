@@ -35,4 +35,4 @@ def my_scores(prompt, new):
     return without, triangle(prompt + new - 1)
 
 
-SOLUTIONS = {"ex11_1": my_step, "ex11_2": my_bytes, "ex11_3": my_reuse, "ex11_4": my_scores}
+SOLUTIONS = {"ex11_1": my_step, "ex11_2": my_scores, "ex11_3": my_bytes, "ex11_4": my_reuse}

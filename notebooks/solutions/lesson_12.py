@@ -1,5 +1,7 @@
 """Solutions to lesson 12. Try first: the checker's hints point further than you might think."""
 
+import json
+
 
 def my_chatml(messages):
     # A turn is a line with the role, the words as they are, and the end with its newline. Behind
@@ -22,6 +24,21 @@ def my_safe_ids(tokenizer, messages):
     return ids + [start] + tokenizer.encode("assistant\n")
 
 
+def my_calls(tokenizer, ids):
+    # Ids tell a call from letters that spell one, so the search comes before the decoding. What is
+    # still open at the end was cut off, and must not be run.
+    opens, closes = tokenizer.convert_tokens_to_ids(["<tool_call>", "</tool_call>"])
+    calls, begun = [], None
+    for i, token in enumerate(ids):
+        if token == opens:
+            begun = i + 1
+        elif token == closes and begun is not None:
+            call = json.loads(tokenizer.decode(ids[begun:i]))
+            calls.append((call["name"], call["arguments"]))
+            begun = None
+    return calls
+
+
 def my_labels(ids, head, end):
     # Counting begins behind each head of the assistant and stops behind its end token: the model
     # has to learn when to stop, and nothing that it is given.
@@ -37,15 +54,6 @@ def my_labels(ids, head, end):
         else:
             i += 1
     return labels
-
-
-def my_kept(read, ids):
-    # Keys and values stay right as long as all before them is the same, so the first difference
-    # ends it. The last id is read in any case, since its logits choose the next word.
-    for n, (old, new) in enumerate(zip(read, ids[:-1], strict=False)):
-        if old != new:
-            return n
-    return min(len(read), len(ids) - 1)
 
 
 def my_fit(messages, lengths, limit):
@@ -64,7 +72,7 @@ def my_fit(messages, lengths, limit):
 SOLUTIONS = {
     "ex12_0": my_chatml,
     "ex12_1": my_safe_ids,
-    "ex12_2": my_labels,
-    "ex12_3": my_kept,
+    "ex12_2": my_calls,
+    "ex12_3": my_labels,
     "ex12_4": my_fit,
 }

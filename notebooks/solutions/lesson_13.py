@@ -34,10 +34,11 @@ def my_f1(found, labels):
 
 def my_calibration(confidence, right, bins):
     # In each bin: how sure was it on average, and how often right? The gap counts as often as there
-    # are answers in the bin, so that a bin with one answer cannot speak for all.
+    # are answers in the bin, so that a bin with one answer cannot speak for all. The last bin has
+    # no upper border: a confidence of exactly 1 belongs there.
     total = 0.0
     for b in range(bins):
-        inside = (confidence >= b / bins) & (confidence < (b + 1) / bins)
+        inside = (confidence >= b / bins) & ((confidence < (b + 1) / bins) | (b == bins - 1))
         if inside.any():
             gap = confidence[inside].mean() - right[inside].float().mean()
             total += gap.abs().item() * inside.sum().item()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import struct
 
+import torch
+from torch import Tensor
+
 from .exercises import Exercise
 
 HURT = "model.layers.3.post_attention_layernorm.weight"
@@ -55,6 +58,23 @@ def bfloat16_scale(data: bytes) -> list[float]:
     return [d * x for x in q]
 
 
+def half_products(data: bytes) -> Tensor:
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return raw[:2].view(torch.float16) * raw[2:].view(torch.int8)
+
+
+def always_a_leading_one(data: bytes) -> list[float]:
+    """The scale by the formula alone, the rule for exponent 0 left out."""
+    (bits,), q = struct.unpack("<H", data[:2]), struct.unpack("32b", data[2:])
+    d = 2.0 ** ((bits >> 10 & 31) - 15) * (1 + (bits & 1023) / 1024)
+    return [(-d if bits >> 15 else d) * x for x in q]
+
+
+def integer_scale(data: bytes) -> list[float]:
+    (d,), q = struct.unpack("<H", data[:2]), struct.unpack("32b", data[2:])
+    return [float(d * x) for x in q]
+
+
 PARTS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -93,6 +113,7 @@ TWO = made_file({"b": (4, 4), "c": (2, 2), "a": (3, 1)}, "the second file has a 
 BLOCKS = [
     struct.pack("<e32b", 0.25, *range(-16, 16)),
     struct.pack("<e32b", -0.003, *(7 * i % 255 - 127 for i in range(32))),
+    struct.pack("<e32b", 3e-5, *(9 * i % 255 - 127 for i in range(32))),  # exponent 0
 ]
 NAMES = [
     "token_embd.weight",
@@ -129,6 +150,13 @@ EXERCISES = [
             "The scale is an fp16. These are its bits read as bfloat16.": bfloat16_scale,
             "These are the integers alone. Multiply each by the scale.": (
                 lambda data: list(struct.unpack("32b", data[2:]))
+            ),
+            "The scale is an fp16. Here its two bytes are read as an integer.": integer_scale,
+            "An exponent of 0 has a rule of its own: the scale is f / 1024 times 2 to the -14.": (
+                always_a_leading_one
+            ),
+            "The products are rounded to fp16. Make the scale wider before you multiply.": (
+                half_products
             ),
         },
         tolerance=1e-6,

@@ -43,6 +43,23 @@ def mask_not_brought_back(logits: Tensor, p: float) -> Tensor:
     return logits.where(down.cumsum(-1) - down < p, CUT)
 
 
+def brought_back_by_gather(logits: Tensor, p: float) -> Tensor:
+    down, order = logits.softmax(-1).sort(dim=-1, descending=True)
+    return logits.where((down.cumsum(-1) - down < p).gather(1, order), CUT)
+
+
+def only_those_before(logits: Tensor, p: float) -> Tensor:
+    down, order = logits.softmax(-1).sort(dim=-1, descending=True)
+    kept = down.cumsum(-1) <= p
+    kept[:, 0] = True
+    return logits.where(torch.zeros_like(kept).scatter(1, order, kept), CUT)
+
+
+def left_in_order(logits: Tensor, p: float) -> Tensor:
+    down = logits.sort(dim=-1, descending=True).values
+    return top_p(down, p)
+
+
 def min_p(logits: Tensor, p: float) -> Tensor:
     """Keep what is at least p times as likely as the likeliest."""
     chances = logits.softmax(-1)
@@ -66,6 +83,15 @@ def each_time(logits: Tensor, ids: Tensor, mask: Tensor, penalty: float) -> Tens
     return torch.where(logits > 0, logits / factor, logits * factor)
 
 
+def undone(logits: Tensor, ids: Tensor, mask: Tensor, by: float) -> Tensor:
+    """Written token by token: where padding comes last, it puts the old logit back."""
+    moved, lower = logits.clone(), torch.where(logits > 0, logits / by, logits * by)
+    for row in range(len(ids)):
+        for i, real in zip(ids[row].tolist(), mask[row].tolist(), strict=True):
+            moved[row, i] = lower[row, i] if real else logits[row, i]
+    return moved
+
+
 def speculation(p: Tensor, q: Tensor) -> tuple[float, Tensor]:
     """How likely is a draft's word accepted, and from what is drawn where it is not?"""
     rest = (p - q).clamp(min=0)
@@ -85,6 +111,8 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5, 1.0, 0.5, -3.0], [0.0, 4.0, -2.0, 3.0, 2
 MORE = torch.tensor([[-0.3, 1.2, 0.1, -2.0], [5.0, -1.0, 0.7, 0.6], [0.2, 0.3, 0.1, 0.15]])
 IDS = torch.tensor([[5, 5, 0, 2, 0], [1, 2, 2, 2, 4]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+RIGHT = torch.tensor([[3, 1, 2, 3, 3], [4, 2, 4, 2, 5]])  # padded on the right, with a real token
+RIGHT_MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 P = torch.tensor([0.5, 0.3, 0.1, 0.1])
 Q = torch.tensor([0.2, 0.3, 0.4, 0.1])
 P2 = torch.tensor([0.05, 0.6, 0.35])
@@ -136,6 +164,13 @@ EXERCISES = [
             "These are probabilities. Return logits, so that the next filter can go on.": (
                 lambda logits, p: top_p(logits, p).softmax(-1)
             ),
+            "The token with which the sum reaches p is missing: look at the sum before it.": (
+                only_those_before
+            ),
+            "gather sorts the mask once more. To bring it back, scatter it along the same ids.": (
+                brought_back_by_gather
+            ),
+            "These logits are sorted. Each token has to stay in its own column.": left_in_order,
         },
         tolerance=1e-5,
     ),
@@ -159,6 +194,14 @@ EXERCISES = [
             "These are probabilities. Return logits, so that the next filter can go on.": (
                 lambda logits, p: min_p(logits, p).softmax(-1)
             ),
+            "What is removed becomes -inf. A logit of 0 still has a chance.": (
+                lambda logits, p: min_p(logits, p).masked_fill(min_p(logits, p) == CUT, 0.0)
+            ),
+            "What is exactly p times as likely stays: at least means >=.": (
+                lambda logits, p: logits.where(
+                    logits.softmax(-1) > p * logits.softmax(-1).amax(-1, keepdim=True), CUT
+                )
+            ),
         },
         tolerance=1e-5,
     ),
@@ -170,6 +213,7 @@ EXERCISES = [
             (LOGITS, IDS, MASK, 1.3),
             (LOGITS, IDS, torch.ones_like(MASK), 2.0),
             (-LOGITS, IDS, MASK, 0.8),
+            (LOGITS, RIGHT, RIGHT_MASK, 1.5),
         ],
         wrong={
             "A negative logit divided by the penalty goes up. Multiply it.": (
@@ -181,6 +225,12 @@ EXERCISES = [
                 lambda logits, ids, mask, by: penalty(logits, ids, torch.ones_like(mask), by)
             ),
             "A token is penalised once, however often it was there.": each_time,
+            "Padding was replaced by token 0, and now that one is penalised.": (
+                lambda logits, ids, mask, by: penalty(logits, ids * mask, torch.ones_like(mask), by)
+            ),
+            "The padding's token may stand in the text as well. Here padding undoes its penalty.": (
+                undone
+            ),
             "This penalty is a factor: nothing is subtracted.": (
                 lambda logits, ids, mask, by: torch.where(
                     seen(ids, mask, logits.shape[-1]) > 0, logits - by, logits
@@ -215,6 +265,21 @@ EXERCISES = [
             ),
             "What is drawn from must sum to 1: divide by its sum.": (
                 lambda p, q: (speculation(p, q)[0], (p - q).clamp(min=0))
+            ),
+            "A softmax gives every word some chance, the refused ones too. Divide by the sum.": (
+                lambda p, q: (speculation(p, q)[0], (p - q).clamp(min=0).softmax(-1))
+            ),
+            "The draft does not say all words equally often: weigh min(1, p / q) by q.": (
+                lambda p, q: ((p / q).clamp(max=1).mean().item(), speculation(p, q)[1])
+            ),
+            "These are chances for each word, added up. Weigh each by q first.": (
+                lambda p, q: ((p / q).clamp(max=1).sum().item(), speculation(p, q)[1])
+            ),
+            "First one number is asked for: how often a draft is accepted, over all words.": (
+                lambda p, q: ((p / q).clamp(max=1), speculation(p, q)[1])
+            ),
+            "That is how often a draft is refused.": (
+                lambda p, q: (1 - speculation(p, q)[0], speculation(p, q)[1])
             ),
         },
         tolerance=1e-5,

@@ -26,6 +26,10 @@ def unscaled(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> t
     return step(q * q.shape[-1] ** 0.5, k, v, keys, values)
 
 
+def by_length(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    return step(q * (q.shape[-1] / (keys.shape[1] + 1)) ** 0.5, k, v, keys, values)
+
+
 def in_front(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
     mixed = step(q, k, v, keys, values)[0]
     return mixed, torch.cat((k, keys), 1), torch.cat((v, values), 1)
@@ -73,10 +77,10 @@ def scores(prompt: int, new: int) -> tuple[int, int]:
 
 
 KV = torch.Generator().manual_seed(11)
-HEADS = [torch.randn(5, 2, n, 4, generator=KV) for n in (1, 3)]
+HEADS = [torch.randn(5, 2, n, 4, generator=KV) for n in (1, 3, 6)]
 STEPS = [
     (*HEADS[0][:3], HEADS[1][3], HEADS[1][4]),
-    (*(3 * HEADS[0][2:5]), HEADS[1][1], HEADS[1][0]),
+    (*(3 * HEADS[0][2:5]), HEADS[2][1], HEADS[2][0]),
 ]
 
 EXERCISES = [
@@ -88,6 +92,9 @@ EXERCISES = [
         wrong={
             "The new token sees itself too: add its key and value before you look.": without_itself,
             "The scores are not divided by the square root of D.": unscaled,
+            "Divide by the square root of D, the width of a key, not of the number of keys.": (
+                by_length
+            ),
             "New keys go behind the old ones, so that slot p holds position p.": in_front,
             "Return the longer keys and values, or the next step will not know this token.": (
                 not_kept
@@ -97,48 +104,6 @@ EXERCISES = [
     ),
     Exercise(
         name="ex11_2",
-        title="Bytes for each token",
-        answer=cache_bytes,
-        cases=[(28, 28, 4, 128, 16), (24, 14, 2, 64, 32), (80, 64, 8, 128, 8)],
-        wrong={
-            "A key and a value: there are two of them.": (
-                lambda layers, H, G, D, bits: cache_bytes(layers, H, G, D, bits) // 2
-            ),
-            "Only the G key/value heads are kept. Queries are used once.": (
-                lambda layers, H, G, D, bits: cache_bytes(layers, H, H, D, bits)
-            ),
-            "Those are bits. A byte has eight.": (
-                lambda layers, H, G, D, bits: 8 * cache_bytes(layers, H, G, D, bits)
-            ),
-            "Every layer keeps its own keys and values.": (
-                lambda layers, H, G, D, bits: cache_bytes(1, H, G, D, bits)
-            ),
-        },
-        tolerance=0,
-    ),
-    Exercise(
-        name="ex11_3",
-        title="What can be used again",
-        answer=reusable,
-        cases=[
-            ([1, 2, 3, 4], [1, 2, 5, 4, 6]),
-            ([1, 2, 3], [1, 2, 3, 4, 5]),
-            ([1, 2, 3], [1, 2, 3]),
-            ([1, 2, 3, 4, 5], [1, 2, 3]),
-            ([7, 2], [8, 2, 9]),
-            ([], [4, 5]),
-        ],
-        wrong={
-            "One token at least must be read, or there are no logits to choose from.": read_nothing,
-            "After the first difference nothing fits: later keys have seen the other token.": (
-                equal_anywhere
-            ),
-            "Part of a cache can serve too: crop it to what is common.": all_or_nothing,
-        },
-        tolerance=0,
-    ),
-    Exercise(
-        name="ex11_4",
         title="Scores, with and without",
         answer=scores,
         cases=[(4, 3), (1, 1), (20, 100), (7, 2)],
@@ -161,9 +126,57 @@ EXERCISES = [
                     scores(prompt, new)[1] - triangle(prompt),
                 )
             ),
+            "With a cache the prompt is read too: its own triangle, once.": (
+                lambda prompt, new: (
+                    scores(prompt, new)[0],
+                    scores(prompt, new)[1] - triangle(prompt),
+                )
+            ),
             "With and without are the wrong way round. Without comes first.": (
                 lambda prompt, new: scores(prompt, new)[::-1]
             ),
+        },
+        tolerance=0,
+    ),
+    Exercise(
+        name="ex11_3",
+        title="Bytes for each token",
+        answer=cache_bytes,
+        cases=[(28, 28, 4, 128, 16), (24, 14, 2, 64, 32), (80, 64, 8, 128, 8)],
+        wrong={
+            "A key and a value: there are two of them.": (
+                lambda layers, H, G, D, bits: cache_bytes(layers, H, G, D, bits) // 2
+            ),
+            "Only the G key/value heads are kept. Queries are used once.": (
+                lambda layers, H, G, D, bits: cache_bytes(layers, H, H, D, bits)
+            ),
+            "Those are bits. A byte has eight.": (
+                lambda layers, H, G, D, bits: 8 * cache_bytes(layers, H, G, D, bits)
+            ),
+            "Every layer keeps its own keys and values.": (
+                lambda layers, H, G, D, bits: cache_bytes(1, H, G, D, bits)
+            ),
+        },
+        tolerance=0,
+    ),
+    Exercise(
+        name="ex11_4",
+        title="What can be used again",
+        answer=reusable,
+        cases=[
+            ([1, 2, 3, 4], [1, 2, 5, 4, 6]),
+            ([1, 2, 3], [1, 2, 3, 4, 5]),
+            ([1, 2, 3], [1, 2, 3]),
+            ([1, 2, 3, 4, 5], [1, 2, 3]),
+            ([7, 2], [8, 2, 9]),
+            ([], [4, 5]),
+        ],
+        wrong={
+            "One token at least must be read, or there are no logits to choose from.": read_nothing,
+            "After the first difference nothing fits: later keys have seen the other token.": (
+                equal_anywhere
+            ),
+            "Part of a cache can serve too: crop it to what is common.": all_or_nothing,
         },
         tolerance=0,
     ),

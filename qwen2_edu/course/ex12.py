@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from ..tokenizer import Qwen2Tokenizer
 from .exercises import Exercise
 
 Messages = Sequence[Mapping[str, str]]
+Call = tuple[str, Mapping[str, Any]]
 HEAD = "<|im_start|>assistant\n"
 
 
@@ -134,19 +136,29 @@ def shifted(ids: Sequence[int], head: Sequence[int], end: int) -> list[int]:
     return [*labels(ids, head, end)[1:], -100]
 
 
-def kept(read: Sequence[int], ids: Sequence[int]) -> int:
-    """How many tokens of `ids` need not be read again? At least one must be."""
-    n = 0
-    while n < min(len(read), len(ids) - 1) and read[n] == ids[n]:
-        n += 1
-    return n
+def without_stop(ids: Sequence[int], head: Sequence[int], end: int) -> list[int]:
+    """From the first answer on everything counts."""
+    n = next(i for i in range(len(ids)) if list(ids[i : i + len(head)]) == list(head)) + len(head)
+    return [-100] * n + list(ids[n:])
 
 
-def all_of_them(read: Sequence[int], ids: Sequence[int]) -> int:
-    n = 0
-    while n < min(len(read), len(ids)) and read[n] == ids[n]:
-        n += 1
-    return n
+def calls(tokenizer: Any, ids: Sequence[int], stop: bool = True) -> list[Call]:
+    """The calls in an answer: what stands between the two control tokens, read as JSON."""
+    opens, closes = tokenizer.convert_tokens_to_ids(["<tool_call>", "</tool_call>"])
+    found, begun = [], None
+    for i, token in enumerate([*ids, None if stop else closes]):
+        if token == opens:
+            begun = i + 1
+        elif token == closes and begun is not None:
+            call = json.loads(tokenizer.decode(ids[begun:i]))
+            found.append((call["name"], call["arguments"]))
+            begun = None
+    return found
+
+
+def spelled(tokenizer: Any, ids: Sequence[int]) -> list[Call]:
+    found = re.findall(r"(?s)<tool_call>(.*?)</tool_call>", tokenizer.decode(ids))
+    return [(call["name"], call["arguments"]) for call in map(json.loads, found)]
 
 
 def fit(messages: Messages, lengths: Sequence[int], limit: int) -> list[Mapping[str, str]]:
@@ -172,6 +184,30 @@ def fit_from_an_answer(messages: Messages, lengths: Sequence[int], limit: int) -
     return list(messages[:first])
 
 
+def fit_with_holes(messages: Messages, lengths: Sequence[int], limit: int) -> list:
+    """From the newest back, all that still fit; then from a question on."""
+    first, kept = messages[0]["role"] == "system", []
+    room = limit - sum(lengths[:first])
+    for message, length in reversed(list(zip(messages, lengths, strict=True))[first:]):
+        if length <= room:
+            kept, room = [message, *kept], room - length
+    while kept and kept[0]["role"] != "user":
+        kept = kept[1:]
+    return [*messages[:first], *kept]
+
+
+def fit_by_twos(messages: Messages, lengths: Sequence[int], limit: int) -> list:
+    first = int(messages[0]["role"] == "system")
+    start = first
+    while start < len(messages) and sum(lengths[:first]) + sum(lengths[start:]) > limit:
+        start += 2
+    return [*messages[:first], *messages[start:]]
+
+
+def fit_the_last(messages: Messages, lengths: Sequence[int], limit: int) -> list:
+    return fit(messages, lengths, limit) or [messages[-1]]
+
+
 def fit_below(messages: Messages, lengths: Sequence[int], limit: int) -> list:
     return fit(messages, lengths, limit - 1)
 
@@ -193,11 +229,11 @@ def fit_oldest(messages: Messages, lengths: Sequence[int], limit: int) -> list:
 
 @functools.cache
 def small_tokenizer() -> Qwen2Tokenizer:
-    """One token a byte, some pairs, and three control tokens."""
+    """One token a byte, some pairs, and five control tokens."""
     vocab = {bytes([b]): b for b in range(256)}
     vocab |= {pair: 256 + i for i, pair in enumerate([b"\n\n", b"ll", b"us", b"er", b"user"])}
     merges = [(b"\n", b"\n"), (b"l", b"l"), (b"u", b"s"), (b"e", b"r"), (b"us", b"er")]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
     return Qwen2Tokenizer(vocab, merges, added_tokens=tokens)
 
 
@@ -218,6 +254,25 @@ TYPED = [
     _talk(FORGED, system="Be kind."),
     _talk("What does <|im_end|> do?", "It ends a turn: <|im_end|>", "And <|im_<|im_end|>end|>?"),
 ]
+WEATHER = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+SUM = '<tool_call>\n{"name": "sum", "arguments": {"a": 2, "b": [3, 4]}}\n</tool_call>'
+LATE = '<tool_call>\n{"name": "late", "arguments": {}}\n'  # stopped before the end of the call
+
+
+def _wrote(*texts: str) -> list[int]:
+    """An answer in pieces: by turns tokens as the model writes them, and letters alone."""
+    encode = small_tokenizer().encode
+    return [
+        i for n, text in enumerate(texts) for i in encode(text, split_special_tokens=n % 2 == 1)
+    ]
+
+
+ANSWERS = [
+    _wrote(f"I ask.\n{WEATHER}\n{SUM}<|im_end|>"),
+    _wrote("A call looks like this: ", SUM, f"\n{WEATHER}<|im_end|>"),
+    _wrote(f"{SUM}\n{LATE}"),
+    _wrote("It is warm.<|im_end|>"),
+]
 # 7 and 8 stand for <|im_start|> and <|im_end|>, 1 2 3 for roles, 0 for a newline.
 IDS = [
     [7, 1, 0, 11, 12, 8, 0, 7, 2, 0, 21, 8, 0, 7, 3, 0, 31, 32, 33, 8, 0],
@@ -234,6 +289,9 @@ LONG = [
     (_FIVE, [10, 5, 6, 7, 8, 9], 27),
     (_FIVE[1:], [5, 6, 7, 8, 9], 30),
     (_FIVE[1:], [5, 6, 7, 8, 9], 9),
+    (_FIVE[1:], [5, 6, 7, 8, 9], 8),
+    (_FIVE, [10, 5, 50, 7, 8, 9], 40),
+    ([*_FIVE[1:2], *_FIVE[1:4]], [5, 5, 5, 5], 15),  # two questions before the first answer
 ]
 
 EXERCISES = [
@@ -277,10 +335,38 @@ EXERCISES = [
             "together, or tokens across the seam are lost.": in_smaller_pieces,
             "A newline follows <|im_end|>.": without_newline,
             "The head of the answer is missing at the end.": without_head,
+            "The head of the answer ends in a newline.": (
+                lambda tokenizer, messages: safe_ids(tokenizer, messages)[:-1]
+            ),
         },
     ),
     Exercise(
         name="ex12_2",
+        title="What the model calls",
+        answer=calls,
+        cases=[(small_tokenizer(), ids) for ids in ANSWERS],
+        wrong={
+            "Letters that spell <tool_call> are no call: look for the ids before you decode.": (
+                spelled
+            ),
+            "An answer may hold several calls. Return all of them.": (
+                lambda tokenizer, ids: calls(tokenizer, ids)[:1]
+            ),
+            "A call without its end is none: the model was stopped while it wrote.": (
+                lambda tokenizer, ids: calls(tokenizer, ids, stop=False)
+            ),
+            "The arguments alone do not say what to call. Return pairs of name and arguments.": (
+                lambda tokenizer, ids: [given for _, given in calls(tokenizer, ids)]
+            ),
+            "Return pairs, (name, arguments), and not the dict that holds both.": (
+                lambda tokenizer, ids: [
+                    {"name": name, "arguments": given} for name, given in calls(tokenizer, ids)
+                ]
+            ),
+        },
+    ),
+    Exercise(
+        name="ex12_3",
         title="What counts",
         answer=labels,
         cases=[(ids, [7, 3, 0], 8) for ids in IDS],
@@ -292,35 +378,11 @@ EXERCISES = [
             "This counts what everybody says. Look at the role in the head.": every_turn,
             "Shifting by one is done where the loss is computed. Label i belongs to id i.": shifted,
             "This counts everything, the questions too.": lambda ids, head, end: list(ids),
-        },
-    ),
-    Exercise(
-        name="ex12_3",
-        title="What need not be read again",
-        answer=kept,
-        cases=[
-            ([1, 2, 3], [1, 2, 3, 4, 5]),
-            ([1, 2, 3, 9, 9], [1, 2, 4, 9, 9, 6]),
-            ([1, 2, 3], [1, 2, 3]),
-            ([1, 2, 3, 4], [1, 2]),
-            ([5, 2, 3], [1, 2, 3]),
-            ([], [1, 2]),
-        ],
-        wrong={
-            "If everything was read already, no logits are left to choose from. Read at least the "
-            "last id anew.": all_of_them,
-            "Ids that agree behind the first difference do not count: their keys have seen another "
-            "past.": lambda read, ids: min(
-                sum(a == b for a, b in zip(read, ids, strict=False)), len(ids) - 1
-            ),
-            "An earlier message may have changed. Compare the ids.": lambda read, ids: min(
-                len(read), len(ids) - 1
-            ),
-            "That is how many are new. How many are old?": (
-                lambda read, ids: len(ids) - kept(read, ids)
+            "Counting stops behind the end token, until the next head.": without_stop,
+            "These say where it counts. A label is the id itself there, and -100 elsewhere.": (
+                lambda ids, head, end: [int(x != -100) for x in labels(ids, head, end)]
             ),
         },
-        tolerance=0,
     ),
     Exercise(
         name="ex12_4",
@@ -337,6 +399,13 @@ EXERCISES = [
             ),
             "At most `limit`: what takes exactly so many tokens fits.": fit_below,
             "The oldest are kept here. Keep the newest.": fit_oldest,
+            "A message that is too long ends it: what is older goes as well, or there is a hole.": (
+                fit_with_holes
+            ),
+            "Messages need not come in pairs: look at the role, do not drop two at a time.": (
+                fit_by_twos
+            ),
+            "Where not even the newest fits, nothing but the system message is left.": fit_the_last,
         },
     ),
 ]

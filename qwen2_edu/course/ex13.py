@@ -69,6 +69,16 @@ def one_too_long(start: Tensor, end: Tensor, most: int) -> Pair:
     return best_pair(start, end, most, extra=1)
 
 
+def end_first(start: Tensor, end: Tensor, most: int) -> Pair:
+    last = int(end.argmax())
+    begin = max(0, last - most + 1)
+    return begin + int(start[begin : last + 1].argmax()), last
+
+
+def added_probabilities(start: Tensor, end: Tensor, most: int) -> Pair:
+    return best_pair(start.softmax(-1), end.softmax(-1), most)
+
+
 def multiplied(start: Tensor, end: Tensor, most: int) -> Pair:
     return best_pair(start, end, most, score=torch.mul)
 
@@ -108,9 +118,22 @@ def any_tag(found: Tensor, labels: Tensor) -> float:
     return f1((found > 0).long(), torch.where(labels > 0, 1, labels))
 
 
+def mean_over_labels(found: Tensor, labels: Tensor) -> float:
+    kinds = [k for k in range(1, 4) if (labels == k).any() or (found[labels != -100] == k).any()]
+    one = [(torch.where(found == k, 1, 0), (labels == k).long()) for k in kinds]
+    counted = labels != -100
+    return sum(f1(a[counted], b[counted]) for a, b in one) / len(one)
+
+
+def nones_are_right(found: Tensor, labels: Tensor) -> float:
+    counted = labels != -100
+    found, labels = found[counted], labels[counted]
+    return 2 * int((found == labels).sum()) / (int((found > 0).sum()) + int((labels > 0).sum()))
+
+
 def calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     """Mean distance of confidence and accuracy, over bins of equal width, weighted by size."""
-    at = (confidence * bins).long()
+    at = (confidence * bins).long().clamp(max=bins - 1)  # 1.0 belongs to the last bin
     total = 0.0
     for b in range(bins):
         inside = at == b
@@ -120,15 +143,31 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     return total
 
 
+def without_one(confidence: Tensor, right: Tensor, bins: int) -> float:
+    inside = confidence < 1
+    kept = confidence[inside], right[inside]
+    return calibration_error(*kept, bins) * len(kept[0]) / len(confidence)
+
+
+def from_the_middle(confidence: Tensor, right: Tensor, bins: int) -> float:
+    middle = ((confidence * bins).long().clamp(max=bins - 1) + 0.5) / bins
+    return calibration_error(middle, right, bins)
+
+
+def equal_counts(confidence: Tensor, right: Tensor, bins: int) -> float:
+    gaps = [(confidence - right.float())[part].sum() for part in confidence.argsort().chunk(bins)]
+    return float(sum(gap.abs() for gap in gaps) / len(confidence))
+
+
 def unweighted(confidence: Tensor, right: Tensor, bins: int) -> float:
-    at = (confidence * bins).long()
+    at = (confidence * bins).long().clamp(max=bins - 1)
     inside = [at == b for b in range(bins) if (at == b).any()]
     gaps = [(confidence[i].mean() - right[i].float().mean()).abs() for i in inside]
     return float(sum(gaps) / len(gaps))
 
 
 def over_all_bins(confidence: Tensor, right: Tensor, bins: int) -> float:
-    used = len((confidence * bins).long().unique())
+    used = len((confidence * bins).long().clamp(max=bins - 1).unique())
     return unweighted(confidence, right, bins) * used / bins
 
 
@@ -156,6 +195,13 @@ def token_labels(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) 
 def contained(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
     """Only tokens that lie wholly within a tag; but a token begins with the blank before it."""
     inside = [[label for a, b, label in tags if a <= first and end <= b] for first, end in offsets]
+    return [
+        -100 if f == e else max(s, default=0) for (f, e), s in zip(offsets, inside, strict=True)
+    ]
+
+
+def by_first_character(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
+    inside = [[label for a, b, label in tags if a <= first < b] for first, _ in offsets]
     return [
         -100 if f == e else max(s, default=0) for (f, e), s in zip(offsets, inside, strict=True)
     ]
@@ -190,6 +236,7 @@ SPANS = [
     (torch.tensor([4.0, 0.0, 0.0, 3.5, 0.0, 0.0]), torch.tensor([0.0, 0.1, 0.0, 0.0, 4.0, 0.0]), 3),
     (torch.tensor([1.0, -3.0, -2.0, 0.2]), torch.tensor([-4.0, -1.0, -3.0, 2.0]), 3),
     (torch.tensor([-1.0, -2.0, -5.0]), torch.tensor([-6.0, -0.5, -4.0]), 2),
+    (torch.tensor([10.0, 6.0, 0.0]), torch.tensor([0.0, 6.0, 10.0]), 1),
 ]
 TAGGED = [
     (torch.tensor([[1, 0, 2, 0, 3, 3]]), torch.tensor([[1, 0, 3, 0, 0, -100]])),
@@ -197,6 +244,7 @@ TAGGED = [
 ]
 CONFIDENCE = torch.tensor([0.95, 0.92, 0.93, 0.97, 0.91, 0.55, 0.58, 0.35, 0.31, 0.72])
 HITS = torch.tensor([1, 1, 0, 1, 1, 1, 1, 0, 1, 0], dtype=torch.bool)
+SURE = (torch.tensor([1.0, 0.96, 0.5, 1.0]), torch.tensor([True, False, True, False]), 5)
 # " Mia had a kite." with the blank in front of a word in its token, and "ki", "te" apart
 OFFSETS = [(0, 3), (3, 7), (7, 9), (9, 12), (12, 14), (14, 15), (0, 0)]
 NAMES = [(0, 3, 1), (10, 14, 3)]
@@ -237,6 +285,16 @@ EXERCISES = [
             "The end may not stand before the start.": in_any_order,
             "At most `most` tokens, both ends counted.": of_any_length,
             "One token too many: from i to j there are j - i + 1 tokens.": one_too_long,
+            "The best end need not belong to the best pair. Try all ends.": end_first,
+            "The second number is the last token itself, and not the one behind it.": (
+                lambda start, end, most: (
+                    best_pair(start, end, most)[0],
+                    best_pair(start, end, most)[1] + 1,
+                )
+            ),
+            "Logits are added and probabilities multiplied. Probabilities added are neither.": (
+                added_probabilities
+            ),
             "Logits are added. Two negative ones would make a large product.": multiplied,
         },
         tolerance=0,
@@ -254,13 +312,17 @@ EXERCISES = [
             "That is precision: what share of the found ones is right. What was missed?": precision,
             "That is recall: what share of the names was found. What was found wrongly?": recall,
             "A place that was called a person is not right.": any_tag,
+            "Nones that were left alone are no right names.": nones_are_right,
+            "All labels are counted together. This is the mean of an F1 for each.": (
+                mean_over_labels
+            ),
         },
     ),
     Exercise(
         name="ex13_3",
         title="How honest are the probabilities?",
         answer=calibration_error,
-        cases=[(CONFIDENCE, HITS, 10), (CONFIDENCE, HITS, 4), (CONFIDENCE[5:], HITS[:5], 5)],
+        cases=[(CONFIDENCE, HITS, 10), (CONFIDENCE, HITS, 4), (CONFIDENCE[5:], HITS[:5], 5), SURE],
         wrong={
             "A bin counts by how many answers lie in it. Here all count alike.": unweighted,
             "Empty bins are no answers. Divide by the number of answers.": over_all_bins,
@@ -268,6 +330,9 @@ EXERCISES = [
                 with_sign
             ),
             "That compares two means over everything. Compare them in each bin.": one_bin,
+            "A confidence of exactly 1 belongs to the last bin.": without_one,
+            "Take the mean confidence of a bin's answers, and not its middle.": from_the_middle,
+            "The bins are equally wide. These hold equally many answers.": equal_counts,
             "A single answer is right or wrong, so its own gap says little. Average in each bin "
             "first.": each_alone,
         },
@@ -280,6 +345,9 @@ EXERCISES = [
         wrong={
             "A token brings the blank in front of its word, so it begins before the name. One "
             "shared character is enough.": contained,
+            "Its first character does not decide: that may be the blank in front of the name.": (
+                by_first_character
+            ),
             "A name of several tokens has its label on all of them.": first_token_only,
             "The end of a range is not part of it: touching is not sharing.": touching,
             "Padding, (0, 0), has the label -100: it does not count.": padding_as_none,

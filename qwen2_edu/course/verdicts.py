@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import isfunction
+from os.path import commonprefix
 from typing import Any
 
 import numpy
@@ -68,7 +69,7 @@ def difference(ours: Any, reference: Any, tolerance: float = 1e-5) -> str:
     elif left is not None or right is not None or type(ours) is not type(reference):
         return f"{kind(ours)}, expected {kind(reference)}"
     else:
-        return "" if ours == reference else f"{short(ours)}, expected {short(reference)}"
+        return "" if ours == reference else _between_values(ours, reference)
     for index, one, other in pairs:
         differs = difference(one, other, tolerance)
         if differs:
@@ -119,7 +120,8 @@ def _between_tensors(ours: Tensor, reference: Tensor, tolerance: float) -> str:
     one, other = ours.to(wide).flatten(), reference.to(wide).flatten()
     for says, missing in (("NaN", one.isnan()), ("NaN in the reference", other.isnan())):
         if missing.any():
-            return f"{says}\nfirst at {_where(ours, int(missing.int().argmax()))}"
+            at = _where(ours, int(missing.int().argmax()))
+            return f"{says}\nfirst at {at}" if ours.dim() else says
     gap = torch.where(one == other, 0.0, (one - other).abs())  # equal infinities are equal
     if not gap.numel() or gap.max() <= tolerance:
         return ""
@@ -127,6 +129,15 @@ def _between_tensors(ours: Tensor, reference: Tensor, tolerance: float) -> str:
     place = f"largest at {_where(ours, at)}: " if ours.dim() else ""
     values = f"{one[at].item():.4g}, expected {other[at].item():.4g}"
     return f"max|Δ| = {gap.max().item():.2g} > {tolerance:g}\n{place}{values}"
+
+
+def _between_values(ours: Any, reference: Any) -> str:
+    """Two values that differ, in short; of long texts that begin alike, from where they part."""
+    if not isinstance(ours, str) or short(ours) != short(reference):
+        return f"{short(ours)}, expected {short(reference)}"
+    at = len(commonprefix([ours, reference]))
+    one, other = (short(text[at:], 30) for text in (ours, reference))
+    return f"behind {ours[max(0, at - 20) : at]!r}: {one}, expected {other}"
 
 
 def _is_exact(tensor: Tensor) -> bool:

@@ -109,6 +109,8 @@ DIFFERENT = [
     ({"a": "x"}, {"a": "y"}, "item 'a': 'x', expected 'y'", ""),
     (None, ones(2), "None, expected a tensor (2,)", ""),
     ("1", 1, "a str, expected an int", ""),
+    ("x" * 99 + "a", "x" * 99 + "b", f"behind '{'x' * 20}': 'a', expected 'b'", ""),
+    (tensor(NAN), tensor(1.0), "NaN", ""),
     ([ones(2), ones(3)], [ones(2), zeros(3)], "item 1: max|Δ| = 1 > 1e-05", ""),
 ]
 

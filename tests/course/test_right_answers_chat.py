@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import re
 
 import numpy as np
@@ -80,7 +81,50 @@ def ids_torch(tokenizer, messages):
     return torch.cat(rows)
 
 
-# --- 2, what counts
+# --- 2, what is called
+
+
+def calls_by_index(tokenizer, ids):
+    opens, closes = (tokenizer.encode(mark)[0] for mark in ("<tool_call>", "</tool_call>"))
+    found, at = [], 0
+    while opens in ids[at:] and closes in ids[at:]:
+        begin = ids.index(opens, at)
+        end = ids.index(closes, begin)
+        call, at = json.loads(tokenizer.decode(ids[begin + 1 : end])), end + 1
+        found.append([call["name"], call["arguments"]])
+    return found
+
+
+def calls_split(tokenizer, ids):
+    """Groups between the two kinds of marks; every second one lies within."""
+    marks = set(tokenizer.convert_tokens_to_ids(["<tool_call>", "</tool_call>"]))
+    groups = [
+        list(group) for mark, group in itertools.groupby(ids, lambda i: i in marks) if not mark
+    ]
+    closed = sum(i == max(marks) for i in ids)
+    texts = [tokenizer.decode(group) for group in groups]
+    calls = [json.loads(text) for text in texts if text.strip().startswith("{")][:closed]
+    return [(call["name"], call["arguments"]) for call in calls]
+
+
+def calls_numpy(tokenizer, ids):
+    ids = np.array(ids)
+    ends = np.flatnonzero(ids == tokenizer.convert_tokens_to_ids("</tool_call>"))
+    begins = np.flatnonzero(ids == tokenizer.convert_tokens_to_ids("<tool_call>"))[: len(ends)]
+    spans = zip(begins.tolist(), ends.tolist(), strict=True)
+    calls = [json.loads(tokenizer.decode(ids[b + 1 : e].tolist())) for b, e in spans]
+    return [tuple(call.values()) for call in calls]
+
+
+def calls_torch(tokenizer, ids):
+    row = torch.tensor(ids)
+    opens, closes = tokenizer.convert_tokens_to_ids(["<tool_call>", "</tool_call>"])
+    ends = (row == closes).nonzero().flatten()
+    texts = [tokenizer.decode(row[(row[:e] == opens).nonzero()[-1, 0] + 1 : e]) for e in ends]
+    return [(call["name"], call["arguments"]) for call in map(json.loads, texts)]
+
+
+# --- 3, what counts
 
 
 def labels_state(ids, head, end):
@@ -115,34 +159,6 @@ def labels_numpy(ids, head, end):
 
 def labels_torch(ids, head, end):
     return torch.tensor(labels_slices(ids, head, end))
-
-
-# --- 3, what is kept
-
-
-def kept_zip(read, ids):
-    n = 0
-    for old, new in zip(read, ids[:-1], strict=False):
-        if old != new:
-            break
-        n += 1
-    return n
-
-
-def kept_takewhile(read, ids):
-    pairs = zip(read, ids[:-1], strict=False)
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-
-def kept_numpy(read, ids):
-    n = min(len(read), len(ids) - 1)
-    same = np.array(read[:n]) == np.array(ids[:n])
-    return n if same.all() else np.argmin(same)
-
-
-def kept_torch(read, ids):
-    n = min(len(read), len(ids) - 1)
-    return (torch.tensor(read[:n]) == torch.tensor(ids[:n])).long().cumprod(0).sum()
 
 
 # --- 4, what fits
@@ -190,8 +206,8 @@ def fit_recursive(messages, lengths, limit):
 RIGHT = {
     "ex12_0": [text_loop, text_reduced, text_lines, text_jinja],
     "ex12_1": [ids_loop, ids_by_marks, ids_numpy, ids_torch],
-    "ex12_2": [labels_state, labels_slices, labels_numpy, labels_torch],
-    "ex12_3": [kept_zip, kept_takewhile, kept_numpy, kept_torch],
+    "ex12_2": [calls_by_index, calls_split, calls_numpy, calls_torch],
+    "ex12_3": [labels_state, labels_slices, labels_numpy, labels_torch],
     "ex12_4": [fit_pop, fit_backwards, fit_numpy, fit_recursive],
 }
 
@@ -223,8 +239,8 @@ def stop_at_first(ids, head, end):
     [
         ("ex12_0", head_with_role_only),
         ("ex12_1", lambda tokenizer, messages: tokenizer.encode("Hi")),
-        ("ex12_2", stop_at_first),
-        ("ex12_3", lambda read, ids: 0),
+        ("ex12_2", lambda tokenizer, ids: [("weather", {})]),
+        ("ex12_3", stop_at_first),
         ("ex12_4", lambda messages, lengths, limit: messages),
     ],
 )

@@ -105,17 +105,20 @@ def f1_numpy(found, labels):
 def calibration_loop(confidence, right, bins):
     groups = {}
     for c, r in zip(confidence.tolist(), right.tolist(), strict=True):
-        groups.setdefault(int(c * bins), []).append((c, r))
+        groups.setdefault(min(int(c * bins), bins - 1), []).append((c, r))
     return sum(abs(sum(c - r for c, r in group)) for group in groups.values()) / len(confidence)
 
 
 def calibration_scatter(confidence, right, bins):
-    gaps = torch.zeros(bins).index_add(0, (confidence * bins).long(), confidence - right.float())
+    at = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins).index_add(0, at, confidence - right.float())
     return gaps.abs().sum() / len(confidence)
 
 
 def calibration_einsum(confidence, right, bins):
-    inside = torch.nn.functional.one_hot((confidence * bins).long(), bins).float()
+    inside = torch.nn.functional.one_hot(
+        (confidence * bins).long().clamp(max=bins - 1), bins
+    ).float()
     return torch.einsum("nb,n->b", inside, confidence - right.float()).abs().mean() * (
         bins / len(right)
     )
@@ -123,7 +126,7 @@ def calibration_einsum(confidence, right, bins):
 
 def calibration_numpy(confidence, right, bins):
     confidence, right = confidence.numpy(), right.numpy()
-    at = np.digitize(confidence, np.linspace(0, 1, bins + 1))
+    at = np.digitize(confidence, np.linspace(0, 1, bins + 1)[:-1])
     gaps = np.bincount(at, confidence) - np.bincount(at, right)
     return np.abs(gaps).sum() / len(right)
 
