@@ -25,7 +25,7 @@ OFFLINE = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
     "--no-proxy-server",
 ]
-PATIENCE = 240_000  # milliseconds: for a machine with other work to do
+PATIENCE = int(os.environ.get("PATIENCE_MS", 240_000))  # for a machine with other work to do
 
 
 def find_chromium(playwright: Any) -> str:
