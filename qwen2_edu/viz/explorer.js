@@ -160,11 +160,14 @@ function tabs(parts) {
   const buttons = parts.map(([label], i) => h("button", { type: "button", role: "tab", id: unique(), onclick: () => show(i) }, label));
   const panels = parts.map(([, { element }], i) => (element.setAttribute("role", "tabpanel"),
     element.setAttribute("aria-labelledby", buttons[i].id), element));
-  const show = (one) => buttons.forEach((button, i) => {
-    button.setAttribute("aria-selected", i === one);
-    button.tabIndex = i === one ? 0 : -1;
-    panels[i].hidden = i !== one;
-  });
+  const show = (one) => {
+    buttons.forEach((button, i) => {
+      button.setAttribute("aria-selected", i === one);
+      button.tabIndex = i === one ? 0 : -1;
+      panels[i].hidden = i !== one;
+    });
+    if (panels[one].isConnected) parts[one][1].draw(); // it may have waited to be seen
+  };
   const press = (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;
@@ -288,7 +291,7 @@ function explore(el, source) {
   const steps = makeSteps();
   const lens = makeLens();
   const readout = h("output", { class: "qx-readout" });
-  const legend = h("div", { class: "qx-legend" });
+  const legend = h("div", { class: "qx-legend" }), rounded = h("p", { class: "qx-note" }, data.rounded);
   const notice = h("p", { class: "qx-notice", role: "status" });
   const root = h("section", { class: "qx", "aria-label": "Attention explorer",
     // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
@@ -298,7 +301,7 @@ function explore(el, source) {
     h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
     h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
     h("div", { class: "qx-row qx-second" }, overview.element,
-      h("div", { class: "qx-large" }, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend),
+      h("div", { class: "qx-large" }, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend, rounded),
       tabs([["Generation", steps], ["Logit lens", lens]].filter(([, { element }]) => element))));
   el.replaceChildren(root);
 
@@ -797,7 +800,7 @@ function explore(el, source) {
 
     async function draw() {
       const token = chosenToken();
-      if (!data.lens.length || shown === token) return;
+      if (!data.lens.length || shown === token || element.hidden) return;
       shown = token;
       const rows = await source.load(`lens ${token}`);
       if (shown !== token) return; // another was chosen meanwhile

@@ -19,6 +19,7 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
+from ..checks import Range, check_numbers
 from ..config import SLIDING
 from . import record
 from .labels import reads_right_to_left, token_labels
@@ -26,6 +27,9 @@ from .static import explorer_figure
 
 HERE = Path(__file__).parent
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
+FINE_PAGE = 12_000_000  # beyond it the weights of a page are rounded
+ROUNDINGS = (1, 3, 5)  # to multiples of so much, out of 255
+LENS_ROWS = 3000  # of a page: each is a product with the whole vocabulary
 
 
 def attention_explorer(
@@ -151,10 +155,41 @@ class AttentionExplorer(anywidget.AnyWidget):
             stream = self.recording.hidden[:, int(of[0])]
             self.send({**message, "rows": lens_rows(self.model, self.tokenizer, stream)})
 
-    def payload(self, layer: int) -> bytes:
-        """One layer as it travels: the maps of its heads, then its mask, T*T bytes each."""
-        r = self.recording
-        return _bytes(torch.cat((r.maps[r.layers.index(layer)], self.mask(layer)[None])))
+    def payload(self, layer: int, step: int = 1) -> bytes:
+        """One layer as it travels: the maps of its heads, then its mask, T*T bytes each.
+
+        Args:
+            step: of ROUNDINGS: the bytes of the maps become multiples of it.
+        """
+        maps = self.recording.maps[self.recording.layers.index(layer)]
+        if step > 1:  # 255 is a multiple of each step, so that a weight of 1 stays 1
+            maps = ((maps.to(torch.int16) + step // 2) // step * step).to(torch.uint8)
+        return _bytes(torch.cat((maps, self.mask(layer)[None])))
+
+    def _packed_layers(self, taken: int) -> tuple[dict[str, str], int]:
+        """All layers for a page, as finely as it has room beside `taken` bytes, and that step."""
+        for step in ROUNDINGS:
+            limit = LARGEST_PAGE if step == ROUNDINGS[-1] else min(FINE_PAGE, LARGEST_PAGE)
+            packed, size = {}, taken
+            for i in self.recording.layers:
+                packed[f"layer {i}"] = _packed(self.payload(i, step))
+                size += len(packed[f"layer {i}"])
+                if size > limit:
+                    break
+            else:
+                return packed, step
+        raise ValueError(
+            f"the page would have at least {size / 1e6:.1f} MB, more than "
+            f"{LARGEST_PAGE / 1e6:.0f}: pass attention_explorer fewer layers=[…], or a shorter text"
+        )
+
+    def _lens_places(self, every: int | None) -> list[int]:
+        """Which places of the stream a page's lens reads: 0 = the embedding, then after layers."""
+        check_numbers({"lens": every}, {"lens": Range(0, whole=True)})
+        read = len(self.data["lens"])  # 0 for a model without a head
+        if every is None:
+            every = math.ceil(read * len(self.recording.ids) / LENS_ROWS)
+        return list(range(read - 1, -1, -every))[::-1] if every else []
 
     def mask(self, layer: int) -> torch.Tensor:
         """Why which query of a layer cannot look at which key; see `record.effective_mask`."""
@@ -162,25 +197,37 @@ class AttentionExplorer(anywidget.AnyWidget):
         window = config.window_by_type[config.layer_types[layer]]
         return record.effective_mask(self.recording.real, window)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, *, lens: int | None = None
+    ) -> str | Path:
         """The explorer as one self-contained page: no kernel, no network.
+
+        Where it would have more than 12 MB the weights are rounded, and the page says how coarsely.
 
         Args:
             path: where to write it, and its size is printed; None = return the text.
+            lens: read the stream off after every so many layers, counted from the last; 0 = no
+                lens; None = as often as 3,000 products with the vocabulary allow.
 
         Raises:
-            ValueError: it would have more than 20 MB.
+            TypeError, ValueError: no such lens; the page would have more than 20 MB.
         """
+        r, places = self.recording, self._lens_places(lens)
         blobs = {"thumbnails": self.thumbnails, "norms": self.norms, "colours": self.colours}
         blobs = {name: _packed(blob) for name, blob in blobs.items()}
-        for i in self.recording.layers:  # the size is known before the lens is computed
-            blobs[f"layer {i}"] = _packed(self.payload(i))
-            _check_size(sum(map(len, blobs.values())))
-        if self.data["lens"]:
-            stream = self.recording.hidden.unbind(1)  # of each token
-            rows = [lens_rows(self.model, self.tokenizer, hidden) for hidden in stream]
-            blobs["lens"] = _packed(json.dumps(rows).encode())
-        page = {"data": self.data, "layer": self.layer, "head": self.head, "query": self.query}
+        # Sizes come first: the lens, of 200 bytes or fewer a row, is what takes time.
+        layers, step = self._packed_layers(
+            sum(map(len, blobs.values())) + 200 * len(places) * len(r.ids)
+        )
+        blobs |= layers
+        if places:
+            stream = r.hidden[places].transpose(0, 1).flatten(0, 1)  # (T * places, E)
+            rows = lens_rows(self.model, self.tokenizer, stream)
+            by_token = [rows[i : i + len(places)] for i in range(0, len(rows), len(places))]
+            blobs["lens"] = _packed(json.dumps(by_token).encode())
+        data = self.data | {"lens": [self.data["lens"][i] for i in places]}
+        data["rounded"] = rounding_sentence(step)
+        page = {"data": data, "layer": self.layer, "head": self.head, "query": self.query}
         page["blobs"] = blobs
         text = PAGE.format(
             title=html.escape(self.data["title"]),
@@ -188,13 +235,11 @@ class AttentionExplorer(anywidget.AnyWidget):
             page=json.dumps(page).replace("<", "\\u003c"),  # or a token </script> would end it
             js=(HERE / "explorer.js").read_text("utf-8"),
         )
-        size = len(text.encode())
-        _check_size(size)
         if path is None:
             return text
         path = Path(path)
         path.write_text(text, encoding="utf-8")
-        print(f"{path}: {size / 1e6:.1f} MB, opens without a network")
+        print(f"{path}: {len(text.encode()) / 1e6:.1f} MB, opens without a network")
         return path
 
     def static(self) -> Figure:
@@ -250,6 +295,7 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
         "steps": [_step(tokenizer, step) for step in r.steps],
         "check": check_sentence(r.cache_error, model.dtype, config.num_hidden_layers),
         "lens": names if head else [],
+        "rounded": "",
     }
 
 
@@ -271,18 +317,30 @@ def layer_facts(config: Any, layers: Sequence[int]) -> list[dict[str, Any]]:
     return facts
 
 
+@torch.no_grad()
 def lens_rows(model: Any, tokenizer: Any, hidden: torch.Tensor) -> list[list[dict[str, Any]]]:
-    """The five likeliest next tokens after each layer, read off the stream at one token.
+    """The five likeliest next tokens, read off the stream at any places of it.
 
     Args:
-        hidden: (all layers + 1, E).
+        hidden: (rows, E), such as one token after each layer.
     """
-    with torch.no_grad():
-        best = record.predictions(model, hidden).topk(5)
-    return [
-        [_chance(tokenizer, i, p) for i, p in zip(ids, chances, strict=True)]
-        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    rows = []
+    for some in hidden.split(256):  # (256, V) at a time: V is large
+        best = record.predictions(model, some).topk(5)
+        words = iter(token_labels(tokenizer, best.indices.flatten().tolist()))
+        for chances in best.values.tolist():
+            rows.append([_chance(word, p) for p, word in zip(chances, words, strict=False)])
+    return rows
+
+
+def rounding_sentence(step: int) -> str:
+    """How coarse are the weights of a page? Their bytes, 255·√weight, are multiples of `step`."""
+    if step == 1:
+        return ""
+    return (
+        f"To keep this page small its weights are rounded: up to 0.25 within {step / 510:.3f}, "
+        f"above within {step / 255:.3f}."
+    )
 
 
 def check_sentence(error: float | None, dtype: torch.dtype, layers: int = 8) -> str:
@@ -316,14 +374,14 @@ def colour_tables() -> bytes:
 
 
 def _step(tokenizer: Any, step: record.Step) -> dict[str, Any]:
-    drawn = _chance(tokenizer, step.token_id, step.probability)
-    others = [_chance(tokenizer, i, p) for i, p in step.alternatives]
-    return {"position": step.position, **drawn, "alternatives": others}
+    drawn, *others = token_labels(tokenizer, [step.token_id, *(i for i, _ in step.alternatives)])
+    chances = [_chance(word, p) for word, (_, p) in zip(others, step.alternatives, strict=True)]
+    said = _chance(drawn, step.probability)
+    return {"position": step.position, **said, "alternatives": chances}
 
 
-def _chance(tokenizer: Any, token_id: int, probability: float) -> dict[str, Any]:
-    text = token_labels(tokenizer, [token_id])[0]["text"]
-    return {"text": text, "id": token_id, "probability": round(probability, 5)}
+def _chance(word: dict[str, Any], probability: float) -> dict[str, Any]:
+    return {"text": word["text"], "id": word["id"], "probability": round(probability, 5)}
 
 
 def _number(score: float) -> float | None:
@@ -332,14 +390,6 @@ def _number(score: float) -> float | None:
 
 def _packed(blob: bytes) -> str:
     return base64.b64encode(zlib.compress(blob, 6)).decode()
-
-
-def _check_size(size: int) -> None:
-    if size > LARGEST_PAGE:
-        raise ValueError(
-            f"the page would have at least {size / 1e6:.1f} MB, more than "
-            f"{LARGEST_PAGE / 1e6:.0f}: pass attention_explorer fewer layers=[…], or a shorter text"
-        )
 
 
 def _rows(scores: torch.Tensor) -> list[list[float | None]]:

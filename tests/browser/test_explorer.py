@@ -89,6 +89,7 @@ def page(request):
     page = request.getfixturevalue(request.param)
     if page.get_by_role("button", name="Compare").get_attribute("aria-pressed") == "true":
         page.get_by_role("button", name="Compare").click()
+    page.get_by_role("tab", name="Generation").click()
     page.get_by_label("Heads by").select_option("layer")
     page.get_by_label("Colours", exact=True).select_option("viridis")
     page.get_by_label("Mask", exact=True).check()
@@ -569,6 +570,7 @@ def test_the_scrubber(page, python):
 
 def test_the_logit_lens_follows_the_chosen_token(page, python):
     rows = page.locator(".qx-lens tbody tr")
+    page.get_by_role("tab", name="Logit lens").click()
     for place in (15, 6):
         token(page, place).click()
         expected = viz.lens_rows(python.model, python.tokenizer, python.recording.hidden[:, place])
@@ -707,8 +709,14 @@ def test_a_narrow_view_stacks_and_hides_no_head_without_a_cue(new_page, many, wi
 def test_tabs_by_keyboard(page):
     generation, lens = (page.get_by_role("tab", name=n) for n in ("Generation", "Logit lens"))
     generation.focus()
+    token(page, 8).click()
+    told = page.locator(".qx-lens p")
+    before = told.text_content()
+    generation.focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".qx-lens table").is_visible()
+    assert "after token 8 " not in before  # what is not seen is not computed
+    told.get_by_text("after token 8 ").wait_for()
     assert not page.locator(".qx-told").is_visible()
     assert lens.get_attribute("aria-selected") == "true"
     page.keyboard.press("ArrowLeft")

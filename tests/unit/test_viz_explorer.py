@@ -532,6 +532,59 @@ def test_a_page_that_is_too_large_is_refused(model, bytewise, monkeypatch, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_large_page_is_rounded_and_says_so(model, bytewise, monkeypatch, step):
+    """Weights are as near as the page says, and as near as its size allows."""
+    shown = attention_explorer(model, bytewise, "the cat saw a dog, " * 8)
+    blobs = [explorer._packed(shown.payload(i, step)) for i in range(3)]
+    blobs += [explorer._packed(b) for b in (shown.thumbnails, shown.norms, shown.colours)]
+    monkeypatch.setattr(explorer, "FINE_PAGE", sum(map(len, blobs)))  # just enough room
+    page = page_of(shown.to_html(lens=0))
+    told = [float(n) for n in re.findall(r"within (0\.\d+)", page["data"]["rounded"])]
+    below, above = told or (0.5 / 255, 1 / 255)
+    assert told == ([] if step == 1 else [round(step / 510, 3), round(step / 255, 3)])
+    T = len(shown.recording.ids)
+    exact = model(torch.tensor([shown.recording.ids]), output_attentions=True).attentions
+    for i, weights in enumerate(exact):
+        layer = zlib.decompress(base64.b64decode(page["blobs"][f"layer {i}"]))
+        layer = torch.frombuffer(bytearray(layer), dtype=torch.uint8).view(-1, T, T)
+        error = (record.from_bytes(layer[:-1]) - weights[0]).abs()
+        assert error[weights[0] <= 0.25].max() < below + 1e-3 and error.max() < above + 1e-3
+        assert torch.equal(layer[-1], shown.mask(i))
+        assert (layer[:-1] % step == 0).all() and (layer[:-1] == 255).any()  # a weight of 1 stays
+
+
+@pytest.mark.parametrize(
+    ("every", "rows", "expected"),
+    [(None, 3000, [0, 1, 2, 3]), (None, 19 * 2, [1, 3]), (None, 19, [3]), (1, 1, [0, 1, 2, 3])]
+    + [(2, 3000, [1, 3]), (9, 3000, [3]), (0, 3000, [])],
+)
+def test_the_lens_of_a_page_reads_as_often_as_asked(
+    model, bytewise, monkeypatch, every, rows, expected
+):
+    monkeypatch.setattr(explorer, "LENS_ROWS", rows)
+    shown = attention_explorer(model, bytewise, TEXT)
+    page = page_of(shown.to_html(lens=every))
+    assert page["data"]["lens"] == [shown.data["lens"][place] for place in expected]
+    if not expected:
+        return
+    lens = json.loads(zlib.decompress(base64.b64decode(page["blobs"]["lens"])))
+    for token, rows in enumerate(lens):
+        assert rows == explorer.lens_rows(model, bytewise, shown.recording.hidden[expected, token])
+
+
+@pytest.mark.parametrize("lens", [-1, True, 1.5, "all"])
+def test_a_lens_that_cannot_be_is_refused(model, bytewise, lens):
+    with pytest.raises(ValueError, match="lens must be an integer, 0 or more, not "):
+        attention_explorer(model, bytewise, TEXT).to_html(lens=lens)
+
+
+def test_what_is_not_on_the_screen_is_not_computed(model, bytewise, monkeypatch):
+    """The lens multiplies with the whole vocabulary: it waits until it is asked for."""
+    monkeypatch.setattr(record, "predictions", None)
+    attention_explorer(model, bytewise, TEXT).close()
+
+
 @pytest.mark.parametrize("given", ["short", "padded", "generated", "long", "one"])
 def test_the_figure_shows_the_chosen_head(model, bytewise, given):
     text, options = {"short": (TEXT, {}), "one": ("a", {})}.get(given, (TEXT, {}))
