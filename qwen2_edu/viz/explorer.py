@@ -24,6 +24,7 @@ from ..config import SLIDING
 from . import record
 from .labels import reads_right_to_left, token_labels
 from .static import explorer_figure
+from .tokens import check_pair
 
 HERE = Path(__file__).parent
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
@@ -68,6 +69,7 @@ def attention_explorer(
             under torch.compile, layers that are not there, tokens that are not the model's.
     """
     record.check_model(model)
+    check_pair(model, tokenizer)
     chosen = record.choose_layers(model.config, layers)
     ids, real = record.encode(tokenizer, text_or_messages)
     if generation and not max_new_tokens:

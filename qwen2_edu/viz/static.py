@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch, Rectangle
 
@@ -48,25 +49,27 @@ def _overview(
     rows, H, n, _ = small.shape
     size, gap = H // data["groups"], max(2, n // 10)
     axes = figure.subplots()
+    lefts = [h * (n + gap) + h // size * 2 * gap for h in range(H)]
+    # One picture of all: hundreds take seconds. The upper triangles are the future: nothing there.
+    picture = torch.full((rows * (n + gap), lefts[-1] + n), torch.nan)
+    seen = small.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), torch.nan)
+    frames = []
     for row in range(rows):
-        for h in range(H):
-            x, y = h * (n + gap) + h // size * 2 * gap, row * (n + gap)
-            # The upper triangle is the future: nothing to see there.
-            shown = torch.where(torch.ones(n, n).tril() > 0, small[row, h], torch.nan)
-            box = (x, x + n, y + n, y)
-            axes.imshow(
-                shown.numpy(), extent=box, cmap="viridis", vmin=0, vmax=255, interpolation="nearest"
-            )
-            chosen = (recording.layers[row], h) == (layer, head)
-            edge = {"edgecolor": ORANGE, "lw": 2} if chosen else {"edgecolor": GREY, "lw": 0.4}
-            axes.add_patch(Rectangle((x, y), n, n, fill=False, **edge))
-    for h in range(H):
-        x = h * (n + gap) + h // size * 2 * gap + n / 2
-        axes.text(x, -gap, f"{h}", ha="center", va="bottom", fontsize=7)
+        for h, x in enumerate(lefts):
+            y = row * (n + gap)
+            picture[y : y + n, x : x + n] = seen[row, h]
+            frames.append(Rectangle((x, y), n, n))
+    box = (0, picture.shape[1], picture.shape[0], 0)
+    look = {"cmap": "viridis", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
+    axes.imshow(picture.numpy(), extent=box, **look)
+    axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=GREY, lw=0.4))
+    place = lefts[head], recording.layers.index(layer) * (n + gap)
+    axes.add_patch(Rectangle(place, n, n, fill=False, edgecolor=ORANGE, lw=2))
+    for h, x in enumerate(lefts):
+        axes.text(x + n / 2, -gap, f"{h}", ha="center", va="bottom", fontsize=7)
     above = 0.75 * n  # the brackets stand over the numbers
     for g in range(data["groups"]):
-        x = g * size * (n + gap) + g * 2 * gap
-        end = x + size * (n + gap) - gap
+        x, end = lefts[g * size], lefts[(g + 1) * size - 1] + n
         y = -above - gap
         axes.plot((x, x, end, end), (y, y - gap, y - gap, y), color="black", lw=0.8)
         name = f"key head {g}" if size > 1 else f"k{g}"

@@ -50,6 +50,10 @@ display(attention_explorer(model, tokenizer, "a cat"))
 while not Path("go on").exists():
     time.sleep(0.1)
 """
+BESIDE = """
+from ipywidgets import HBox
+HBox([attention_explorer(model, tokenizer, "a cat"), attention_explorer(model, tokenizer, "a b")])
+"""
 PADS, T, GUTTER = 2, 25, 88
 
 
@@ -65,7 +69,7 @@ def python():
 @pytest.fixture(scope="module")
 def lab(jupyterlab, new_page):
     """A notebook whose first cell shows the explorer, whose second sets it, and a third."""
-    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY]
+    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY, BESIDE]
     page = new_page()
     open_notebook(page, *jupyterlab, "test.ipynb", cells)
     run_cell(page)
@@ -721,6 +725,24 @@ def test_tabs_by_keyboard(page):
     assert lens.get_attribute("aria-selected") == "true"
     page.keyboard.press("ArrowLeft")
     assert page.locator(".qx-told").is_visible()
+
+
+def test_two_explorers_stand_side_by_side(lab):
+    lab.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 3")
+    lab.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
+    beside = lab.locator(".jp-CodeCell").nth(3)
+    left, right = (beside.locator(".qx").nth(i) for i in range(2))
+    for one in (left, right):
+        one.locator(".qx-maps canvas[aria-label]").first.wait_for()
+    boxes = [one.bounding_box() for one in (left, right)]
+    assert all(box["width"] >= 320 for box in boxes), boxes
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"] and boxes[0]["y"] == boxes[1]["y"]
+    right.locator("[data-layer='2'][data-head='3']").click()  # each chooses for itself
+    right.get_by_role("heading", name="Layer 2, head 3").wait_for()
+    left.locator("[data-layer='1'][data-head='1']").focus()
+    lab.keyboard.press("Enter")
+    left.get_by_role("heading", name="Layer 1, head 1").wait_for()
+    assert right.get_by_role("heading", name="Layer 2, head 3").is_visible()
 
 
 def test_python_and_browser_choose_together(lab):

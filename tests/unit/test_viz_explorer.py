@@ -39,7 +39,11 @@ def bytewise():
 def model(small_config, randomise):
     """Layer 0 full, layers 1 and 2 with a window of 4; every parameter random."""
     config = small_config(
-        vocab_size=260, use_sliding_window=True, max_window_layers=1, sliding_window=4
+        vocab_size=260,
+        eos_token_id=256,
+        use_sliding_window=True,
+        max_window_layers=1,
+        sliding_window=4,
     )
     return randomise(Qwen2ForCausalLM(config))
 
@@ -359,11 +363,16 @@ def test_bad_input_is_refused_with_the_way_out(model, bytewise, text, options, e
         attention_explorer(model, bytewise, text, **options)
 
 
-def test_a_tokenizer_of_another_model_is_refused(model, fast):
-    with pytest.raises(ValueError, match="model's ids end at 259: is this tokenizer the model's"):
-        attention_explorer(model, fast, "生")
+def test_a_tokenizer_of_another_model_is_refused(model, fast, bytewise, small_config):
+    with pytest.raises(ValueError, match=r"not the model's: it has 151,\d+ tokens, .* 260 rows"):
+        attention_explorer(model, fast, "a")
+    other = Qwen2ForCausalLM(small_config(vocab_size=260, eos_token_id=100)).eval()
+    with pytest.raises(ValueError, match="end token, id 100, is no control token of it"):
+        attention_explorer(other, bytewise, TEXT)
+    with pytest.raises(TypeError, match="expected a tokenizer of qwen2_edu, not dict"):
+        attention_explorer(model, {}, TEXT)
     with pytest.raises(ValueError, match="the token id -100, and the model's ids end at 259"):
-        attention_explorer(model, fast, {"input_ids": [[5, -100]]})
+        attention_explorer(model, bytewise, {"input_ids": [[5, -100]]})
 
 
 def test_a_compiled_model_is_refused(model, small_config, bytewise):
@@ -383,7 +392,9 @@ def test_other_models_are_refused(bytewise, small_config):
 
 
 def test_a_model_without_a_vocabulary_head_has_no_lens(bytewise, small_config):
-    classifier = Qwen2ForSequenceClassification(small_config(vocab_size=260)).eval()
+    classifier = Qwen2ForSequenceClassification(
+        small_config(vocab_size=260, eos_token_id=256)
+    ).eval()
     shown = attention_explorer(classifier, bytewise, TEXT)
     assert shown.data["lens"] == [] and "lens" not in page_of(shown.to_html())["blobs"]
     with pytest.raises(TypeError, match="SequenceClassification cannot generate"):
@@ -489,7 +500,7 @@ def test_deeper_models_may_round_more(error, dtype, layers, verdict):
 
 
 def test_a_tokenizer_with_other_tokens_is_warned_of(small_config, bytewise):
-    larger = Qwen2ForCausalLM(small_config(vocab_size=400)).eval()
+    larger = Qwen2ForCausalLM(small_config(vocab_size=400, eos_token_id=256)).eval()
     with pytest.warns(UserWarning, match="has 259 tokens and the model 400: if it is not the"):
         attention_explorer(larger, bytewise, TEXT)
 
