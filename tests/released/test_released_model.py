@@ -204,15 +204,37 @@ def test_eager_attention(model, reference, name):
     assert (logits_of(eager, answer) - answer.logits).abs().max() <= FP32
 
 
-def test_bfloat16(file, reference):
+@pytest.fixture(scope="module")
+def rounded(file):
+    """Ours with its weights in bfloat16."""
+    config = Qwen2Config.from_dict(config_fields(file))
+    return assemble(config, file.read_all(dtype=torch.bfloat16))
+
+
+def test_bfloat16(rounded, reference):
     """Rounding the weights to 8 bits moves logits by tenths, and keeps nearly every choice."""
-    model = assemble(
-        Qwen2Config.from_dict(config_fields(file)), file.read_all(dtype=torch.bfloat16)
-    )
     answer = reference.answers["code"]
-    ours = logits_of(model, answer).float()
+    ours = logits_of(rounded, answer).float()
     assert (ours.argmax(-1) == answer.greedy).float().mean() >= 0.9
     assert FP32 < (ours - answer.logits).abs().mean() < 0.5
+
+
+@pytest.mark.parametrize("name", ["prose", "code"])
+def test_fast_bfloat16_chooses_as_plain_but_for_ties(rounded, reference, name):
+    """200 tokens by the kernels: each is the plain model's first choice, or ties with it within two
+    steps of a bfloat16 of that size (8 bits: the two differ in where they round).
+    """
+    ids = rounded.generate(
+        reference.answers[name].prompt[None], max_new_tokens=200, min_new_tokens=200, fast=True
+    )
+    with torch.no_grad():
+        logits = rounded(ids[:, :-1], logits_to_keep=200).logits[0].float()  # (200, V)
+    logits[:, rounded.config.eos_token_id] = -math.inf
+    chosen = logits.gather(1, ids[0, -200:, None])[:, 0]
+    best = logits.amax(-1)
+    step = 2.0 ** (best.abs().log2().floor() - 7)
+    assert ((best - chosen) / step).max() <= 2
+    assert (best == chosen).float().mean() >= 0.9
 
 
 # -- the model is llama.cpp's ----------------------------------------------------------------------
