@@ -24,6 +24,9 @@ from .decoding.streaming import TextPieces
 __all__ = ["GenerationConfig", "effective_settings"]  # people know them by this module
 
 
+CHUNK = 1024  # tokens of a prompt read at once: more take more memory, and no less time
+
+
 def prefill(
     model: Any,
     input_ids: Tensor,
@@ -38,25 +41,22 @@ def prefill(
         mask: bool (B, T), or shorter, False = padding; None = nothing padded.
         inputs_embeds: (B, T, E), read in place of the ids.
     """
-    held = 0 if cache is None else cache.get_seq_length()
-    embeds = None if inputs_embeds is None else inputs_embeds[:, held:]
-    new = input_ids[:, held:] if embeds is None else None
-    options = {}
+    held, T = 0 if cache is None else cache.get_seq_length(), input_ids.shape[1]
+    T = T if inputs_embeds is None else inputs_embeds.shape[1]
+    options = {"use_cache": cache is not None, "logits_to_keep": 1}
     if mask is not None:
-        later = input_ids.shape[1] - mask.shape[1]  # tokens of the answer, all real
-        mask = pad(mask, (0, max(later, 0)), value=True)
-        if not mask[:, held:].all():
-            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, held:]
-            options = {"position_ids": places, "attention_mask": mask[:, held:]}
-    out = model(
-        new,
-        past_key_values=cache,
-        inputs_embeds=embeds,
-        use_cache=cache is not None,
-        logits_to_keep=1,
-        **options,
-    )
-    if options and cache is not None:  # count real tokens alone from here on, as transformers does
+        mask = pad(mask, (0, max(T - mask.shape[1], 0)), value=True)  # an answer's tokens are real
+    padded = mask is not None and not mask[:, held:].all()
+    places = (mask.cumsum(-1) - 1).clamp(min=0) if padded else None
+    whole = cache is None or getattr(model, "asked", {})  # states are kept of one pass
+    for start in range(held, T, T if whole else CHUNK):
+        new = slice(start, T if whole else start + CHUNK)
+        if padded:
+            options |= {"position_ids": places[:, new], "attention_mask": mask[:, new]}
+        embeds = None if inputs_embeds is None else inputs_embeds[:, new]
+        ids = input_ids[:, new] if embeds is None else None
+        out = model(ids, past_key_values=cache, inputs_embeds=embeds, **options)
+    if padded and cache is not None:  # count real tokens alone from here on, as transformers does
         cache.pads = (~mask).sum(-1, keepdim=True)
     return out.logits[:, -1]
 

@@ -617,3 +617,34 @@ def test_a_compiled_step_gives_the_same_ids_and_is_compiled_once(small_config, r
         got = torch.cat((*found, token[:, None]), 1)
         assert torch.equal(got, generate(model, ids, max_new_tokens=20, eos_token_id=[]))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("padding", [0, 3, 9])
+def test_a_long_prompt_is_read_in_parts(
+    small_config, randomise, monkeypatch, options, window, padding
+):
+    """Of 4 tokens here; with 9 of padding a row has parts that are nothing else."""
+    sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    model = randomise(Qwen2ForCausalLM(small_config(**(sliding if window else {}))), seed=3)
+    ids, mask = torch.randint(3, 97, (2, 18)), torch.ones(2, 18, dtype=torch.long)
+    mask[0, :padding] = 0
+    embeds = model.get_input_embeddings()(ids).detach()
+    run = {"max_new_tokens": 6, "eos_token_id": [], **options}
+    one = model.generate(ids, mask, **run)
+    kept = model.generate(ids, mask, return_dict_in_generate=True, output_hidden_states=True, **run)
+    seen, lengths = (
+        [],
+        model.model.layers[0].register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].shape[1])
+        ),
+    )
+    monkeypatch.setattr("qwen2_edu.generation.CHUNK", 4)
+    assert torch.equal(model.generate(ids, mask, **run), one)
+    assert seen[:5] == [4, 4, 4, 4, 2]
+    lengths.remove()
+    assert torch.equal(model.generate(None, mask, inputs_embeds=embeds, **run), one[:, 18:])
+    states = {"return_dict_in_generate": True, "output_hidden_states": True}
+    again = model.generate(ids, mask, **states, **run)
+    assert again.hidden_states[0][0].shape[1] == kept.hidden_states[0][0].shape[1] == 18
