@@ -24,7 +24,7 @@ WITH_RELEASED := -m 'not cuda and not browser'
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help lab test released test-browser lint format notebooks bench verify-released test-cuda clean
+.PHONY: help lab test released test-browser fuzz lint format notebooks bench verify-released test-cuda clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) \
@@ -47,6 +47,9 @@ released: $(STAMP) ## fetch the released weights once, 491 MB: from the hub, or 
 
 test-browser: $(STAMP) ## the widgets in Chromium, by mouse and by keyboard; fails without one
 	@$(OFFLINE) $(RUN) -m pytest tests/browser -m browser
+
+fuzz: $(STAMP) ## MINUTES=10: random models, texts, chats and files against transformers
+	@$(OFFLINE) $(RUN) -m tests.fuzz.lane --minutes $(or $(MINUTES),10)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
