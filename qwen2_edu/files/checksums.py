@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from .disk import read_text
@@ -35,7 +36,7 @@ def check_hashes(
 
     Raises:
         FileNotFoundError: a file has nothing to be compared with.
-        ValueError: a file differs, or SHA256SUMS is broken.
+        ValueError: a file differs (the hub's is moved aside), or SHA256SUMS is broken.
     """
     folder = Path(folder)
     recorded = read_sums(folder / SUMS) if (folder / SUMS).is_file() else {}
@@ -53,13 +54,13 @@ def check_hashes(
             )
         actual = file_hash(path, "git" if len(expected) == 40 else "sha256")
         if actual != expected:
-            fix = (
-                f"delete {blob}, and the next load fetches it again"
-                if blob.name == expected
-                else ""
-            )
             fault = f"{path} is damaged or altered: its hash is {actual}, not {expected}"
-            raise ValueError(f"{fault}; {fix}" if fix else fault)
+            if blob.name == expected:
+                with suppress(OSError):  # the cache may be another's
+                    blob = blob.rename(f"{blob}.damaged")  # the snapshot's link now leads nowhere
+                done = "it is now" if blob.name != expected else "delete"
+                fault += f"; {done} {blob}, and the next load fetches it again"
+            raise ValueError(fault)
 
 
 def read_sums(path: Path) -> dict[str, str]:

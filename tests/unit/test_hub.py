@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -377,9 +378,21 @@ def test_verify_against_the_hub(hub):
         bad = bytearray(good)
         bad[-1 if name == "model.safetensors" else -2] ^= 1
         blob.write_bytes(bad)
-        with pytest.raises(ValueError, match=f"{name} is damaged or altered.*delete {blob}"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or altered.*now {blob}.damaged"):
             Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
-        blob.unlink()  # as it says: the next load fetches it again
-        Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
+        assert not blob.exists() and Path(f"{blob}.damaged").read_bytes() == bad
+        Qwen2ForCausalLM.from_pretrained("org/model", verify=True)  # fetches it again
         assert blob.read_bytes() == good
     Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
+
+
+def test_a_damaged_blob_that_cannot_be_moved_is_named(hub, monkeypatch):
+    blob = (resolve("org/model", "model") / "config.json").resolve()
+    blob.write_bytes(b"{}")
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ValueError, match=f"config.json is damaged or altered.*; delete {blob}, "):
+        Qwen2ForCausalLM.from_pretrained("org/model", verify=True)
