@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .attention import RECORDS, Qwen2Attention
+from .checks import checked
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class Record:
     layers: frozenset[nn.Module] = field(default=frozenset(), repr=False)
 
 
+@checked
 @contextmanager
 def capture(model: nn.Module) -> Iterator[Record]:
     """Record what happens inside `model` while the `with` block runs, in this thread alone.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import sys
 import types
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from numbers import Integral, Real
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -82,23 +85,52 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
     """
     for name, value in values.items():
         if not _is_a(value, hints.get(name, Any)):
-            kind, shown = hints[name], repr(value)
-            kind = kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind
-            shown = shown if len(shown) < 80 else shown[:77] + "…"
-            said = f"{name} must be {kind}, not {shown}".replace("typing.", "")
+            said = _wrong(name, value, hints[name])
             raise ValueError(f"{where}: {said}" if where else said)
 
 
-def _is_a(value: Any, kind: Any) -> bool:
+def checked(function: Callable) -> Callable:
+    """Make a function refuse arguments that are not of the types it is annotated with: a TypeError
+    that names the argument. Of many items the first thousand are looked at.
+    """
+    signature, hints = inspect.signature(function), functools.cache(get_type_hints)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        kinds = hints(function)
+        for name, value in signature.bind(*args, **options).arguments.items():
+            kind = kinds.get(name, Any)
+            if not _is_a(value, kind, 1000) and not _is_a(plain(value), kind, 1000):
+                raise TypeError(_wrong(name, value, kind))
+        return function(*args, **options)
+
+    return call
+
+
+def _wrong(name: str, value: Any, kind: Any) -> str:
+    shown, named = repr(value), isinstance(kind, type) and not get_args(kind)
+    kind = kind.__name__ if named else str(kind)
+    shown = shown if len(shown) < 80 else shown[:77] + "…"
+    kind = kind.replace("typing.", "").replace("collections.abc.", "")
+    return f"{name} must be {kind}, not {shown}"
+
+
+def _is_a(value: Any, kind: Any, most: int | None = None) -> bool:
     parts = get_args(kind)
     if kind is Any or isinstance(kind, types.UnionType):
-        return kind is Any or any(_is_a(value, part) for part in parts)
-    kind = get_origin(kind) or {None: types.NoneType, float: (float, int)}.get(kind, kind)
+        return kind is Any or any(_is_a(value, part, most) for part in parts)
+    kind = get_origin(kind) or {None: types.NoneType, float: Real, int: Integral}.get(kind, kind)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         return False
-    if isinstance(value, dict) and parts:
-        return all(_is_a(k, parts[0]) and _is_a(v, parts[1]) for k, v in value.items())
-    return not parts or all(_is_a(item, parts[0]) for item in value)
+    if not parts or not isinstance(value, Collection):
+        return True
+    if isinstance(value, Mapping):
+        pairs = islice(value.items(), most)
+        return len(parts) == 2 and all(
+            _is_a(k, parts[0], most) and _is_a(v, parts[1], most) for k, v in pairs
+        )
+    items = islice(value, most) if getattr(value, "ndim", 1) else (None,)  # a tensor of one number
+    return all(_is_a(item, parts[0], most) for item in items)
 
 
 class Range(NamedTuple):

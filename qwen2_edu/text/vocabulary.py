@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
-from ..checks import one_of, plain
+from ..checks import check_kind, checked, one_of, plain
 from .runs import AddedToken, Finder
 
 Token = str | AddedToken
@@ -24,7 +24,8 @@ class Part:
         return vocabulary._id_of(token) if self.by_id and token is not None else token
 
     def __set__(self, vocabulary: Vocabulary, value: str | int | None) -> None:
-        by_id = self.by_id and value is not None
+        by_id, value = self.by_id and value is not None, plain(value)
+        check_kind(self.part, value, int if by_id else str, "an id" if by_id else "a token")
         token = vocabulary.convert_ids_to_tokens(value) if by_id else value
         if value is not None and (token is None or vocabulary._id_of(token) is None):
             what = f"no token has the id {value}" if by_id else f"{value!r} is no token"
@@ -50,6 +51,7 @@ class Vocabulary:
     unk_token, unk_token_id = Part(), Part()
     pad_token, pad_token_id = Part(), Part()
 
+    @checked
     def __init__(
         self,
         vocab: Mapping[bytes, int],
@@ -146,6 +148,7 @@ class Vocabulary:
         """What `skip_special_tokens` leaves out: special by its flag, or by the part it plays."""
         return self._special_ids | set(self.all_special_ids)
 
+    @checked
     def add_tokens(self, new_tokens: Token | Iterable[Token], special_tokens: bool = False) -> int:
         """Add tokens that are matched whole wherever they stand. Their ids follow the highest one.
 
@@ -159,6 +162,7 @@ class Vocabulary:
         self._find_added()
         return len(self._added) - before
 
+    @checked
     def add_special_tokens(self, special_tokens_dict: Mapping[str, Token | Sequence[Token]]) -> int:
         """Add special tokens, and say which part they play; returns how many are new.
 
@@ -168,6 +172,8 @@ class Vocabulary:
         new = 0
         for name, value in special_tokens_dict.items():
             one_of("a special token's part", name, (*self._parts, *extras))
+            if name not in extras:
+                check_kind(name, value, Token, "a token")
             new += self.add_tokens(value, special_tokens=True)
             values = [value] if isinstance(value, Token) else value
             contents = [t.content if isinstance(t, AddedToken) else t for t in values]
@@ -219,13 +225,15 @@ class Vocabulary:
         token = self._token_of.get(token_id)
         return None if token is None else token_to_text(token)
 
+    @checked
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | None | list[int | None]:
         """Ids of tokens as `tokenize` spells them; an unknown one gives `unk_token_id`."""
-        if isinstance(tokens, str):
-            token_id = self._id_of(tokens)
-            return self.unk_token_id if token_id is None else token_id
-        return [self.convert_tokens_to_ids(token) for token in tokens]
+        single, unknown = isinstance(tokens, str), self.unk_token_id
+        found = [self._id_of(token) for token in ([tokens] if single else tokens)]
+        ids = [unknown if token_id is None else token_id for token_id in found]
+        return ids[0] if single else ids
 
+    @checked
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | None | list[str | None]:
@@ -236,6 +244,7 @@ class Vocabulary:
         skip = self._skipped if skip_special_tokens else ()
         return [self._spell(token_id) for token_id in ids if token_id not in skip]
 
+    @checked
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """The text that tokens stand for, spelled as by `tokenize`."""
         alphabet, data = set(BYTE_TO_CHAR.values()), bytearray()

@@ -150,7 +150,7 @@ def test_a_file_that_is_rewritten_in_place(folder, mmap):
 
 @pytest.mark.parametrize("name", [None, 3, ["tiny"]])
 def test_what_is_no_name(name):
-    with pytest.raises(TypeError, match="a model is a name or a path, not"):
+    with pytest.raises(TypeError, match="name_or_path must be"):
         AutoModelForCausalLM.from_pretrained(name)
 
 

@@ -191,7 +191,7 @@ def test_a_lone_surrogate_is_refused_with_its_position(tokenizer, text):
 
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["a", 3], [["a"]], {"a": 1}])
 def test_what_is_not_text_is_refused(tokenizer, text):
-    with pytest.raises(TypeError, match="must be a string"):
+    with pytest.raises(TypeError, match="text must be"):
         tokenizer(text)
 
 
@@ -202,7 +202,7 @@ def test_what_is_not_text_is_refused(tokenizer, text):
         ({"truncation": "only_second"}, "truncation must be one of"),
         ({"padding": True, "padding_side": "top"}, "padding_side must be one of"),
         ({"return_tensors": "tf"}, "return_tensors must be one of"),
-        ({"max_length": -1}, "max_length must be 0 or more"),
+        ({"max_length": -1}, "max_length must be an integer in"),
         ({"return_tensors": "pt"}, "rows of 1 to 3 tokens make no tensor: use padding=True"),
     ],
 )

@@ -1,0 +1,153 @@
+"""What is no argument of a public call is refused by its name: TypeError or ValueError, raised here
+and not somewhere in Python or torch.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+import qwen2_edu
+from qwen2_edu import ChatSession, GenerationConfig, Qwen2Config, hub
+
+OBJECT = object()
+LISTED, NAMED = [OBJECT], {"a": OBJECT}
+WRONG = [OBJECT, LISTED, 3.5, b"x", NAMED]
+# What may be so all the same: a number for a number, bytes for a list of integers.
+NUMBERS = "temperature min_p rope_theta repetition_penalty max_time length_penalty".split()
+RIGHT = dict.fromkeys(NUMBERS, 3.5) | dict.fromkeys(("ids_", "before", "after"), b"x")
+RIGHT |= {
+    "messages": 3.5,
+    "config_": NAMED,
+    "activation_checkpointing_kwargs": NAMED,
+    "input_ids": LISTED,
+}
+IDS = torch.tensor([[3, 4, 5]])
+SMALL = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+SMALL |= {"num_attention_heads": 2, "pad_token_id": 0}
+HEADS = "ForCausalLM ForSequenceClassification ForTokenClassification ForQuestionAnswering".split()
+CONFIG_CALLS = {"hidden_size", "rope_theta", "layer_types", "num_labels", "attn_implementation"}
+LOADING = """dtype device attn_implementation verify torch_dtype mmap quantize
+ignore_mismatched_sizes revision cache_dir local_files_only gguf_file config""".split()
+SETTINGS = """do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size
+max_new_tokens max_length min_new_tokens min_length max_time stop_strings num_beams length_penalty
+early_stopping num_return_sequences seed cache_implementation use_cache return_dict_in_generate
+output_scores attention_mask past_key_values inputs_embeds generation_config vocab_limit generator
+bad_words_ids""".split()
+FORWARD = "attention_mask position_ids past_key_values inputs_embeds labels logits_to_keep".split()
+READING = """is_split_into_words return_offsets_mapping return_special_tokens_mask padding
+truncation split_special_tokens padding_side max_length pad_to_multiple_of return_tensors""".split()
+PARTS = "bos_token eos_token unk_token pad_token".split()
+MAKING = [*PARTS, "vocab", "merges", "added_tokens", "additional_special_tokens", "before", "after"]
+MAKING += ["padding_side", "truncation_side"]
+
+
+@pytest.fixture(scope="module")
+def things():
+    """A model of each kind, and a tokenizer that may be spoilt."""
+    config = Qwen2Config(**SMALL)
+    found = {head: getattr(qwen2_edu, f"Qwen2{head}")(config) for head in HEADS}
+    found["tokenizer"] = qwen2_edu.AutoTokenizer.from_pretrained("tiny")
+    found["tiny"] = qwen2_edu.AutoModelForCausalLM.from_pretrained("tiny")
+    return found
+
+
+def model(name, head="ForCausalLM"):
+    return lambda t, x: getattr(t[head], name)(x)
+
+
+def text(name):
+    return lambda t, x: getattr(t["tokenizer"], name)(x)
+
+
+HI = [{"role": "user", "content": "Hi"}]
+load = qwen2_edu.AutoModelForCausalLM.from_pretrained
+# What is called: "where argument" -> a function of the things and a wrong value.
+CALLS = {
+    "resize vocab_size": model("resize_token_embeddings"),
+    "save save_directory": model("save_pretrained"),
+    "embed embeddings": model("set_input_embeddings"),
+    "head head": model("set_output_embeddings"),
+    "init part": model("init_weights"),
+    "checkpoint activation_checkpointing_kwargs": model("activation_checkpointing_enable"),
+    "load name_or_path": lambda t, x: load(x),
+    "shards size": lambda t, x: t["ForCausalLM"].save_pretrained("nowhere", x),
+    "resolve kind": lambda t, x: hub.resolve("tiny", x),
+    "tokenizer name_or_path": lambda t, x: type(t["tokenizer"]).from_pretrained(x),
+    "generation name_or_path": lambda t, x: GenerationConfig.from_pretrained(x),
+    "session model": lambda t, x: ChatSession(x, t["tokenizer"]),
+    "session tokenizer": lambda t, x: ChatSession(t["tiny"], x),
+    "session system": lambda t, x: ChatSession(t["tiny"], t["tokenizer"], x),
+    "session text": lambda t, x: ChatSession(t["tiny"], t["tokenizer"]).send(x),
+    "capture model": lambda t, x: qwen2_edu.capture(x),
+    "class config": lambda t, x: qwen2_edu.Qwen2ForCausalLM(x),
+    "read text": text("__call__"),
+    "encode text": text("encode"),
+    "tokenize text": text("tokenize"),
+    "decode ids": text("decode"),
+    "decode ids ": text("batch_decode"),
+    "pad input_ids": lambda t, x: t["tokenizer"].pad({"input_ids": x}),
+    "pad input": text("pad"),
+    "tokens ids_": text("convert_ids_to_tokens"),
+    "ids tokens": text("convert_tokens_to_ids"),
+    "string tokens": text("convert_tokens_to_string"),
+    "add new_tokens": text("add_tokens"),
+    "special special_tokens_dict": text("add_special_tokens"),
+    "special eos_token": lambda t, x: t["tokenizer"].add_special_tokens({"eos_token": x}),
+    "save tokenizer save_directory": text("save_pretrained"),
+    "save vocabulary save_directory": text("save_vocabulary"),
+    "save prefix filename_prefix": lambda t, x: t["tokenizer"].save_pretrained("nowhere", x),
+    "chat message": text("apply_chat_template"),
+    "chat role": lambda t, x: t["tokenizer"].apply_chat_template([{"role": x, "content": "Hi"}]),
+    "chat messages": lambda t, x: t["tokenizer"].apply_chat_template(
+        [{"role": "user", "content": x}]
+    ),
+    "chat tools": lambda t, x: t["tokenizer"].apply_chat_template(HI, tools=x),
+    "chat template": lambda t, x: t["tokenizer"].apply_chat_template(HI, chat_template=x),
+    "chat max_length": lambda t, x: t["tokenizer"].apply_chat_template(HI, max_length=x),
+}
+for name in PARTS:
+    CALLS[f"set {name}"] = lambda t, x, name=name: setattr(t["tokenizer"], name, x)
+CALLS["load device "] = lambda t, x: load("tiny", device_map=x)
+for name in LOADING:
+    CALLS[f"load {name}"] = lambda t, x, name=name: load("tiny", **{name: x})
+CALLS["make config_"] = lambda t, x: type(t["tokenizer"])(t["tokenizer"].vocab, config=x)
+for name in MAKING:
+    CALLS[f"make {name}"] = lambda t, x, name=name: type(t["tokenizer"])(
+        **{"vocab": t["tokenizer"].vocab, name: x}
+    )
+for name in CONFIG_CALLS:
+    CALLS[f"config {name}"] = lambda t, x, name=name: Qwen2Config(**{**SMALL, name: x})
+for name in READING:
+    CALLS[f"read {name}"] = lambda t, x, name=name: t["tokenizer"](
+        ["a b", "c"], **{"padding": True, name: x}
+    )
+for name in SETTINGS:
+    CALLS[f"generate {name}"] = lambda t, x, name=name: t["ForCausalLM"].generate(
+        **{"input_ids": IDS, "do_sample": name != "num_beams", name: x}
+    )
+for head in HEADS:
+    names = ["start_positions", "attention_mask"] if "Question" in head else FORWARD
+    for name in names[: None if head == "ForCausalLM" else 5]:
+        CALLS[f"{head} {name}"] = lambda t, x, name=name, head=head: t[head](
+            **{"input_ids": IDS, name: x}
+        )
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_type_is_refused_by_name(things, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = call.split()[-1]
+    for wrong in WRONG:
+        if name in RIGHT and wrong is RIGHT[name]:
+            continue
+        with pytest.raises((TypeError, ValueError, OSError)) as caught:
+            CALLS[call](things, wrong)
+        said, where = str(caught.value), traceback.extract_tb(caught.tb)[-1]
+        assert name.rstrip("_") in said, (wrong, said)
+        assert "qwen2_edu" in Path(where.filename).parts, (wrong, said, where)
+        assert "raise" in where.line, (wrong, where)
+    assert not [*tmp_path.iterdir()], "something was written"
