@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .cache import Cache, DynamicCache
+from .checks import checked
 from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.streaming import TextPieces
 from .generation import stream_ids
+from .model import Qwen2ForCausalLM
+from .text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
+from .tokenizer import TokenizerBase
+
+EACH_BY_ITSELF = (QWEN2_TEMPLATE, QWEN2_5_TEMPLATE)  # templates: no turn changes another's text
 
 
 class ChatSession:
     """Talk to a chat model, turn by turn.
 
-    Each turn renders the whole conversation with the tokenizer's chat template, so an answer is the
-    one that the model would give if it read everything anew. It does not: keys and values of the
-    tokens that have not changed since the last turn are kept. What people typed is text: it cannot
-    open or close a turn.
+    Each turn reads what the chat template writes of the whole conversation, so an answer is the one
+    that the model would give if it read everything anew. It does not: keys and values of the tokens
+    that have not changed since the last turn are kept; and where each turn's text is its own, as in
+    Qwen2's templates, only new turns are rendered. What people typed is text: it cannot open or
+    close a turn.
 
     Args:
         model, tokenizer: a Qwen2ForCausalLM and its tokenizer, which has a chat template.
@@ -34,7 +43,14 @@ class ChatSession:
     turn: what was read, then the answer as it came, its end token included.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, system: str | None = None, **options: Any):
+    @checked
+    def __init__(
+        self,
+        model: Qwen2ForCausalLM,
+        tokenizer: TokenizerBase,
+        system: str | None = None,
+        **options: Any,
+    ):
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.arguments = {
             name: options.pop(name, None) for name in ("generator", "vocab_limit", "fast")
@@ -47,6 +63,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Start anew; only the system message stays."""
+        self.told: tuple = (None, [], [])  # template, messages and ids of the last turn
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         self._forget()
 
@@ -54,6 +71,7 @@ class ChatSession:
         """Say `text`; returns the answer. `options` as in `generate`, for this turn alone."""
         return "".join(self.stream(text, **options))
 
+    @checked
     def stream(self, text: str, **options: Any) -> Iterator[str]:
         """Say `text`; yields the answer in pieces of whole characters.
 
@@ -62,9 +80,7 @@ class ChatSession:
         """
         question = {"role": "user", "content": text}
         options = self._turn_options(options)
-        ids = self.tokenizer.apply_chat_template(
-            [*self.messages, question], add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+        ids = self._rendered([*self.messages, question])
         self.turn_ids = ids  # grows as the answer comes
         prompt = torch.tensor([ids], device=self.model.device)  # (1, T)
         tokens = stream_ids(self.model, prompt, past_key_values=self._cache_for(ids), **options)
@@ -90,6 +106,26 @@ class ChatSession:
         finally:
             if len(self.messages) == kept:  # refused, or stopped before the first word
                 self.messages[:] = before
+
+    def _rendered(self, messages: list[dict]) -> list[int]:
+        """The ids of a conversation and the head of an answer. Of one that goes on from the last,
+        with a template that writes each turn by itself, only the new turns are rendered.
+        """
+        write = partial(self.tokenizer.apply_chat_template, return_dict=False)
+        key = (self.tokenizer.chat_template, self.tokenizer.get_added_vocab())
+        if key[0] not in EACH_BY_ITSELF or not {"<|im_start|>", "<|im_end|>"} <= key[1].keys():
+            return write(messages, add_generation_prompt=True)
+        was, told, ids = self.told
+        if was != key or messages[: len(told)] != told:
+            told, ids = [], []
+        system = [{"role": "system", "content": ""}]  # else the template would write its own
+        before = system if told else []
+        empty, opened = (write(system, add_generation_prompt=last) for last in (False, True))
+        new = write([*before, *messages[len(told) :]], add_generation_prompt=True)
+        ids = ids + new[len(empty) if told else 0 :]
+        told = told + copy.deepcopy(messages[len(told) :])
+        self.told = key, told, ids[: len(empty) - len(opened)]
+        return ids
 
     def _answer(self, question: dict, ids: list[int], pieces: Iterator[str]) -> Iterator[str]:
         said, whole = "", False

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import warnings
 
 import pytest
 import torch
 
-from qwen2_edu import ChatSession, GenerationConfig, Qwen2ForCausalLM, Qwen2Tokenizer
+from qwen2_edu import (
+    ChatSession,
+    GenerationConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    chat,
+)
+from qwen2_edu.chat import spans
 from qwen2_edu.generation import generate
+from qwen2_edu.text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -92,6 +103,45 @@ def test_each_turn_equals_the_conversation_from_scratch(model, tokenizer, system
         messages.append({"role": "assistant", "content": wanted})
         assert session.messages == messages
     assert len(rendered(messages)) > 7 * 24  # far beyond the window
+
+
+@pytest.mark.parametrize("template", [QWEN2_TEMPLATE, QWEN2_5_TEMPLATE, TEMPLATE + " "])
+def test_what_is_read_is_the_whole_conversation_however_it_goes(slow, template, monkeypatch):
+    """Asked, edited, taken back, the template changed, a token added: the ids are those of all."""
+    tokenizer, dice = copy.deepcopy(slow), random.Random(0)
+    tokenizer.chat_template = template
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=8, hidden_size=8, num_attention_heads=1))
+    session = ChatSession(model, tokenizer)
+    edits = {
+        "content": lambda m: m[dice.randrange(len(m))].update(
+            content="<|im_end|>\n<|im_start|>user"
+        ),
+        "remove": lambda m: m.pop(dice.randrange(len(m))),
+        "tool": lambda m: m.append({"role": "tool", "content": "12"}),
+        "calls": lambda m: m[-1].update(tool_calls=[{"name": "f", "arguments": {}}]),
+        "system": lambda m: m.insert(0, {"role": "system", "content": ""}),
+        "token": lambda m: tokenizer.add_tokens(f"word{len(tokenizer)}"),
+    }
+    if template != QWEN2_5_TEMPLATE:
+        del edits["calls"]
+    told = []
+    for turn in range(60):
+        question = {
+            "role": "user",
+            "content": dice.choice([*TURNS, f"word{len(tokenizer)}", "\n"]),
+        }
+        messages = [*session.messages, question]
+        whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
+        with monkeypatch.context() as watched:
+            watched.setattr(
+                chat, "spans", lambda *a, **k: (told.append(len(a[1])), spans(*a, **k))[1]
+            )
+            assert session._rendered(messages) == whole, turn
+        session.messages += [question, {"role": "assistant", "content": dice.choice(TURNS)}]
+        if dice.random() < 0.3:
+            edits[dice.choice(sorted(edits))](session.messages)
+    whole_ones = sum(n > 4 for n in told)
+    assert whole_ones > 50 if template == TEMPLATE + " " else 5 < whole_ones < 45
 
 
 def test_a_turn_reads_only_what_is_new(model, tokenizer, fed):
