@@ -22,41 +22,44 @@ FILES = {
     "model": ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"],
 }
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "gguf_file")
-# Options of transformers that change nothing here at these values.
-NEUTRAL: dict[str, tuple] = {
-    **dict.fromkeys("low_cpu_mem_usage _fast_init is_main_process".split(), (None, True, False)),
-    **dict.fromkeys("save_peft_format save_original_format".split(), (None, True, False)),
-    **dict.fromkeys("use_safetensors safe_serialization weights_only".split(), (None, True)),
-    **dict.fromkeys("trust_remote_code force_download resume_download".split(), (None, False)),
-    **dict.fromkeys("load_in_8bit load_in_4bit output_loading_info".split(), (None, False)),
-    **dict.fromkeys("push_to_hub from_tf from_flax use_flash_attention_2".split(), (None, False)),
-    **dict.fromkeys("offload_state_dict offload_buffers use_kernels".split(), (None, False)),
-    **dict.fromkeys("proxies mirror variant quantization_config max_memory".split(), (None,)),
-    **dict.fromkeys("offload_folder tp_plan tp_size state_dict key_mapping".split(), (None,)),
-    **dict.fromkeys("adapter_kwargs adapter_name use_auth_token".split(), (None,)),
-    "subfolder": (None, ""),
-}
-# What to do in place of what transformers knows and we have not.
+# Options of transformers that are not offered: values at which they change nothing here, what to do
+# instead of others, and their names.
 _UNSAFE = "only safetensors are read and written, as a pickle can run any code; leave it out"
 _WHOLE = "weights are read as they are; load a checkpoint that is not quantised"
 _ONE = "a model lives on one device here, see device_map"
-INSTEAD = {
-    "trust_remote_code": "it is never needed, as no remote code is run; leave it out",
-    "use_fast": "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch; both "
-    "give the same ids",
-    **dict.fromkeys("use_safetensors safe_serialization weights_only from_tf".split(), _UNSAFE),
-    **dict.fromkeys("load_in_8bit load_in_4bit quantization_config".split(), _WHOLE),
-    **dict.fromkeys("max_memory offload_folder offload_state_dict tp_plan tp_size".split(), _ONE),
-    "force_download": "delete the model's folder in the hub's cache, and it is fetched anew",
-    "proxies": "set the variable HTTPS_PROXY",
-    "subfolder": "download it, and give the folder that holds config.json",
-    "variant": "only files named model*.safetensors are read",
-    "use_auth_token": "it is called token",
-    "state_dict": "call load_state_dict, after loading or before saving",
-    "push_to_hub": "save, then huggingface_hub.upload_folder",
-    "output_loading_info": "what is missing or left out is said in a warning or an error",
-    "use_flash_attention_2": "attn_implementation is 'sdpa' or 'eager'",
-}
+_NONE, _OFF, _ANY = (None,), (None, False), (None, True, False)
+_GROUPS = [
+    (
+        _ANY,
+        "",
+        "low_cpu_mem_usage _fast_init is_main_process save_peft_format save_original_format",
+    ),
+    (_OFF, "", "resume_download use_kernels offload_buffers from_flax"),
+    (_NONE, "", "mirror key_mapping adapter_kwargs adapter_name"),
+    ((None, True), _UNSAFE, "use_safetensors safe_serialization weights_only"),
+    (_OFF, _UNSAFE, "from_tf"),
+    (_OFF, _WHOLE, "load_in_8bit load_in_4bit"),
+    (_NONE, _WHOLE, "quantization_config"),
+    (_NONE, _ONE, "max_memory offload_folder tp_plan tp_size"),
+    (_OFF, _ONE, "offload_state_dict"),
+    (_OFF, "it is never needed, as no remote code is run; leave it out", "trust_remote_code"),
+    (
+        _OFF,
+        "delete the model's folder in the hub's cache, and it is fetched anew",
+        "force_download",
+    ),
+    (_OFF, "save, then huggingface_hub.upload_folder", "push_to_hub"),
+    (_OFF, "what is missing or left out is said in a warning or an error", "output_loading_info"),
+    (_OFF, "attn_implementation is 'sdpa' or 'eager'", "use_flash_attention_2"),
+    ((None, ""), "download it, and give the folder that holds config.json", "subfolder"),
+    (_NONE, "set the variable HTTPS_PROXY", "proxies"),
+    (_NONE, "only files named model*.safetensors are read", "variant"),
+    (_NONE, "it is called token", "use_auth_token"),
+    (_NONE, "call load_state_dict, after loading or before saving", "state_dict"),
+    ((), "Qwen2Tokenizer is from scratch, Qwen2TokenizerFast compiled; same ids", "use_fast"),
+]
+NEUTRAL = {name: values for values, _, names in _GROUPS for name in names.split()}
+INSTEAD = {name: why for _, why, names in _GROUPS for name in names.split() if why}
 # What an answer of the hub means that the client has no type for.
 STATUS = {
     401: (PermissionError, "is refused to this token: log in anew, or pass another token=…"),

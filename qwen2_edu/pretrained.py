@@ -7,7 +7,6 @@ import copy
 import os
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import check_kind, check_numbers, checked, warn_caller
+from .checks import check_json, check_numbers, checked, plain, warn_caller
 from .config import FIELDS, RANGES, Qwen2Config
 from .layers import RMSNorm
 
@@ -25,14 +24,11 @@ if TYPE_CHECKING:
 CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
 OPTIONS = """config dtype device device_map attn_implementation verify torch_dtype mmap
  ignore_mismatched_sizes quantize""".split()
-KINDS = dict.fromkeys(
-    "attention_mask position_ids inputs_embeds labels start_positions end_positions".split(),
-    (torch.Tensor, "a tensor"),
-)
-KINDS |= dict.fromkeys(
-    ("logits_to_keep", "num_items_in_batch"), ((Integral, torch.Tensor), "an integer or a tensor")
-)
+# What a forward pass may be given beside ids: the first by place too, all by name.
 ORDER = "input_ids attention_mask position_ids past_key_values inputs_embeds labels".split()
+TENSORS = (*ORDER[1:3], *ORDER[4:], "start_positions", "end_positions")
+KINDS = dict.fromkeys(TENSORS, torch.Tensor | None)
+KINDS |= dict.fromkeys(("logits_to_keep", "num_items_in_batch"), int | torch.Tensor | None)
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -50,9 +46,8 @@ class Qwen2PreTrainedModel(nn.Module):
 
     def __call__(self, *inputs: Any, return_dict: bool | None = None, **options: Any) -> Any:
         """As `forward`, which each class describes. `return_dict=False` answers a plain tuple."""
-        for name, value in (*zip(ORDER, inputs, strict=False), *options.items()):
-            if name in KINDS:
-                check_kind(name, value, *KINDS[name])
+        if not torch.compiler.is_compiling():
+            check_json({**dict(zip(ORDER, inputs, strict=False)), **options}, KINDS)
         out = super().__call__(*inputs, **options)
         return out.to_tuple() if return_dict is False else out
 
@@ -120,15 +115,13 @@ class Qwen2PreTrainedModel(nn.Module):
             check_hashes(folder, [path.name for path in find_weights(folder)])
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
-        place = partial(choose_device, device, device_map)
         how = {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+        how = (options, number_type, partial(choose_device, device, device_map), how, quantize)
         for hold in (contextlib.nullcontext(), locked(folder)):  # savers wait for the second try
             with hold:
                 seen = _stamps(folder)
                 try:
-                    model = cls._load(
-                        name, folder, config, options, number_type, place, how, quantize
-                    )
+                    model = cls._load(name, folder, config, *how)
                 except (OSError, ValueError):
                     if _stamps(folder) == seen:
                         raise
@@ -139,15 +132,7 @@ class Qwen2PreTrainedModel(nn.Module):
 
     @classmethod
     def _load(
-        cls,
-        name: str | os.PathLike[str],
-        folder: Path,
-        config: Qwen2Config | None,
-        changes: dict[str, Any],
-        dtype: torch.dtype | None,
-        place: Callable[[int], torch.device],
-        how: dict[str, bool],
-        quantize: str | None,
+        cls, name, folder: Path, config, changes: dict, dtype, place: Callable, how, quantize
     ):
         """What `from_pretrained` answers, unless a save came meanwhile."""
         from .decoding.settings import GenerationConfig
@@ -242,6 +227,7 @@ class Qwen2PreTrainedModel(nn.Module):
         """Add rows at the end of embedding and head, or cut some off; `config` follows. New rows
         are normal(0, initializer_range), as in transformers if told `mean_resizing=False`.
         """
+        vocab_size = plain(vocab_size)
         check_numbers({"vocab_size": vocab_size}, {"vocab_size": RANGES["vocab_size"]})
         embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
         if not embedding.weight.is_floating_point():

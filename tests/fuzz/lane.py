@@ -9,6 +9,7 @@ round is told by its seed, and comes again with
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import time
@@ -49,27 +50,27 @@ def play(name: str, seed: int, cases: int | None = None) -> int:
     return ran
 
 
-def fuzz(
-    seed: int, seconds: float, names: Iterable[str] = FAMILIES, cases: int | None = None
-) -> dict:
-    """Rounds of each family in turn, from `seed` on, until the time is over; at least one of each.
+def fuzz(seed: int, seconds: float, names: Iterable[str] = FAMILIES) -> dict[str, int]:
+    """Rounds of each family, from `seed` on, until the time is over: at least one of each, and as
+    much time for each.
 
     Returns: how many cases of each family held; a family ends with its first failure, as -1.
     """
     held, end = dict.fromkeys(names, 0), time.monotonic() + seconds
-    while True:
-        for name in [name for name in held if held[name] >= 0]:
-            if held[name] and time.monotonic() > end:
-                break
-            try:
-                held[name] += play(name, seed, cases)
-            except Exception as error:
-                print("".join(traceback.format_exception(error)))
-                print(f"FAILED: again with python -m tests.fuzz.lane --seed {seed} {name}")
-                held[name] = -1
-        if time.monotonic() > end or max(held.values()) < 0:
-            return held
-        seed += 1
+    spent, rounds = dict.fromkeys(held, 0.0), {name: itertools.count(seed) for name in held}
+    while alive := [name for name in held if held[name] >= 0]:
+        name, began = min(alive, key=spent.get), time.monotonic()
+        if held[name] and began > end:
+            break
+        this = next(rounds[name])
+        try:
+            held[name] += play(name, this)
+        except Exception as error:
+            print("".join(traceback.format_exception(error)))
+            print(f"FAILED: again with python -m tests.fuzz.lane --seed {this} {name}", flush=True)
+            held[name] = -1
+        spent[name] += time.monotonic() - began
+    return held
 
 
 def main(arguments: list[str] | None = None) -> int:
