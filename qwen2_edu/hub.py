@@ -27,6 +27,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "gguf_file"
 _UNSAFE = "only safetensors are read and written, as a pickle can run any code; leave it out"
 _WHOLE = "weights are read as they are; load a checkpoint that is not quantised"
 _ONE = "a model lives on one device here, see device_map"
+_BOTH = "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch; same ids"
 _NONE, _OFF, _ANY = (None,), (None, False), (None, True, False)
 _GROUPS = [
     (
@@ -56,7 +57,7 @@ _GROUPS = [
     (_NONE, "only files named model*.safetensors are read", "variant"),
     (_NONE, "it is called token", "use_auth_token"),
     (_NONE, "call load_state_dict, after loading or before saving", "state_dict"),
-    ((), "Qwen2Tokenizer is from scratch, Qwen2TokenizerFast compiled; same ids", "use_fast"),
+    ((), _BOTH, "use_fast"),
 ]
 NEUTRAL = {name: values for values, _, names in _GROUPS for name in names.split()}
 INSTEAD = {name: why for _, why, names in _GROUPS for name in names.split() if why}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import check_json, check_numbers, checked, plain, warn_caller
+from .checks import check_json, check_numbers, checked, one_of, plain, warn_caller
 from .config import FIELDS, RANGES, Qwen2Config
 from .layers import RMSNorm
 
@@ -273,11 +273,8 @@ class Qwen2PreTrainedModel(nn.Module):
         """In training, keep each block's input only and compute the rest anew going back. Options
         are those of torch.utils.checkpoint; `use_reentrant` is False if not said.
         """
-        if every_n_layers != 1 or offload:
-            given = f"every_n_layers={every_n_layers}, offload={offload}"
-            raise ValueError(
-                f"{given}: every block is treated so, on its own device; leave them out"
-            )
+        one_of("every_n_layers", every_n_layers, (1,))  # each, on its own device
+        one_of("offload", offload, (False,))
         self.base_model.checkpointing_options = dict(activation_checkpointing_kwargs or {})
         self.base_model.gradient_checkpointing = True
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .. import hub
 from ..bpe import PATTERN, text_to_token, token_to_text
 from ..checks import check_json, plain
 from ..files.disk import read_bytes, read_json, read_text, replacing
@@ -29,11 +30,7 @@ Folder = str | os.PathLike
 NAMED = "additional_chat_templates"  # a folder: a file for each chat template but the default
 # All that a tokenizer may have; a save takes those away that it does not write. For the template,
 # chat_template.jinja and the folder of named ones come before what tokenizer_config.json says.
-FILES = (
-    """vocab.json merges.txt tokenizer.json tokenizer_config.json special_tokens_map.json
-added_tokens.json chat_template.jinja chat_template.json""".split()
-    + [NAMED]
-)
+FILES = {name.split("/")[0] for name in hub.FILES["tokenizer"]}
 RELEASED_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 # What Qwen2's own tokenizer_config.json says, as of Qwen2-0.5B-Instruct.
 RELEASED_SETTINGS = {
@@ -141,11 +138,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{vocab_file}: {error}") from None
     for i, merge in enumerate(merges, 1):
-        try:
-            known = len(merge) == 2 and merge[0] in spelled and merge[1] in spelled
-        except (TypeError, KeyError):
-            known = False
-        if not known:
+        pair = type(merge) is list and len(merge) == 2 and type(merge[0]) is type(merge[1]) is str
+        if not pair or merge[0] not in spelled or merge[1] not in spelled:
             raise ValueError(f"{merges_file}: merge {i} is not two tokens of the vocab: {merge}")
     settings["vocab"] = {spelled[text]: token_id for text, token_id in vocab.items()}
     settings["merges"] = [(spelled[left], spelled[right]) for left, right in merges]
@@ -246,26 +240,18 @@ def _around(data: dict[str, Any], path: Path) -> tuple[list[int], list[int]]:
 
 def _post_processor(settings: dict[str, Any]) -> dict[str, Any]:
     """The same, written."""
-    around = {}
-    for side in ("before", "after"):
-        names = [(_spelled(settings, i), i) for i in settings[side]]
-        around[side] = [{"SpecialToken": {"id": name, "type_id": 0}} for name, _ in names]
-        around.setdefault("tokens", {}).update(
-            {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in names}
-        )
-    if not around["tokens"]:
+    if not (settings["before"] or settings["after"]):
         return _BYTES
+    spelled = {i: token_to_text(token) for token, i in settings["vocab"].items()}
+    spelled |= {i: token.content for i, token in settings["added_tokens"].items()}
+    around, tokens = [], {}
+    for ids in (settings["before"], settings["after"]):
+        around.append([{"SpecialToken": {"id": spelled[i], "type_id": 0}} for i in ids])
+        tokens |= {spelled[i]: {"id": spelled[i], "ids": [i], "tokens": [spelled[i]]} for i in ids}
     text = [[{"Sequence": {"id": name, "type_id": n}}] for n, name in enumerate("AB")]
-    single, second = ([*around["before"], *one, *around["after"]] for one in text)
+    single, second = ([*around[0], *one, *around[1]] for one in text)
     template = {"type": "TemplateProcessing", "single": single, "pair": single + second}
-    template["special_tokens"] = around["tokens"]
-    return {"type": "Sequence", "processors": [_BYTES, template]}
-
-
-def _spelled(settings: dict[str, Any], token_id: int) -> str:
-    added = settings["added_tokens"].get(token_id)
-    found = (token for token, i in settings["vocab"].items() if i == token_id)
-    return added.content if added else token_to_text(next(found))
+    return {"type": "Sequence", "processors": [_BYTES, template | {"special_tokens": tokens}]}
 
 
 def _steps_of(data: dict[str, Any]) -> dict[str, Any]:

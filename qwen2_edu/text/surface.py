@@ -60,7 +60,7 @@ class Surface(Vocabulary):
         merges: Iterable[tuple[bytes, bytes]] | None = None,
         *,
         chat_template: str | dict[str, str] | None = None,
-        model_max_length: int | None = None,
+        model_max_length: float | None = None,
         padding_side: str = "right",
         truncation_side: str = "right",
         split_special_tokens: bool = False,

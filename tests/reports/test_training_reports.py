@@ -149,7 +149,7 @@ def test_checkpointing_options(pair, reentrant):
         close(ours.get_parameter(name).grad, parameter.grad)
     ours.gradient_checkpointing_disable()
     assert not ours.model.gradient_checkpointing
-    with pytest.raises(ValueError, match="every_n_layers=2.*leave them out"):
+    with pytest.raises(ValueError, match="every_n_layers must be"):
         ours.activation_checkpointing_enable(every_n_layers=2)
 
 
