@@ -209,9 +209,7 @@ def spans(
     return list(_cut(text, origin.translate(_WHO), spoken, controls, own_words))
 
 
-def _cut(
-    text: str, who: bytes, spoken: bytes, controls: Finder, own_words: Container[int]
-) -> Iterator[Span]:
+def _cut(text: str, who: bytes, spoken: bytes, controls: Finder, own_words) -> Iterator[Span]:
     """Cut at the control tokens, which never reach from what one wrote into what another did."""
     begun = 0
     not_own = [i for i in controls.id_of.values() if i not in own_words]

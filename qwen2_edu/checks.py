@@ -8,7 +8,7 @@ import math
 import sys
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral, Real
@@ -89,10 +89,16 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
             raise ValueError(f"{where}: {said}" if where else said)
 
 
-def checked(function: Callable) -> Callable:
+def checked(function: Any) -> Any:
     """Make a function refuse arguments that are not of the types it is annotated with: a TypeError
-    that names the argument. Of many items the first thousand are looked at.
+    that names the argument. Of many items the first thousand are looked at. Of a class, the public
+    methods and `__init__`.
     """
+    if isinstance(function, type):
+        for name, method in [*vars(function).items()]:
+            if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
+                setattr(function, name, checked(method))
+        return function
     signature, hints = inspect.signature(function), functools.cache(get_type_hints)
 
     @functools.wraps(function)

@@ -19,19 +19,12 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from . import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    ChatSession,
-    Qwen2Config,
-    costs,
-    generation,
-    kernels,
-)
+from . import AutoModelForCausalLM, AutoTokenizer, ChatSession, Qwen2Config, generation, kernels
 from . import verify as verification  # a command has the shorter name
 from .bpe import text_to_token
 from .checks import Range, check_numbers
 from .config import RELEASES, released_config
+from .costs import tables
 from .decoding.fast import faster_dtype
 from .hub import resolve
 
@@ -211,7 +204,7 @@ def info(model: Model = "tiny") -> None:
     if released:
         say(f"There is no folder {model}, so this is the built-in table of releases")
     config = released_config(model) if released else Qwen2Config.from_pretrained(model)
-    for heads, rows in costs.tables(config):
+    for heads, rows in tables(config):
         show_table(heads, rows)
     typer.echo(f"Fastest here: {faster_dtype()[1]}")
 

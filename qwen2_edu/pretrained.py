@@ -32,6 +32,7 @@ KINDS |= dict.fromkeys(("logits_to_keep", "num_items_in_batch"), int | torch.Ten
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
+@checked
 class Qwen2PreTrainedModel(nn.Module):
     """The base of all model classes."""
 
@@ -39,7 +40,6 @@ class Qwen2PreTrainedModel(nn.Module):
     fresh_heads: tuple[str, ...] = ()  # a checkpoint may lack these: initialised, with a warning
     generation_config: GenerationConfig | None = None
 
-    @checked
     def __init__(self, config: Qwen2Config):
         super().__init__()
         self.config = config
@@ -162,7 +162,6 @@ class Qwen2PreTrainedModel(nn.Module):
             pack(model, quantize, None if source is folder else source)
         return model.eval()
 
-    @checked
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -201,7 +200,6 @@ class Qwen2PreTrainedModel(nn.Module):
         """The token embedding, weight (V, E)."""
         return self.base_model.embed_tokens
 
-    @checked
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
         """Replace the token embedding; a tied head follows."""
         self.base_model.embed_tokens = embeddings
@@ -211,7 +209,6 @@ class Qwen2PreTrainedModel(nn.Module):
         """The head over the vocabulary, weight (V, E); None where the model has none."""
         return self._modules.get("lm_head")
 
-    @checked
     def set_output_embeddings(self, head: nn.Linear) -> None:
         """Replace the head over the vocabulary."""
         if "lm_head" not in self._modules:
@@ -221,7 +218,6 @@ class Qwen2PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Make what is one parameter one tensor. Only Qwen2ForCausalLM has something to tie."""
 
-    @checked
     @torch.no_grad()
     def resize_token_embeddings(self, vocab_size: int) -> nn.Embedding:
         """Add rows at the end of embedding and head, or cut some off; `config` follows. New rows
@@ -249,7 +245,6 @@ class Qwen2PreTrainedModel(nn.Module):
 
     # -- starting values and switches --------------------------------------------------------------
 
-    @checked
     @torch.no_grad()
     def init_weights(self, part: nn.Module | None = None) -> None:
         """Fresh values, of `part` or all: normal(0, initializer_range), biases 0, norms 1."""
@@ -263,7 +258,6 @@ class Qwen2PreTrainedModel(nn.Module):
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
 
-    @checked
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,
@@ -286,15 +280,14 @@ class Qwen2PreTrainedModel(nn.Module):
 
     def enable_input_require_grads(self) -> None:
         """Let gradients reach the embeddings' output even where every weight below is frozen."""
-        if not hasattr(self, "_input_hook"):
-            ask = lambda module, inputs, out: out.requires_grad_()  # noqa: E731
-            self._input_hook = self.get_input_embeddings().register_forward_hook(ask)
+        self.disable_input_require_grads()
+        ask = lambda module, inputs, out: out.requires_grad_()  # noqa: E731
+        self._input_hook = self.get_input_embeddings().register_forward_hook(ask)
 
     def disable_input_require_grads(self) -> None:
         """Undo `enable_input_require_grads`."""
-        if hasattr(self, "_input_hook"):
-            self._input_hook.remove()
-            del self._input_hook
+        if hook := self.__dict__.pop("_input_hook", None):
+            hook.remove()
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep every intermediate result, as usual."""

@@ -17,12 +17,13 @@ from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.streaming import TextPieces
 from .generation import stream_ids
 from .model import Qwen2ForCausalLM
+from .text.surface import Surface
 from .text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
-from .tokenizer import TokenizerBase
 
 EACH_BY_ITSELF = (QWEN2_TEMPLATE, QWEN2_5_TEMPLATE)  # templates: no turn changes another's text
 
 
+@checked
 class ChatSession:
     """Talk to a chat model, turn by turn.
 
@@ -43,13 +44,8 @@ class ChatSession:
     turn: what was read, then the answer as it came, its end token included.
     """
 
-    @checked
     def __init__(
-        self,
-        model: Qwen2ForCausalLM,
-        tokenizer: TokenizerBase,
-        system: str | None = None,
-        **options: Any,
+        self, model: Qwen2ForCausalLM, tokenizer: Surface, system: str | None = None, **options: Any
     ):
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.arguments = {
@@ -71,7 +67,6 @@ class ChatSession:
         """Say `text`; returns the answer. `options` as in `generate`, for this turn alone."""
         return "".join(self.stream(text, **options))
 
-    @checked
     def stream(self, text: str, **options: Any) -> Iterator[str]:
         """Say `text`; yields the answer in pieces of whole characters.
 

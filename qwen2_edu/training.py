@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from rich.console import Console
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from .checks import Range, check_numbers, one_of
+from .checks import Range, check_json, check_numbers, one_of
 from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
 from .packing import Shuffled
@@ -67,8 +67,7 @@ class TrainingSettings:
 
     def __post_init__(self):
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
-        if unset := [name for name, value in vars(self).items() if value is None]:
-            raise ValueError(f"{unset[0]} must be a number, not None: leave it out for its default")
+        check_json(vars(self), get_type_hints(type(self)))
         check_numbers(vars(self), RANGES | {"warmup_steps": Range(0, self.steps, whole=True)})
 
 

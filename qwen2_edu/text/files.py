@@ -64,12 +64,9 @@ MODEL |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False}
 
 # The types of what is read. A token is written as a string, or as {"content": …, "lstrip": …}.
 _TEXT, _TOKENS = str | None, list[str | dict[str, Any]] | dict[str, Any] | None
-CONFIG = dict.fromkeys(PARTS, str | dict[str, Any] | None)
+CONFIG = dict.fromkeys(PARTS, str | dict[str, Any] | None) | {"model_max_length": float | None}
 CONFIG |= {"additional_special_tokens": _TOKENS, "extra_special_tokens": _TOKENS}
-CONFIG |= {
-    "added_tokens_decoder": dict[str, dict[str, Any]] | None,
-    "model_max_length": float | None,
-}
+CONFIG |= {"added_tokens_decoder": dict[str, dict[str, Any]] | None}
 CONFIG |= {"padding_side": _TEXT, "truncation_side": _TEXT, "split_special_tokens": bool | None}
 CONFIG |= {"chat_template": str | list[dict[str, str]] | dict[str, str] | None}
 WHOLE = dict.fromkeys(STEPS, dict[str, Any] | None)

@@ -36,6 +36,7 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+@checked
 class Surface(Vocabulary):
     """The surface that both tokenizers share. Options are named, and behave, as in transformers.
 
@@ -53,7 +54,6 @@ class Surface(Vocabulary):
     ARGUMENTS += ("additional_special_tokens", "before", "after", *files.SAID)
     model_input_names = ("input_ids", "attention_mask")
 
-    @checked
     def __init__(
         self,
         vocab: Mapping[bytes, int],
@@ -115,14 +115,12 @@ class Surface(Vocabulary):
         said = {name: getattr(self, name) for name in self.ARGUMENTS if name != "added_tokens"}
         return said | {"added_tokens": self.added_tokens_decoder}
 
-    @checked
     def save_vocabulary(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write vocab.json and merges.txt as released; returns their paths."""
         return files.write_vocabulary(self.settings(), save_directory, filename_prefix)
 
-    @checked
     def save_pretrained(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
@@ -131,7 +129,6 @@ class Surface(Vocabulary):
 
     # -- rows to a batch
 
-    @checked
     def pad(
         self,
         encoded_inputs: Mapping | Sequence[Mapping],

@@ -33,6 +33,7 @@ class Part:
         vocabulary._parts[self.part] = token
 
 
+@checked
 class Vocabulary:
     """The tokens that training made, and those added to them: added ones are matched whole.
 
@@ -51,7 +52,6 @@ class Vocabulary:
     unk_token, unk_token_id = Part(), Part()
     pad_token, pad_token_id = Part(), Part()
 
-    @checked
     def __init__(
         self,
         vocab: Mapping[bytes, int],
@@ -148,7 +148,6 @@ class Vocabulary:
         """What `skip_special_tokens` leaves out: special by its flag, or by the part it plays."""
         return self._special_ids | set(self.all_special_ids)
 
-    @checked
     def add_tokens(self, new_tokens: Token | Iterable[Token], special_tokens: bool = False) -> int:
         """Add tokens that are matched whole wherever they stand. Their ids follow the highest one.
 
@@ -162,7 +161,6 @@ class Vocabulary:
         self._find_added()
         return len(self._added) - before
 
-    @checked
     def add_special_tokens(self, special_tokens_dict: Mapping[str, Token | Sequence[Token]]) -> int:
         """Add special tokens, and say which part they play; returns how many are new.
 
@@ -225,7 +223,6 @@ class Vocabulary:
         token = self._token_of.get(token_id)
         return None if token is None else token_to_text(token)
 
-    @checked
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | None | list[int | None]:
         """Ids of tokens as `tokenize` spells them; an unknown one gives `unk_token_id`."""
         single, unknown = isinstance(tokens, str), self.unk_token_id
@@ -233,7 +230,6 @@ class Vocabulary:
         ids = [unknown if token_id is None else token_id for token_id in found]
         return ids[0] if single else ids
 
-    @checked
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | None | list[str | None]:
@@ -244,7 +240,6 @@ class Vocabulary:
         skip = self._skipped if skip_special_tokens else ()
         return [self._spell(token_id) for token_id in ids if token_id not in skip]
 
-    @checked
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """The text that tokens stand for, spelled as by `tokenize`."""
         alphabet, data = set(BYTE_TO_CHAR.values()), bytearray()

@@ -28,7 +28,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 SUPPORTED = ["3.10.0", "3.10.13", "3.11.2", "3.11.7", "3.12.1", "3.13.0"]
 COMMANDS = ["lab", "test", "test-browser", "lint", "format", "notebooks", "bench"]
-COMMANDS += ["verify-released", "test-cuda", "released"]
+COMMANDS += ["verify-released", "test-cuda", "released", "fuzz"]
 
 
 def dependencies() -> list[str]:
