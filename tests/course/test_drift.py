@@ -83,6 +83,10 @@ LESSON_OF = {
     "behaviour.reach": "14",
     "behaviour.induction": "14",
     "behaviour.repeated_tokens": "14",
+    "quantize.round_int8": "16",
+    "quantize.round_int4": "16",
+    "quantize.unpack": "16",
+    "decoding.speculation.PromptLookup": "16",
 }
 # Every public piece of these is in the table.
 COMPLETE = ("layers", "rope", "masks", "attention", "model", "heads", "cache", "sampling")
