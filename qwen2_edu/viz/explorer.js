@@ -16,18 +16,23 @@ export default { render: ({ model, el }) => explore(el, fromKernel(model)) };
 
 /** Ask the kernel: load(name) answers bytes, or for "lens 5" the rows of a table. */
 function fromKernel(model) {
-  const asked = new Map();
+  const asked = new Map(); // name -> the promise of an answer
   const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-  const take = (answer, buffers) => asked.get(answer.name)?.resolve?.(answer.rows ?? bytes(buffers[0]));
+  const take = (answer, buffers) => {
+    const request = asked.get(answer.name);
+    if (answer.error) request?.reject?.(new Error(answer.error));
+    else request?.resolve?.(answer.rows ?? bytes(buffers[0]));
+  };
+  const ask = (name, more) => {
+    const request = {};
+    request.promise = new Promise((resolve, reject) => Object.assign(request, { resolve, reject }));
+    asked.set(name, request);
+    model.send({ name, ...more });
+    return request.promise;
+  };
   const load = (name) => {
     if (["thumbnails", "norms", "colours"].includes(name)) return Promise.resolve(bytes(model.get(name)));
-    if (!asked.has(name)) {
-      const request = {};
-      request.promise = new Promise((resolve) => (request.resolve = resolve));
-      asked.set(name, request);
-      model.send({ name });
-    }
-    return asked.get(name).promise;
+    return asked.get(name)?.promise ?? ask(name);
   };
   const { layer, query, key, rows } = model.get("data").opens; // so that the first paint needs no kernel
   asked.set(`layer ${layer}`, { promise: Promise.resolve(bytes(model.get("first"))) });
@@ -37,6 +42,9 @@ function fromKernel(model) {
   listen("msg:custom", take);
   return {
     load,
+    ask,
+    recall: () => "",
+    remember: () => {},
     data: model.get("data"),
     get: (name) => model.get(name),
     set: (name, value) => (model.set(name, value), model.save_changes()),
@@ -64,7 +72,13 @@ function fromPage(page) {
     return rows[Number(name.slice(5))];
   };
   const nothing = () => {};
-  return { load, whole: true, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
+  const recall = () => location.hash.slice(1) || page.view;
+  const remember = (view) => {
+    try {
+      history.replaceState(null, "", `#${view}`);
+    } catch { /* a page within a page may have no address of its own */ }
+  };
+  return { load, recall, remember, whole: true, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
 }
 
 // -- small tools ----------------------------------------------------------------------------------
@@ -225,8 +239,10 @@ function explore(el, source) {
     key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
     direction: "query", // the chosen token is the query, or the key
     view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
     step: 0, // 1 … steps, 0 = nothing was generated
   };
+  Object.assign(state, recalled());
   state.step = data.steps.findIndex((step) => step.position === state.query) + 1 || data.steps.length;
   const layers = new Map(); // index -> bytes of its maps, then of its mask
   const ready = {}; // thumbnails and colour tables
@@ -234,6 +250,33 @@ function explore(el, source) {
   const chosenToken = () => (state.direction === "query" ? state.query : state.key);
   const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
   const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
+
+  /** What of the view is told in a page's address; what is not known there is passed over. */
+  function recalled() {
+    const upTo = (count) => Array.from({ length: count }, (_, i) => i);
+    const known = {
+      layer: data.layers.map((layer) => layer.index), head: upTo(data.heads), query: upTo(T), key: upTo(T),
+      direction: ["query", "key"], view: data.views.map((view) => view.name), highFirst: [true, false],
+      sort: ["", "cell", ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
+      zoom: upTo(12).map((i) => 2 ** i),
+    };
+    const told = new URLSearchParams(source.recall()), to = {};
+    for (const [name, values] of Object.entries(known)) {
+      const value = values.find((one) => String(one) === told.get(name));
+      if (value !== undefined) to[name] = value;
+    }
+    const [layer, head] = (told.get("pinned") ?? "").split(".").map(Number);
+    if (known.layer.includes(layer) && known.head.includes(head)) to.pinned = { layer, head };
+    if (["layer", "head", "query"].some((one) => one in to) && !("key" in to)) to.key = null;
+    return to;
+  }
+
+  function address() {
+    const { pinned } = state, told = new URLSearchParams();
+    for (const one of ["layer", "head", "query", "key", "direction", "view", "sort", "highFirst", "colours", "mask", "zoom"]) told.set(one, state[one]);
+    if (pinned) told.set("pinned", `${pinned.layer}.${pinned.head}`);
+    return told.toString();
+  }
 
   /** Weight and reason of a cell: how much does query q look at key k, and if not at all, why? */
   const cell = (at, q, k) => {
@@ -290,20 +333,42 @@ function explore(el, source) {
   const text = makeText();
   const steps = makeSteps();
   const lens = makeLens();
+  const cause = makeCause();
   const readout = h("output", { class: "qx-readout" });
   const legend = h("div", { class: "qx-legend" }), rounded = h("p", { class: "qx-note" }, data.rounded);
   const notice = h("p", { class: "qx-notice", role: "status" });
   const root = h("section", { class: "qx", "aria-label": "Attention explorer",
     // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
     onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
-    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title)),
+    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [saving()])),
     notice,
     h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
     h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
     h("div", { class: "qx-row qx-second" }, overview.element,
       h("div", { class: "qx-large" }, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend, rounded),
-      tabs([["Generation", steps], ["Logit lens", lens]].filter(([, { element }]) => element))));
+      tabs([["Generation", steps], ["Logit lens", lens], ["Heads off", cause]].filter(([, { element }]) => element))));
   el.replaceChildren(root);
+
+  /** A button that saves all as a page, which opens as this is seen now. */
+  function saving() {
+    const made = button("Save as a page", null, async () => {
+      if (made.getAttribute("aria-disabled") === "true") return;
+      made.setAttribute("aria-disabled", true);
+      notice.textContent = "Writing the page: its logit lens may take some seconds.";
+      try {
+        const page = new Blob([await source.ask("page", { view: address() })], { type: "text/html" });
+        const link = h("a", { href: URL.createObjectURL(page), download: "attention.html" });
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+        notice.textContent = `attention.html is saved, ${(page.size / 1e6).toFixed(1)} MB: it opens without a notebook.`;
+      } catch (error) {
+        notice.textContent = error.message;
+      }
+      made.removeAttribute("aria-disabled");
+    });
+    made.title = "One file, without kernel or network";
+    return made;
+  }
 
   // -- the heads ----------------------------------------------------------------------------------
 
@@ -322,6 +387,10 @@ function explore(el, source) {
     const filter = h("span", { class: "qx-filter" }, order, keep, kept);
     const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
     walkable(list, (option) => change({ ...headOf(option), ...fresh() }));
+    list.addEventListener("keydown", (event) => {
+      const option = event.target.closest("[role=option]");
+      if (event.key === "o" && option) switchHeads([headOf(option)]), event.stopPropagation();
+    });
     let drawn = null, sought = null;
 
     function thumbnail(layer, head, caption) {
@@ -431,6 +500,7 @@ function explore(el, source) {
       const looked = state.sort === "cell" ? [state.query, state.key] : [];
       const now = [state.sort, state.highFirst, state.keep, state.colours, state.view, ...looked].join();
       sort.value = state.sort;
+      order.value = state.highFirst ? "high" : "low";
       views.value = state.view;
       if (now !== drawn) {
         list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
@@ -444,7 +514,10 @@ function explore(el, source) {
       heatRow.hidden = !behaviour || !many;
       if (!heatRow.hidden) drawHeat(scoresOf(behaviour), behaviour.label);
       const is = (at) => (option) => at && headOf(option).layer === at.layer && headOf(option).head === at.head;
-      for (const option of list.querySelectorAll("[role=option]")) option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
+      for (const option of list.querySelectorAll("[role=option]")) {
+        option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
+        option.classList.toggle("qx-off", isOff(headOf(option)));
+      }
       const one = mark(list, is(state));
       if (one && one !== sought) bring(one);
       sought = one;
@@ -694,6 +767,8 @@ function explore(el, source) {
     const pin = button("Compare", null, () => change({ pinned: state.pinned ? null : here() }));
     toolbar.draw = () => {
       pin.setAttribute("aria-pressed", Boolean(state.pinned));
+      mask.checked = state.mask;
+      colours.value = state.colours;
       pin.title = state.pinned ? "Show one head again" : "Keep this head beside the next ones";
     };
     return h("div", { class: "qx-tools" }, pin,
@@ -735,6 +810,7 @@ function explore(el, source) {
       const one = chosenToken(), asQuery = state.direction === "query";
       const written = state.step ? data.steps[state.step - 1].position : T;
       root.classList.toggle("qx-seen-by", !asQuery);
+      element.querySelector(`input[value="${state.direction}"]`).checked = true;
       spans.forEach((span, i) => {
         const { id, note, text } = data.tokens[i];
         const [weight, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
@@ -815,6 +891,75 @@ function explore(el, source) {
     return { draw, element };
   }
 
+  // -- heads off: what do they cause? ------------------------------------------------------------------
+
+  function isOff({ layer, head }) {
+    return state.off.includes(`${layer}.${head}`);
+  }
+
+  /** Switch heads off; on again, if all of them are off. */
+  function switchHeads(heads) {
+    if (!cause.element) return; // a page has no model to ask
+    const names = heads.map(({ layer, head }) => `${layer}.${head}`), others = state.off.filter((one) => !names.includes(one));
+    change({ off: heads.every(isOff) ? others : [...others, ...names] });
+  }
+
+  function makeCause() {
+    if (source.whole || !data.lens.length) return { draw: () => {}, element: null };
+    const size = data.heads / data.groups;
+    const some = (from, count) => Array.from({ length: count }, (_, i) => ({ layer: state.layer, head: from + i }));
+    const sets = [["this head", () => some(state.head, 1)], ["its key group", () => some(keyHead(state.head) * size, size)],
+      ["its layer", () => some(0, data.heads)]];
+    const buttons = sets.map(([label, heads]) => button(label, `Switch off ${label}`, () => switchHeads(heads())));
+    const all = button("all on", "Switch all heads on again", () => change({ off: [] }));
+    const to = select("What they say instead", [["zero", "nothing"], ["mean", "their mean"]], (value) => change({ to: value }));
+    const list = h("p", { class: "qx-note" }), told = h("output", { class: "qx-told" });
+    const [before, after] = ["as it is", "without them"].map((label) => {
+      const bars = h("ol", { class: "qx-bars" });
+      return { bars, element: h("div", {}, h("h3", {}, `The answer ${label}`), bars) };
+    });
+    const element = h("div", { class: "qx-cause" },
+      h("div", { class: "qx-tools" }, "Switch off ", h("span", { role: "group", "aria-label": "Switch off" }, ...buttons), all,
+        h("label", {}, "They say ", to, " instead")),
+      list, told, h("div", { class: "qx-tops" }, before.element, after.element),
+      h("p", { class: "qx-note" }, "The key o switches the head off that has the focus. The difference is what the head causes here, "
+        + "with whatever later layers make of it; its weights alone do not tell that."));
+    let shown = null;
+
+    async function draw() {
+      sets.forEach(([, heads], i) => buttons[i].setAttribute("aria-pressed", heads().every(isOff)));
+      all.setAttribute("aria-disabled", !state.off.length);
+      const named = state.off.slice(0, 12).map((one) => one.replace(".", "·")).join(", ");
+      const more = state.off.length > 12 ? ` and ${state.off.length - 12} more` : "";
+      list.textContent = state.off.length ? `Off, as layer·head: ${named}${more}.` : "No head is off.";
+      const asked = ["without", state.query, state.to, ...state.off].join(" ");
+      if (element.hidden || asked === shown) return;
+      shown = asked;
+      const excuse = setTimeout(() => (told.textContent = "The model reads the text without them …"), 300);
+      let answer, fault;
+      try {
+        answer = await source.load(asked);
+      } catch (error) {
+        fault = error.message;
+      }
+      clearTimeout(excuse);
+      if (shown !== asked) return; // others were switched meanwhile
+      if (fault) {
+        told.textContent = fault;
+        before.bars.replaceChildren(), after.bars.replaceChildren();
+        return;
+      }
+      const [was, is] = answer.chances.map(chance), sign = answer.delta < 0 ? "−" : "+";
+      told.textContent = `After token ${name(state.query)}, “${answer.token}” ${answer.comes ? "comes next" : "is likeliest"}: its logit changes by `
+        + `${sign}${Math.abs(answer.delta).toFixed(2)}, its probability from ${was} to ${is}.`;
+      for (const [place, rows] of [[before, answer.before], [after, answer.after]]) {
+        place.bars.replaceChildren(...rows.map(({ text, id, probability }) =>
+          bar(`“${text}”`, probability, chance(probability), id === answer.id)));
+      }
+    }
+    return { draw, element };
+  }
+
   // -- change and draw --------------------------------------------------------------------------------
 
   function change(to) {
@@ -822,14 +967,14 @@ function explore(el, source) {
     for (const trait of ["layer", "head", "query"]) {
       if (trait in to && source.get(trait) !== state[trait]) source.set(trait, state[trait]);
     }
-    draw();
+    draw().then(() => source.remember(address()));
   }
 
+  const excuse = "Waiting for the kernel: it is busy, or it has stopped. Then run the cell again.";
   let turn = 0;
   async function draw() {
     const mine = ++turn;
     const needed = [state.layer, ...(state.pinned ? [state.pinned.layer] : [])];
-    const excuse = "Waiting for the kernel: it is busy, or it has stopped. Then run the cell again.";
     const waiting = setTimeout(() => (notice.textContent = excuse), 2000);
     ready.thumbnails ??= await source.load("thumbnails");
     ready.tables ??= await source.load("colours");
@@ -841,12 +986,12 @@ function explore(el, source) {
     clearTimeout(waiting);
     if (mine !== turn) return;
     ready.looks = looks;
-    notice.textContent = "";
+    if (notice.textContent === excuse) notice.textContent = "";
     if (ready.name !== state.colours) {
       Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });
     }
     root.classList.toggle("qx-comparing", Boolean(state.pinned));
-    for (const part of [overview, ...maps, text, steps, lens, toolbar]) part.draw();
+    for (const part of [overview, ...maps, text, steps, lens, cause, toolbar]) part.draw();
     drawLegend();
     say(null);
   }
@@ -858,6 +1003,8 @@ function explore(el, source) {
   themed.observe(document.body, { attributes: true });
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", repaint);
+  const elsewhere = () => source.whole && change(recalled()); // the address was changed by hand, or a link followed
+  window.addEventListener("hashchange", elsewhere);
   for (const trait of ["layer", "head", "query"]) {
     source.listen(trait, () => source.get(trait) !== state[trait] && change({ ...fresh(), [trait]: source.get(trait) }));
   }
@@ -865,6 +1012,7 @@ function explore(el, source) {
   return () => {
     for (const observer of [resized, themed]) observer.disconnect();
     dark.removeEventListener("change", repaint);
+    window.removeEventListener("hashchange", elsewhere);
     source.close();
   };
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from ..checks import Range, check_numbers
 from ..config import SLIDING
 from . import record
+from .effects import trace_of, without
 from .labels import reads_right_to_left, token_labels
 from .static import explorer_figure
 from .tokens import check_pair
@@ -124,6 +126,7 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def __init__(self, model: Any, tokenizer: Any, recording: record.Recording):
         self.model, self.tokenizer, self.recording = model, tokenizer, recording
+        self._trace = None  # made when a head is first switched off
         layer, head, query, key = record.opening(recording)
         super().__init__(
             data=page_data(model, tokenizer, recording),
@@ -153,6 +156,14 @@ class AttentionExplorer(anywidget.AnyWidget):
         elif kind == "cell":
             found = record.looking(self.recording, int(of[0]), int(of[1]), of[2])
             self.send({**message, "rows": _rows(found)})
+        elif kind in ("page", "without"):
+            try:
+                if kind == "page":
+                    self.send(message, [self._page(view=message["view"]).encode()])
+                else:
+                    self.send({**message, "rows": self.without(int(of[0]), of[1], of[2:])})
+            except (ValueError, RuntimeError) as error:  # too large a page; no memory left
+                self.send({**message, "error": str(error)})
         else:
             stream = self.recording.hidden[:, int(of[0])]
             self.send({**message, "rows": lens_rows(self.model, self.tokenizer, stream)})
@@ -199,6 +210,13 @@ class AttentionExplorer(anywidget.AnyWidget):
         window = config.window_by_type[config.layer_types[layer]]
         return record.effective_mask(self.recording.real, window)
 
+    def without(self, query: int, to: str, heads: Sequence[str]) -> dict[str, Any]:
+        """What `effects.without` says of heads named "layer.head", after a query."""
+        if self._trace is None:
+            self._trace = trace_of(self.model, self.recording)
+        named = [tuple(map(int, head.split("."))) for head in heads]
+        return without(self._trace, self.tokenizer, self.recording, named, query, to)
+
     def to_html(
         self, path: str | os.PathLike[str] | None = None, *, lens: int | None = None
     ) -> str | Path:
@@ -212,8 +230,18 @@ class AttentionExplorer(anywidget.AnyWidget):
                 lens; None = as often as 3,000 products with the vocabulary allow.
 
         Raises:
-            TypeError, ValueError: no such lens; the page would have more than 20 MB.
+            ValueError: no such lens; the page would have more than 20 MB.
         """
+        text = self._page(lens)
+        if path is None:
+            return text
+        path = Path(path)
+        path.write_text(text, encoding="utf-8")
+        print(f"{path}: {len(text.encode()) / 1e6:.1f} MB, opens without a network")
+        return path
+
+    def _page(self, lens: int | None = None, view: str = "") -> str:
+        """The page; `view` is what of it is seen at first, as its address would tell it."""
         r, places = self.recording, self._lens_places(lens)
         blobs = {"thumbnails": self.thumbnails, "norms": self.norms, "colours": self.colours}
         blobs = {name: _packed(blob) for name, blob in blobs.items()}
@@ -230,25 +258,28 @@ class AttentionExplorer(anywidget.AnyWidget):
         data = self.data | {"lens": [self.data["lens"][i] for i in places]}
         data["rounded"] = rounding_sentence(step)
         page = {"data": data, "layer": self.layer, "head": self.head, "query": self.query}
-        page["blobs"] = blobs
-        text = PAGE.format(
+        page |= {"blobs": blobs, "view": view}
+        return PAGE.format(
             title=html.escape(self.data["title"]),
             css=(HERE / "explorer.css").read_text("utf-8"),
             page=json.dumps(page).replace("<", "\\u003c"),  # or a token </script> would end it
             js=(HERE / "explorer.js").read_text("utf-8"),
         )
-        if path is None:
-            return text
-        path = Path(path)
-        path.write_text(text, encoding="utf-8")
-        print(f"{path}: {len(text.encode()) / 1e6:.1f} MB, opens without a network")
-        return path
 
     def static(self) -> Figure:
         """The same as a figure, for paper and for pages that run no JavaScript."""
         return explorer_figure(
             self.data, self.recording, self.layer, self.head, self.mask(self.layer)
         )
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and a picture for where there is none: on GitHub, or without its kernel."""
+        if (bundle := super()._repr_mimebundle_(**kwargs)) is None:
+            return None  # it is closed
+        png = io.BytesIO()
+        self.static().savefig(png, format="png", dpi=72, facecolor="white")
+        bundle[0]["image/png"] = base64.b64encode(png.getvalue()).decode()
+        return bundle
 
     def __repr__(self) -> str:
         return f"AttentionExplorer: {self.data['title']}"
@@ -340,8 +371,8 @@ def rounding_sentence(step: int) -> str:
     if step == 1:
         return ""
     return (
-        f"To keep this page small its weights are rounded: up to 0.25 within {step / 510:.3f}, "
-        f"above within {step / 255:.3f}."
+        f"To keep this page small its weights are rounded: within {step / 510:.3f} for weights up "
+        f"to 0.25, within {step / 255:.3f} above."
     )
 
 

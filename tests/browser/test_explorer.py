@@ -535,7 +535,7 @@ def test_the_chosen_token_is_in_sight(new_page, python, tmp_path):
 
 
 def test_the_scrubber(page, python):
-    told, slider = page.locator(".qx-told"), page.get_by_label("Step of generation")
+    told, slider = page.locator(".qx-steps .qx-told"), page.get_by_label("Step of generation")
 
     def expected(i):
         step = python.data["steps"][i - 1]
@@ -721,10 +721,130 @@ def test_tabs_by_keyboard(page):
     assert page.locator(".qx-lens table").is_visible()
     assert "after token 8 " not in before  # what is not seen is not computed
     told.get_by_text("after token 8 ").wait_for()
-    assert not page.locator(".qx-told").is_visible()
+    assert not page.locator(".qx-steps .qx-told").is_visible()
     assert lens.get_attribute("aria-selected") == "true"
     page.keyboard.press("ArrowLeft")
-    assert page.locator(".qx-told").is_visible()
+    assert page.locator(".qx-steps .qx-told").is_visible()
+
+
+def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
+    """What the answer loses without a head, its group or its layer, as the kernel computes it."""
+    first = lab.locator(".jp-CodeCell").first
+    told, off = first.locator(".qx-cause .qx-told"), first.locator(".qx-heads .qx-off")
+
+    def agrees(heads, query, to="zero"):
+        found = python.without(query, to, heads)
+        sign = "−" if found["delta"] < 0 else "+"
+        chances = [digits(max(p, 1e-9)) for p in found["chances"]]
+        label = f"{query} “{python.data['tokens'][query]['text']}”"
+        how = "comes next" if found["comes"] else "is likeliest"
+        eventually(
+            told.inner_text,
+            f"After token {label}, “{found['token']}” {how}: its logit changes by "
+            f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}.",
+        )
+        for i, name in enumerate(("before", "after")):
+            bars = first.locator(".qx-cause .qx-bars").nth(i).locator("li")
+            words = [f"“{row['text']}”" for row in found[name]]
+            assert bars.locator("span").all_inner_texts() == words
+        assert off.count() == len(heads)
+        return abs(found["delta"])
+
+    first.get_by_label("Heads by").select_option("layer")
+    first.get_by_label("looks at").check()
+    head(first, 1, 4).click()
+    token(first, 14).click()
+    first.get_by_role("tab", name="Heads off").click()
+    agrees([], 14)
+    first.get_by_role("button", name="Switch off this head").click()
+    assert agrees(["1.4"], 14) > 0.01
+    first.get_by_label("They say").select_option("mean")
+    agrees(["1.4"], 14, "mean")
+    first.get_by_label("They say").select_option("zero")
+    first.get_by_role("button", name="Switch off its key group").click()
+    agrees(["1.4", "1.3", "1.5"], 14)
+    token(first, T - 1).click()
+    agrees(["1.4", "1.3", "1.5"], T - 1)
+    first.get_by_role("button", name="Switch off its layer").click()
+    agrees([f"1.{i}" for i in range(6)], T - 1)
+    token(first, 1).click()
+    told.get_by_text("token 1 is padding").wait_for()
+    token(first, 14).click()
+    first.get_by_role("button", name="Switch all heads on again").click()
+    agrees([], 14)
+    head(first, 1, 4).focus()
+    for key in ("o", "ArrowRight", "o"):
+        lab.keyboard.press(key)
+    agrees(["1.4", "1.5"], 14)
+    assert "Off, as layer·head: 1·4, 1·5." in first.locator(".qx-cause").inner_text()
+    lab.keyboard.press("o")
+    agrees(["1.4"], 14)
+    found = Axe().run(lab, context=".qx-cause").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    first.get_by_role("button", name="Switch all heads on again").focus()
+    lab.keyboard.press("Enter")
+    agrees([], 14)
+    assert disk.get_by_role("tab", name="Heads off").count() == 0  # a page has no model
+
+
+def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
+    page = new_page(disk.url.split("#")[0])
+    head(page, 1, 4).click()
+    token(page, 14).click()
+    page.get_by_role("button", name="Compare").click()
+    head(page, 2, 1).focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Weights", exact=True).select_option("value")
+    page.get_by_label("Colours", exact=True).select_option("cividis")
+    page.get_by_label("Heads by").select_option("entropy")
+    page.get_by_label("is seen by").check()
+    page.locator(".qx-maps canvas").first.focus()
+    page.keyboard.press("+")
+    page.keyboard.press("ArrowUp")
+    eventually(lambda: "query=" in page.url and "zoom=2" in page.url, True)
+    shown = """() => [".qx-readout", ".qx-tops", ".qx-maps"].map((place) =>
+        document.querySelector(place).innerText)"""
+    expected = page.evaluate(shown)
+    assert "Layer 2, head 1" in expected[2] and "Layer 1, head 4, kept" in expected[2]
+    again = new_page(page.url)
+    eventually(lambda: again.evaluate(shown), expected)
+    assert again.get_by_label("Heads by").input_value() == "entropy"
+    assert again.get_by_label("Colours", exact=True).input_value() == "cividis"
+    assert again.get_by_label("is seen by").is_checked()
+    drawn = "canvases => canvases.map((canvas) => canvas.getAttribute('aria-label'))"
+    maps = [one.locator(".qx-maps canvas").evaluate_all(drawn) for one in (page, again)]
+    assert maps[0] == maps[1]
+    again.evaluate("location.hash = 'layer=0&head=5&query=20&zoom=1&head=no&view=odd'")
+    eventually(lambda: readout(again).startswith("Query 20 "), True)
+    assert again.get_by_role("heading", name="Layer 0, head 5").is_visible()
+    wrong = new_page(f"{disk.url.split('#')[0]}#layer=99&head=x&pinned=7&sort=<b>")
+    eventually(lambda: selected(wrong), [python.layer, python.head])
+    assert wrong.errors == again.errors == page.errors == []
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_a_button_saves_what_is_seen_as_a_page(lab, new_page, tmp_path, by):
+    head(lab, 1, 3).click()
+    token(lab, 14).click()
+    canvas, at = point(lab, 14, 9)
+    canvas.click(position=at)
+    expected = readout(lab)
+    save = lab.locator(".jp-CodeCell").first.get_by_role("button", name="Save as a page")
+    with lab.expect_download() as coming:
+        if by == "mouse":
+            save.click()
+        else:
+            save.focus()
+            lab.keyboard.press("Enter")
+    path = tmp_path / coming.value.suggested_filename
+    coming.value.save_as(path)
+    assert path.name == "attention.html"
+    lab.locator(".qx-notice").first.get_by_text("attention.html is saved, 0.1 MB").wait_for()
+    page = new_page(path.as_uri())
+    page.wait_for_selector(".qx-maps canvas[aria-label]")
+    eventually(lambda: readout(page), expected)
+    assert page.get_by_role("button", name="Save as a page").count() == 0
+    assert page.errors == page.strayed == []
 
 
 def test_two_explorers_stand_side_by_side(lab):
@@ -743,6 +863,8 @@ def test_two_explorers_stand_side_by_side(lab):
     lab.keyboard.press("Enter")
     left.get_by_role("heading", name="Layer 1, head 1").wait_for()
     assert right.get_by_role("heading", name="Layer 2, head 3").is_visible()
+    lab.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
+    beside.locator(".qx").first.wait_for(state="detached")
 
 
 def test_python_and_browser_choose_together(lab):

@@ -44,7 +44,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         cell.metadata = from_dict(kept(cell.metadata.get("tags", [])))
         for output in cell.get("outputs", []):  # a widget's id is chance; its one line stays
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            if output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None):
+                output["data"].pop("image/png", None)  # its static figure stands in the next cell
     return notebook
 
 

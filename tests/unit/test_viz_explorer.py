@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 import zlib
+from io import BytesIO
 
 import matplotlib
 import pytest
 import torch
+from matplotlib.image import imread
 
 from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from qwen2_edu.attention import sdpa_attention
@@ -401,10 +404,53 @@ def test_a_model_without_a_vocabulary_head_has_no_lens(bytewise, small_config):
         attention_explorer(classifier, bytewise, TEXT, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("given", ["text", "padded", "generated"])
+def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, given):
+    """The reference: a model whose output matrix has zeros where these heads write."""
+    text, options = TEXT, {}
+    if given == "padded":
+        text = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
+    if given == "generated":
+        options = {"max_new_tokens": 3, "eos_token_id": []}
+    shown = attention_explorer(model, bytewise, text, **options)
+    cut = copy.deepcopy(model)
+    for layer, head in [(0, 2), (2, 5)]:
+        cut.model.layers[layer].self_attn.o_proj.weight.data[:, 8 * head : 8 * head + 8] = 0
+    ids = torch.tensor(shown.recording.ids)[shown.recording.real][None]
+    pads = len(shown.recording.ids) - ids.shape[1]
+    with torch.no_grad():
+        before, after = model(ids).logits[0], cut(ids).logits[0]
+    for place in (3, ids.shape[1] - 1):
+        told = shown.without(place + pads, "zero", ["0.2", "2.5"])
+        last = place == ids.shape[1] - 1
+        token = int(before[place].argmax() if last else ids[0, place + 1])
+        chances = [each[place].softmax(-1) for each in (before, after)]
+        assert told["id"] == token and told["comes"] is not last
+        assert abs(told["delta"] - float(after[place, token] - before[place, token])) < 1e-3
+        for name, mine, chance in zip(("before", "after"), told["chances"], chances, strict=True):
+            assert abs(mine - float(chance[token])) < 1e-4
+            assert [row["id"] for row in told[name]] == chance.topk(5).indices.tolist()
+    nothing = shown.without(place + pads, "zero", [])
+    assert nothing["delta"] == 0 and nothing["before"] == nothing["after"]
+
+
+def test_heads_off_that_cannot_be_are_told_to_the_browser(model, bytewise):
+    padded = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
+    shown, sent = attention_explorer(model, bytewise, padded), []
+    shown.send = lambda content, buffers=None: sent.append(content)
+    for name, error in [
+        ("without 2 zero 0.1", "token 2 is padding"),
+        ("without 9 half 0.1", "to must be one of"),
+        ("without 9 zero 7.1", "layer 7, head 1: there are 3 layers of 6 heads"),
+    ]:
+        shown._answer(None, {"name": name}, [])
+        assert error in sent.pop()["error"]
+
+
 # -- what is sent ----------------------------------------------------------------------------------
 
 
-def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise):
+def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise, monkeypatch):
     shown, sent = attention_explorer(model, bytewise, TEXT), []
     shown.send = lambda content, buffers=None: sent.append((content, buffers))
     shown._answer(None, {"name": "layer 2"}, [])
@@ -420,10 +466,32 @@ def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise):
     (content, _) = sent.pop()
     expected = row[..., 4] / row[..., 1:].sum(-1)
     assert torch.allclose(torch.tensor(content["rows"]), expected, atol=1e-4)
+    shown._answer(None, {"name": "page", "view": "layer=2&zoom=2"}, [])
+    (content, (data,)) = sent.pop()
+    page = page_of(data.decode())
+    assert content["name"] == "page" and page.pop("view") == "layer=2&zoom=2"
+    assert page | {"view": ""} == page_of(shown.to_html())
+    monkeypatch.setattr(explorer, "LARGEST_PAGE", 1000)
+    shown._answer(None, {"name": "page", "view": ""}, [])
+    (content, data) = sent.pop()
+    assert "more than 0: pass attention_explorer fewer layers" in content["error"] and not data
     shown._answer(None, {"name": "lens 4"}, [])
     (content, _) = sent.pop()
     expected = explorer.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
     assert content == {"name": "lens 4", "rows": expected}
+
+
+def test_a_saved_notebook_has_a_picture_of_it(model, bytewise):
+    """GitHub shows it, and JupyterLab where it does not run what it does not trust."""
+    shown = attention_explorer(model, bytewise, TEXT)
+    bundle, _ = shown._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    pixels = imread(BytesIO(base64.b64decode(bundle["image/png"])))
+    shown.head = (shown.head + 1) % 6
+    other = imread(BytesIO(base64.b64decode(shown._repr_mimebundle_()[0]["image/png"])))
+    assert pixels.shape[1] > 500 and pixels[..., :3].std() > 0.1  # something is drawn
+    assert other.shape == pixels.shape and (other != pixels).any()  # and it is what is chosen
+    assert len(bundle["image/png"]) < 60_000
 
 
 def test_layers_say_why_where_the_kind_changes(model, bytewise):
