@@ -129,7 +129,7 @@ class PackedLinear(Packed):
         few = x.numel() <= FEW * x.shape[-1] and self.in_features % GROUP == 0
         if few and x.device.type == "cpu" and x.dtype in kernels.FORMATS and not kernels.why_not():
             matrix = [self.weight], [self.scales], [] if self.bias is None else [self.bias]
-            return torch.ops.qwen2_edu.linear(x.contiguous(), *matrix, None, 0.0, False, None)
+            return torch.ops.qwen2_edu.linear(x.contiguous(), *matrix)
         step = max(1, AT_ONCE // self.in_features)
         pieces = zip(self.weight.split(step), self.scales.split(step), strict=True)
         out = torch.cat([linear(x, unpack(*piece).to(x.dtype)) for piece in pieces], dim=-1)
@@ -219,10 +219,11 @@ def _replace(model: nn.Module, forms: dict[str, str], source: GGUFFile | None = 
     tied = head is not None and head.weight is trunk.embed_tokens.weight
     for name, part in list(_matrices(model)):
         form, weight = forms[name], part.weight
-        if form in ("Q8_0", "Q4_0") and source is not None:
+        if weight.is_meta:  # it has a shape alone
+            numbers = weight[:, ::2].byte() if form in ("int4", "Q4_0") else weight.char()
+            packed = numbers, weight[:, :1].float() if form == "int8" else weight[:, ::GROUP].half()
+        elif form in ("Q8_0", "Q4_0"):
             packed = [t.to(weight.device) for t in _taken(source, f"{name}.weight", form)]
-        elif form == "Q8_0":  # of a model on the meta device, which has shapes alone
-            packed = weight.to(torch.int8), weight[:, ::GROUP].half()
         else:
             packed = (round_int8 if form == "int8" else round_int4)(weight)
         if name == "model.embed_tokens":

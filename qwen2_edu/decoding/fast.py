@@ -7,19 +7,25 @@ compiled once into CUDA graphs, with a cache of fixed size.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
+from torch.nn.functional import linear
 
 from .. import kernels
 from ..attention import RECORDS
 from ..cache import Cache, StaticCache
 from ..checks import warn_caller
 from ..quantize import FEW, GROUP, PackedLinear
+
+KNOWN = ("qwen2_edu.", "torch.")  # what a part may be made by
 
 
 class FastStep:
@@ -34,11 +40,12 @@ class FastStep:
         self.blocks = []
         for block in self.trunk.layers:
             attention, mlp = block.self_attn, block.mlp
-            qkv = _Product(attention.q_proj, attention.k_proj, attention.v_proj)
-            parts = qkv, _Product(attention.o_proj), _Product(mlp.gate_proj, mlp.up_proj)
+            qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
+            parts = qkv, product(attention.o_proj), product(mlp.gate_proj, mlp.up_proj)
             norms = block.input_layernorm, block.post_attention_layernorm
-            self.blocks.append((*parts, _Product(mlp.down_proj), *norms))
-        self.head = _Product(model.lm_head)
+            weights = [{"norm": norm.weight, "eps": norm.eps} for norm in norms]
+            self.blocks.append((*parts, product(mlp.down_proj), *weights))
+        self.head = product(model.lm_head)
 
     @torch.no_grad()
     def __call__(
@@ -56,18 +63,19 @@ class FastStep:
         keys = {kind: at.contiguous() for kind, at in cache.place(slots).items()}  # (B, S)
         angles = self.trunk.rotary_emb((slots - cache.pads).clamp(min=0), x.dtype)
         cos, sin = (part.expand(B, 1, T, D).reshape(B * T, D) for part in angles)
+        windows = {kind: reach or 1 << 40 for kind, reach in config.window_by_type.items()}
         for i, (qkv, out, gate_up, down, norm_1, norm_2) in enumerate(self.blocks):
             kind = config.layer_types[i]
-            y = qkv(x, norm=norm_1)  # (B, T, (H + 2G) * D)
+            y = qkv(x, **norm_1)  # (B, T, (H + 2G) * D)
             torch.ops.qwen2_edu.rotate_(y, cos, sin, H + G)
             q, k, v = y.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)  # (B, T, H or G, D)
             k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
-            window = config.window_by_type[kind] or 1 << 40
-            y = torch.ops.qwen2_edu.attend(q, k, v, slots, keys[kind], window)  # (B, T, H * D)
-            x = out(y, add=x)
-            x = down(gate_up(x, norm=norm_2), gated=True, add=x)  # (B, T, E)
+            y = torch.ops.qwen2_edu.attend(q, k, v, slots, keys[kind], windows[kind])  # (B, T, H*D)
+            x = out(y, residual=x)
+            x = down(gate_up(x, **norm_2), gated=True, residual=x)  # (B, T, E)
         cache.advance(T)
-        logits = self.head(x[:, -logits_to_keep:], norm=self.trunk.norm)  # (B, T, V)
+        norm = self.trunk.norm
+        logits = self.head(x[:, -logits_to_keep:], norm=norm.weight, eps=norm.eps)  # (B, T, V)
         return SimpleNamespace(logits=logits, past_key_values=cache)
 
 
@@ -105,50 +113,44 @@ def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
     return FastStep(model)
 
 
-class _Product:
-    """Matrices that multiply the same input, in one call of the kernel."""
-
-    def __init__(self, *layers: nn.Module):
-        self.weights = [layer.weight for layer in layers]
-        packed = isinstance(layers[0], PackedLinear)  # then all are
-        self.scales = [layer.scales for layer in layers] if packed else []
-        self.biases = [] if layers[0].bias is None else [layer.bias for layer in layers]
-
-    def __call__(
-        self, x: Tensor, norm: nn.Module | None = None, gated: bool = False, add=None
-    ) -> Tensor:
-        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        matrices = self.weights, self.scales, self.biases
-        return torch.ops.qwen2_edu.linear(x, *matrices, weight, eps, gated, add)
+def product(*layers: nn.Module) -> Callable[..., Tensor]:
+    """Matrices that multiply the same input, in one call of the kernel, which see."""
+    packed = isinstance(layers[0], PackedLinear)  # then all are
+    return partial(
+        torch.ops.qwen2_edu.linear.default,
+        weights=[layer.weight for layer in layers],
+        scales=[layer.scales for layer in layers] if packed else [],
+        biases=[] if layers[0].bias is None else [layer.bias for layer in layers],
+    )
 
 
 def why_slow(model: nn.Module) -> str:
     """Why this model cannot take the fast step, in a clause; "" if it can."""
-    kind, parts = model.device.type, [*model.modules()]
+    device, parts = model.device.type, [*model.modules()]
     if model.training:
         return "the model is in training mode"
     if any(record.layers.intersection(parts) for record in RECORDS.get()):
         return "somebody watches the attention maps"
+    strange = {kind for kind in set(map(type, parts)) if not kind.__module__.startswith(KNOWN)}
     for part in parts:
-        if why := _why_not(part):
+        why = ""
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
+            why = "has hooks, which would not be called"
+        elif type(part) in strange:
+            why = f"is a {type(part).__qualname__}"
+        elif type(part) is PackedLinear and part.in_features % GROUP:
+            why = f"has rows of {part.in_features}, and the kernels want groups of {GROUP}"
+        if why:
             name = next(name for name, other in model.named_modules() if other is part)
             return f"{name or 'the model'} {why}"
-    if kind not in ("cpu", "cuda"):
-        return f"there are no kernels for {kind}"
-    if kind == "cpu" and model.dtype not in kernels.FORMATS:
+    kinds = {type(parameter) for part in parts for parameter in part._parameters.values()}
+    if kinds - {nn.Parameter, type(None)}:
+        return "its parameters are spread over devices"
+    if device not in ("cpu", "cuda"):
+        return f"there are no kernels for {device}"
+    if device == "cpu" and model.dtype not in kernels.FORMATS:
         return f"there are no kernels for {model.dtype}"
-    return kernels.why_not() if kind == "cpu" else ""
-
-
-def _why_not(part: nn.Module) -> str:
-    if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
-        return "has hooks, which would not be called"
-    if not type(part).__module__.startswith(("qwen2_edu.", "torch.")):
-        return f"is a {type(part).__qualname__}"
-    if isinstance(part, PackedLinear) and part.in_features % GROUP:
-        return f"has rows of {part.in_features}, and the kernels want groups of {GROUP}"
-    spread = any(type(p) not in (nn.Parameter, type(None)) for p in part._parameters.values())
-    return "has parameters that are spread over devices" if spread else ""
+    return kernels.why_not() if device == "cpu" else ""
 
 
 def faster_dtype() -> tuple[torch.dtype, str]:
@@ -156,11 +158,14 @@ def faster_dtype() -> tuple[torch.dtype, str]:
     milliseconds; answers the dtype, and a sentence. (One token at a time bf16 is never slower:
     there the bytes count.)
     """
-    seconds = {}
+    best = {}
     for dtype in (torch.float32, torch.bfloat16):
-        given = {"x": torch.ones(64, 512, dtype=dtype), "w": torch.ones(512, 512, dtype=dtype)}
-        timer = Timer("x @ w.T", globals=given, num_threads=torch.get_num_threads())
-        seconds[dtype] = min(timer.timeit(2).mean for _ in range(3))
-    best, other = sorted(seconds, key=seconds.get)
-    name, slower = (str(dtype).removeprefix("torch.") for dtype in (best, other))
-    return best, f"{name}, whose products take less time than those in {slower} on this processor"
+        x, weight = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(6):
+            times.append(time.perf_counter())
+            linear(x, weight)
+        best[dtype] = min(after - before for before, after in pairwise(times))
+    dtype, other = sorted(best, key=best.get)
+    name, slower = (str(d).removeprefix("torch.") for d in (dtype, other))
+    return dtype, f"{name}, whose products take less time than those in {slower} on this processor"

@@ -21,8 +21,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <limits>
 #include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -36,154 +36,121 @@ constexpr int64_t TOGETHER = 4;  // groups of 4-bit numbers that are unpacked at
 constexpr int64_t TOGETHER = 1;
 #endif
 
-// A vector that begins where a cache line does: a load of 64 bytes across two costs twice.
+// Zeros that begin where a cache line does: a load of 64 bytes across two costs twice.
 template <typename T>
-struct Aligned : std::allocator<T> {
-  template <typename U> struct rebind { using other = Aligned<U>; };
-  T* allocate(size_t n) { return static_cast<T*>(operator new(n * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T* p, size_t) { operator delete(p, std::align_val_t(64)); }
+struct Buffer {
+  struct alignas(64) Line { T numbers[64 / sizeof(T)]; };
+  std::vector<Line> lines;
+  explicit Buffer(int64_t n) : lines((n * sizeof(T) + 63) / 64) {}
+  operator T*() { return lines.data()->numbers; }
 };
-template <typename T>
-using vector = std::vector<T, Aligned<T>>;
 
-// bf16 is the upper half of an fp32. `rounded<T>` is the fp32 that T would keep.
-static float wide(float x) { return x; }
-static float wide(BFloat16 x) { return std::bit_cast<float>(uint32_t(x.x) << 16); }
-template <typename T>
-static T narrow(float x) {
-  if constexpr (std::is_same_v<T, float>) return x;
-  uint32_t bits = std::bit_cast<uint32_t>(x);
-  return T(uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16), T::from_bits());  // halves to even
-}
-template <>
-float narrow<float>(float x) { return x; }
-template <typename T>
-static float rounded(float x) { return wide(narrow<T>(x)); }
+template <typename T>  // the fp32 that T would keep
+static float rounded(float x) { return float(T(x)); }
 
-// -- one row of a matrix with R rows of input, x (R, n) -> y (R,) ----------------------------------
+// -- one row of a matrix with R rows of input, x (R, K) -> y (R,) ----------------------------------
 
-template <int R>
-static void dot(const float* w, const float* x, int64_t n, float* y) {
+template <int R, typename T>
+static void dot(const T* w, const T* x, int64_t K, float* y) {
+  int64_t from = 0;
+  std::fill_n(y, R, 0.f);
+#ifdef __AVX512BF16__  // 32 products at once, added in fp32; two sums, so that none waits for itself
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    __m512 even[R] = {}, odd[R] = {};
+    auto load = [](const T* p) { return (__m512bh)_mm512_loadu_si512(p); };
+    for (; from + 64 <= K; from += 64) {
+      __m512bh first = load(w + from), second = load(w + from + 32);
+      for (int r = 0; r < R; r++) {
+        even[r] = _mm512_dpbf16_ps(even[r], first, load(x + r * K + from));
+        odd[r] = _mm512_dpbf16_ps(odd[r], second, load(x + r * K + from + 32));
+      }
+    }
+    for (int r = 0; r < R; r++) y[r] = _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r]));
+  }
+#endif
   for (int r = 0; r < R; r++) {
     float sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += w[i] * x[r * n + i];  // -ffast-math allows vectors
-    y[r] = sum;
+    for (int64_t i = from; i < K; i++) sum += float(w[i]) * float(x[r * K + i]);  // -ffast-math allows vectors
+    y[r] += sum;
   }
 }
 
-template <int R>
-static void dot(const BFloat16* w, const BFloat16* x, int64_t n, float* y) {
-  int64_t i = 0;
-  for (int r = 0; r < R; r++) y[r] = 0;
-#ifdef __AVX512BF16__  // 32 products at once, added in fp32; two sums, so that none waits for itself
-  __m512 even[R] = {}, odd[R] = {};
-  auto load = [](const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); };
-  for (; i + 64 <= n; i += 64) {
-    __m512bh first = load(w + i), second = load(w + i + 32);
-    for (int r = 0; r < R; r++) {
-      even[r] = _mm512_dpbf16_ps(even[r], first, load(x + r * n + i));
-      odd[r] = _mm512_dpbf16_ps(odd[r], second, load(x + r * n + i + 32));
-    }
-  }
-  for (int r = 0; r < R; r++) y[r] = _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r]));
-#endif
-  for (int r = 0; r < R; r++)
-    for (int64_t j = i; j < n; j++) y[r] += wide(w[j]) * wide(x[r * n + j]);
-}
-
-// Rows of features (M, K) as integers in groups: feature = q * d.
+// Rows of features (M, K) as integers in groups, feature = q * d: of 8 bits beside 4, else of 16.
 template <typename Q>
 struct Groups {
-  int64_t K;
-  vector<Q> q;            // (M, K)
-  vector<float> d;        // (M, K/32)
-  vector<int32_t> minus;  // (M, K/32, 4): -8 times the sum of a group, and three zeros
+  int64_t K, count;
+  Buffer<Q> q;            // (M, K)
+  Buffer<float> d;        // (M, K/32)
+  Buffer<int32_t> minus;  // (M, K/32, 4): -8 times the sum of a group, and three zeros
 
   // Beside 4 bits the order is that of unpacking: of TOGETHER groups the first halves, then the last.
-  Groups(const vector<float>& x, int64_t K, float most, bool halves) : K(K), q(x.size()), d(x.size() / GROUP), minus(d.size() * 4) {
-    for (int64_t g = 0; g < int64_t(d.size()); g++) {
-      const float* from = x.data() + g * GROUP;
-      float largest = 0;
-      for (int i = 0; i < GROUP; i++) largest = std::max(largest, std::abs(from[i]));
+  Groups(const float* x, int64_t M, int64_t K)
+      : K(K), count(K / GROUP), q(M * K), d(M * count), minus(M * count * 4) {
+    for (int64_t g = 0; g < M * count; g++, x += GROUP) {
+      float largest = 0, most = std::numeric_limits<Q>::max();
+      for (int i = 0; i < GROUP; i++) largest = std::max(largest, std::abs(x[i]));
       d[g] = largest / most;
       float inverse = largest > 0 ? most / largest : 0;
-      int64_t place = g % (K / GROUP), at = place % TOGETHER;
-      int64_t few = halves && place - at + TOGETHER <= K / GROUP ? TOGETHER : 1;
-      if (few == 1) at = 0;
+      int64_t place = g % count, at = place % TOGETHER, few = TOGETHER;
+      if (sizeof(Q) > 1 || place - at + TOGETHER > count) at = 0, few = 1;
       for (int half = 0; half < 2; half++) {
-        Q* to = &q[(g - at) * GROUP + half * few * 16 + at * 16];
-        for (int i = 0; i < 16; i++) to[i] = std::nearbyint(from[half * 16 + i] * inverse);
+        Q* to = q + (g - at) * GROUP + (half * few + at) * 16;
+        for (int i = 0; i < 16; i++) to[i] = std::nearbyint(x[half * 16 + i] * inverse);
         for (int i = 0; i < 16; i++) minus[g * 4] -= 8 * to[i];
       }
     }
   }
 };
 
-template <int R>
-static void dot(const int8_t* w, const Half* d_w, const Groups<int16_t>& x, int64_t row, float* y) {
-  const int64_t groups = x.K / GROUP;
-  const int16_t* q = &x.q[row * x.K];
-  const float* d = &x.d[row * groups];
-#ifdef __AVX512VNNI__  // 32 products, added in pairs to 16 integers
+// A row of integers and, if d_w, their scales by group, with features from row m on. Of 4 bits, sum
+// (w - 8) q = sum w q - 8 sum q, so that the unpacked halves 0 ... 15 are used as they are.
+template <int R, typename W, typename Q>
+static void dot(const W* w, const Half* d_w, Groups<Q>& x, int64_t m, float* y) {
+  const int64_t K = x.K, count = x.count;
+  const Q* q = x.q + m * K;
+  const float* d = x.d + m * count;
+  const int32_t* minus = x.minus + m * count * 4;
+  int64_t from = 0;
+  std::fill_n(y, R, 0.f);
+#ifdef __AVX512VNNI__
   __m512 sum[R] = {};
-  for (int64_t g = 0; g < groups; g++) {
-    __m512i numbers = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + g * GROUP)));
-    __m512 scale = _mm512_set1_ps(d_w ? float(d_w[g]) : 1);
-    for (int r = 0; r < R; r++) {
-      __m512i s = _mm512_dpwssd_epi32(_mm512_setzero_si512(), numbers, _mm512_loadu_si512(q + r * x.K + g * GROUP));
-      __m512 both = d_w ? _mm512_mul_ps(scale, _mm512_set1_ps(d[r * groups + g])) : _mm512_set1_ps(d[r * groups + g]);
-      sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), both, sum[r]);
+  if constexpr (sizeof(Q) > 1) {  // 32 products, added in pairs to 16 integers
+    for (; from < count; from++) {
+      __m512i numbers = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + from * GROUP)));
+      const __m512 scale = _mm512_set1_ps(d_w ? float(d_w[from]) : 1);
+      for (int r = 0; r < R; r++) {
+        __m512i s = _mm512_dpwssd_epi32(_mm512_setzero_si512(), numbers, _mm512_loadu_si512(q + r * K + from * GROUP));
+        __m512 d_x = _mm512_set1_ps(d[r * count + from]);
+        sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), d_w ? _mm512_mul_ps(scale, d_x) : d_x, sum[r]);
+      }
     }
-  }
-  for (int r = 0; r < R; r++) y[r] = _mm512_reduce_add_ps(sum[r]);
-#else
-  for (int r = 0; r < R; r++) {
-    y[r] = 0;
-    for (int64_t g = 0; g < groups; g++) {
-      int32_t s = 0;
-      for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i++) s += int32_t(w[i]) * q[r * x.K + i];
-      y[r] += s * d[r * groups + g] * (d_w ? float(d_w[g]) : 1);
-    }
-  }
-#endif
-}
-
-// sum (w - 8) q = sum w q - 8 sum q, so that the unpacked halves 0 ... 15 are used as they are.
-template <int R>
-static void dot(const uint8_t* w, const Half* d_w, const Groups<int8_t>& x, int64_t row, float* y) {
-  const int64_t groups = x.K / GROUP;
-  const int8_t* q = &x.q[row * x.K];
-  const float* d = &x.d[row * groups];
-  const int32_t* minus = &x.minus[row * groups * 4];
-  int64_t g = 0;
-  for (int r = 0; r < R; r++) y[r] = 0;
-#ifdef __AVX512VNNI__  // four groups at once: lanes 4g ... 4g + 3 of 16 are group g
-  const __m512i low = _mm512_set1_epi8(15);
-  const __m256i four = _mm256_set_epi16(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-  const __m512i spread = _mm512_cvtepi16_epi32(four);
-  __m512 sum[R] = {};
-  for (; g + 4 <= groups; g += 4) {
-    __m512i bytes = _mm512_loadu_si512(w + g * 16), first = _mm512_and_si512(bytes, low);
-    __m512i last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
-    __m256i d4 = _mm256_set1_epi64x(*(const int64_t*)(d_w + g));
-    __m512 scale = _mm512_cvtph_ps(_mm256_permutexvar_epi16(four, d4));
-    for (int r = 0; r < R; r++) {
-      const int8_t* at = q + r * x.K + g * GROUP;
-      __m512i s = _mm512_loadu_si512(minus + (r * groups + g) * 4);
-      s = _mm512_dpbusd_epi32(s, first, _mm512_loadu_si512(at));
-      s = _mm512_dpbusd_epi32(s, last, _mm512_loadu_si512(at + 64));
-      __m512 d_x = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_loadu_ps(d + r * groups + g)));
-      sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(scale, d_x), sum[r]);
+  } else {  // four groups at once: lanes 4g ... 4g + 3 of 16 are group g
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m256i four = _mm256_set_epi16(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    const __m512i spread = _mm512_cvtepi16_epi32(four);
+    for (; from + 4 <= count; from += 4) {
+      __m512i bytes = _mm512_loadu_si512(w + from * 16), first = _mm512_and_si512(bytes, low);
+      __m512i last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+      __m256i d4 = _mm256_set1_epi64x(*(const int64_t*)(d_w + from));
+      __m512 scale = _mm512_cvtph_ps(_mm256_permutexvar_epi16(four, d4));
+      for (int r = 0; r < R; r++) {
+        const Q* at = q + r * K + from * GROUP;
+        __m512i s = _mm512_loadu_si512(minus + (r * count + from) * 4);
+        s = _mm512_dpbusd_epi32(s, first, _mm512_loadu_si512(at));
+        s = _mm512_dpbusd_epi32(s, last, _mm512_loadu_si512(at + 64));
+        __m512 d_x = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_loadu_ps(d + r * count + from)));
+        sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(scale, d_x), sum[r]);
+      }
     }
   }
   for (int r = 0; r < R; r++) y[r] = _mm512_reduce_add_ps(sum[r]);
 #endif
   for (int r = 0; r < R; r++)
-    for (int64_t j = g; j < groups; j++) {
-      int32_t s = minus[(r * groups + j) * 4];
-      const int8_t* at = q + r * x.K + j * GROUP;
-      for (int i = 0; i < 16; i++) s += (w[j * 16 + i] & 15) * at[i] + (w[j * 16 + i] >> 4) * at[i + 16];
-      y[r] += s * d[r * groups + j] * float(d_w[j]);
+    for (int64_t g = from; g < count; g++) {
+      const Q* at = q + r * K + g * GROUP;
+      int32_t s = sizeof(Q) > 1 ? 0 : minus[(r * count + g) * 4];
+      for (int i = 0; i < GROUP; i++) s += at[i] * (sizeof(Q) > 1 ? w[g * GROUP + i] : w[g * 16 + i % 16] >> i / 16 * 4 & 15);
+      y[r] += s * d[r * count + g] * (d_w ? float(d_w[g]) : 1);
     }
 }
 
@@ -193,33 +160,32 @@ template <typename T>
 static Tensor linear_of(const Tensor& x, TensorList weights, TensorList scales, TensorList biases,
                         const optional<Tensor>& norm, double eps, bool gated, const optional<Tensor>& residual) {
   const int64_t width = x.size(-1), M = x.numel() / width, K = gated ? width / 2 : width;
-  const T* from = x.const_data_ptr<T>();
-  vector<float> in(M * K);
+  Buffer<float> in(M * K);
+  Buffer<T> plain(M * K);
   for (int64_t m = 0; m < M; m++) {
-    const T *gate = from + m * width, *up = gate + K;
-    float *row = &in[m * K], squares = 0;
-    for (int64_t i = 0; i < K; i++) row[i] = wide(gate[i]);
+    const T *gate = x.const_data_ptr<T>() + m * width, *up = gate + K;
+    float *row = in + m * K, squares = 0;
+    for (int64_t i = 0; i < K; i++) row[i] = float(gate[i]);
     if (gated)
-      for (int64_t i = 0; i < K; i++) row[i] = rounded<T>(rounded<T>(row[i] / (1 + std::exp(-row[i]))) * wide(up[i]));
+      for (int64_t i = 0; i < K; i++) row[i] = rounded<T>(rounded<T>(row[i] / (1 + std::exp(-row[i]))) * float(up[i]));
     if (norm) {  // statistics in fp32; rounded where the module rounds
       const T* weight = norm->const_data_ptr<T>();
       for (int64_t i = 0; i < K; i++) squares += row[i] * row[i];
       float scale = 1 / std::sqrt(squares / K + float(eps));
-      for (int64_t i = 0; i < K; i++) row[i] = rounded<T>(wide(weight[i]) * rounded<T>(row[i] * scale));
+      for (int64_t i = 0; i < K; i++) row[i] = rounded<T>(float(weight[i]) * rounded<T>(row[i] * scale));
     }
+    std::copy_n(row, K, plain + m * K);
   }
-  vector<T> plain(M * K);
   optional<Groups<int16_t>> by16;
   optional<Groups<int8_t>> by8;
   int64_t N = 0;
   for (const Tensor& w : weights) {
     auto kind = w.scalar_type();
     TORCH_CHECK(w.is_contiguous() && w.size(1) == (kind == at::kByte ? K / 2 : K), "a matrix does not fit ", K, " features");
-    if (kind == at::kChar && !by16) by16.emplace(in, K, 32767, false);
-    else if (kind == at::kByte && !by8) by8.emplace(in, K, 127, true);
+    if (kind == at::kChar && !by16) by16.emplace(in, M, K);
+    if (kind == at::kByte && !by8) by8.emplace(in, M, K);
     N += w.size(0);
   }
-  for (int64_t i = 0; i < M * K; i++) plain[i] = narrow<T>(in[i]);
   auto shape = x.sizes().vec();
   shape.back() = N;
   Tensor out = at::empty(shape, x.options());
@@ -231,20 +197,21 @@ static Tensor linear_of(const Tensor& x, TensorList weights, TensorList scales, 
     for (size_t i = 0; i < weights.size(); i++) {
       const auto kind = weights[i].scalar_type();
       const void* data = weights[i].const_data_ptr();
-      const bool whole = kind == at::kChar && scales[i].scalar_type() == at::kFloat;  // one scale a row
+      const bool packed = kind == at::kChar || kind == at::kByte;
+      const bool whole = packed && scales[i].scalar_type() == at::kFloat;  // one scale a row
       const float* d_row = whole ? scales[i].const_data_ptr<float>() : nullptr;
-      const Half* d_groups = (kind == at::kChar || kind == at::kByte) && !whole ? scales[i].const_data_ptr<Half>() : nullptr;
+      const Half* d_groups = packed && !whole ? scales[i].const_data_ptr<Half>() : nullptr;
       const T* bias = biases.empty() ? nullptr : biases[i].const_data_ptr<T>();
       auto rows = [&]<int R>(int64_t n, int64_t m) {  // row n of the matrix, R rows of input from m on
         float y[R];
         const Half* d = d_groups ? d_groups + n * (K / GROUP) : nullptr;
         if (kind == at::kChar) dot<R>((const int8_t*)data + n * K, d, *by16, m, y);
         else if (kind == at::kByte) dot<R>((const uint8_t*)data + n * K / 2, d, *by8, m, y);
-        else dot<R>((const T*)data + n * K, &plain[m * K], K, y);
+        else dot<R>((const T*)data + n * K, plain + m * K, K, y);
         for (int r = 0; r < R; r++) {
-          float sum = rounded<T>((d_row ? y[r] * d_row[n] : y[r]) + (bias ? wide(bias[n]) : 0));
+          float sum = rounded<T>(y[r] * (d_row ? d_row[n] : 1) + (bias ? float(bias[n]) : 0));
           int64_t at = (m + r) * N + first + n;
-          to[at] = narrow<T>(add ? wide(add[at]) + sum : sum);
+          to[at] = T(add ? float(add[at]) + sum : sum);
         }
       };
       for (int64_t n = std::max<int64_t>(begin - first, 0); n < std::min(end - first, weights[i].size(0)); n++) {
@@ -268,9 +235,9 @@ static void rotate_of(Tensor& x, const Tensor& cos, const Tensor& sin, int64_t h
       T *first = x.mutable_data_ptr<T>() + m * width + h * D, *second = first + D / 2;
       const T *c = cos.const_data_ptr<T>() + m * D, *s = sin.const_data_ptr<T>() + m * D;
       for (int64_t i = 0; i < D / 2; i++) {
-        float a = wide(first[i]), b = wide(second[i]), co = wide(c[i]), si = wide(s[i]);
-        first[i] = narrow<T>(rounded<T>(a * co) - rounded<T>(b * si));
-        second[i] = narrow<T>(rounded<T>(b * co) + rounded<T>(a * si));
+        float a = float(first[i]), b = float(second[i]), co = float(c[i]), si = float(s[i]);
+        first[i] = T(rounded<T>(a * co) - rounded<T>(b * si));
+        second[i] = T(rounded<T>(b * co) + rounded<T>(a * si));
       }
     }
 }
@@ -280,7 +247,7 @@ static Tensor attend_of(const Tensor& q, const Tensor& k, const Tensor& v, const
   const int64_t B = q.size(0), rows = q.size(1), H = q.size(2), D = q.size(3), G = k.size(1), S = k.size(2);
   Tensor out = at::empty({B, rows, H * D}, q.options());
   at::parallel_for(0, B * rows * H, 1 + 16384 / (S * D), [&](int64_t begin, int64_t end) {
-    vector<float> weights(S), sum(D);
+    std::vector<float> weights(S), sum(D);
     for (int64_t u = begin; u < end; u++) {
       const int64_t h = u % H, t = u / H % rows, b = u / H / rows, g = h / (H / G);
       const T* query = q.const_data_ptr<T>() + b * q.stride(0) + t * q.stride(1) + h * q.stride(2);
@@ -298,10 +265,10 @@ static Tensor attend_of(const Tensor& q, const Tensor& k, const Tensor& v, const
       std::fill(sum.begin(), sum.end(), 0.f);
       for (int64_t s = 0; s < S; s++) {
         const T* value = values + s * v.stride(2);
-        for (int64_t i = 0; i < D; i++) sum[i] += weights[s] * wide(value[i]);
+        for (int64_t i = 0; i < D; i++) sum[i] += weights[s] * float(value[i]);
       }
       T* to = out.mutable_data_ptr<T>() + u * D;
-      for (int64_t i = 0; i < D; i++) to[i] = narrow<T>(sum[i] / total);
+      for (int64_t i = 0; i < D; i++) to[i] = T(sum[i] / total);
     }
   });
   return out;
@@ -322,7 +289,7 @@ static Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Te
 }
 
 TORCH_LIBRARY(qwen2_edu, m) {
-  m.def("linear(Tensor x, Tensor[] weights, Tensor[] scales, Tensor[] biases, Tensor? norm, float eps, bool gated, Tensor? residual) -> Tensor");
+  m.def("linear(Tensor x, Tensor[] weights, Tensor[] scales, Tensor[] biases, Tensor? norm=None, float eps=0, bool gated=False, Tensor? residual=None) -> Tensor");
   m.def("rotate_(Tensor(a!) x, Tensor cos, Tensor sin, int heads) -> ()");
   m.def("attend(Tensor q, Tensor k, Tensor v, Tensor q_at, Tensor k_at, int window) -> Tensor");
 }
