@@ -20,13 +20,17 @@ from ..checks import (
 from ..files.disk import read_json, read_text, write_whole
 from ..hub import resolve, take_options
 
-# What holds when neither the call nor the model says otherwise; the values of transformers 5.
-DEFAULTS = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
-DEFAULTS |= {"repetition_penalty": 1.0, "max_new_tokens": 20, "num_return_sequences": 1}
-DEFAULTS |= {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "use_cache": True}
-DEFAULTS |= {"min_length": 0, "no_repeat_ngram_size": 0, "remove_invalid_values": False}
+INTEGER, COUNT, AMOUNT = Range(whole=True), Range(1, whole=True), Range(0, whole=True)
+GREEDY = "for the likeliest at each step pass do_sample=False"
+DRAWN = ("temperature", "top_k", "top_p", "min_p")
 NOTED = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
-DEFAULTS |= dict.fromkeys(("return_dict_in_generate", *NOTED), False)
+
+
+def option(otherwise: Any = None, allowed: Range | None = None) -> Any:
+    """A field that is None until it is said: what holds then, as in transformers 5, and which
+    numbers may be.
+    """
+    return field(default=None, metadata={"otherwise": otherwise, "allowed": allowed})
 
 
 @dataclass
@@ -58,37 +62,37 @@ class GenerationConfig:
     extra: what else the file holds, kept as it is.
     """
 
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
+    do_sample: bool | None = option(False)
+    temperature: float | None = option(1.0, Range(0, above=True, hint=GREEDY))
+    top_k: int | None = option(50, Range(0, whole=True, hint="0 keeps every token"))
+    top_p: float | None = option(1.0, Range(0, 1, above=True, hint="1.0 keeps every token"))
+    min_p: float | None = option(0.0, Range(0, 1, hint="0 keeps every token"))
+    repetition_penalty: float | None = option(1.0, Range(0, above=True, hint="1.0 changes nothing"))
+    no_repeat_ngram_size: int | None = option(0, Range(0, whole=True, hint="0 lets them repeat"))
     bad_words_ids: list[list[int]] | None = None
-    remove_invalid_values: bool | None = None
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    min_new_tokens: int | None = None
-    min_length: int | None = None
-    max_time: float | None = None
+    remove_invalid_values: bool | None = option(False)
+    max_new_tokens: int | None = option(20, COUNT)
+    max_length: int | None = option(None, COUNT)
+    min_new_tokens: int | None = option(None, AMOUNT)
+    min_length: int | None = option(0, AMOUNT)
+    max_time: float | None = option(None, Range(0))
     eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
+    pad_token_id: int | None = option(None, INTEGER)
+    bos_token_id: int | None = option(None, INTEGER)
     stop_strings: str | list[str] | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | str | None = None
-    num_return_sequences: int | None = None
-    seed: int | None = None
+    num_beams: int | None = option(1, COUNT)
+    length_penalty: float | None = option(1.0, Range())
+    early_stopping: bool | str | None = option(False)
+    num_return_sequences: int | None = option(1, COUNT)
+    seed: int | None = option(None, INTEGER)
     cache_implementation: str | None = None
-    prompt_lookup_num_tokens: int | None = None
-    use_cache: bool | None = None
-    return_dict_in_generate: bool | None = None
-    output_scores: bool | None = None
-    output_logits: bool | None = None
-    output_hidden_states: bool | None = None
-    output_attentions: bool | None = None
+    prompt_lookup_num_tokens: int | None = option(None, COUNT)
+    use_cache: bool | None = option(True)
+    return_dict_in_generate: bool | None = option(False)
+    output_scores: bool | None = option(False)
+    output_logits: bool | None = option(False)
+    output_hidden_states: bool | None = option(False)
+    output_attentions: bool | None = option(False)
     extra: dict[str, Any] = field(default_factory=dict)
 
     _order = ()  # the fields as they stood in the file
@@ -154,7 +158,10 @@ class GenerationConfig:
         return f"GenerationConfig({said})"
 
 
-OPTIONS = tuple(f.name for f in fields(GenerationConfig) if f.name != "extra")
+_FIELDS = {f.name: f.metadata for f in fields(GenerationConfig) if f.name != "extra"}
+OPTIONS = tuple(_FIELDS)
+DEFAULTS = {name: about.get("otherwise") for name, about in _FIELDS.items()}
+RANGES = {name: about["allowed"] for name, about in _FIELDS.items() if about.get("allowed")}
 HINTS = get_type_hints(GenerationConfig)
 # Why some options of transformers are not offered here. They may be None, False or 0, or 1 for the
 # `FACTORS`: then they do nothing.
@@ -184,23 +191,6 @@ ARGUMENTS = """input_ids attention_mask inputs inputs_embeds past_key_values gen
 tokenizer vocab_limit generator fast assistant_model streamer logits_processor stopping_criteria
 disable_compile""".split()
 UNREAD = ("transformers_version", "_from_model_config")  # what a file says about itself
-
-INTEGER, COUNT, AMOUNT = Range(whole=True), Range(1, whole=True), Range(0, whole=True)
-RANGES = {
-    **dict.fromkeys("seed bos_token_id pad_token_id".split(), INTEGER),
-    **dict.fromkeys("max_new_tokens max_length num_beams num_return_sequences".split(), COUNT),
-    **dict.fromkeys("min_new_tokens min_length no_repeat_ngram_size".split(), AMOUNT),
-    **dict.fromkeys("temperature top_p min_p length_penalty".split(), Range()),
-    "prompt_lookup_num_tokens": COUNT,
-    "max_time": Range(0),
-    "repetition_penalty": Range(0, above=True, hint="1.0 changes nothing"),
-}
-RANGES_TO_SAMPLE = {
-    "temperature": Range(0, above=True, hint="for the likeliest at each step pass do_sample=False"),
-    "top_k": Range(0, whole=True, hint="0 keeps every token"),
-    "top_p": Range(0, 1, above=True, hint="1.0 keeps every token"),
-    "min_p": Range(0, 1, hint="0 keeps every token"),
-}
 
 
 def effective_settings(
@@ -260,7 +250,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _check(s: GenerationConfig, vocab_size: int) -> None:
-    check_numbers(vars(s), RANGES | (RANGES_TO_SAMPLE if s.do_sample is True else {}))
+    check_numbers(
+        vars(s), RANGES if s.do_sample is True else RANGES | dict.fromkeys(DRAWN, Range())
+    )
     check_json(vars(s), HINTS)
     for word in s.bad_words_ids or ():
         if not word or not 0 <= min(word) <= max(word) < vocab_size:
@@ -284,7 +276,7 @@ def _check(s: GenerationConfig, vocab_size: int) -> None:
 def _warn_of_no_effect(s: GenerationConfig, call: dict[str, Any]) -> None:
     needs = {}
     if not s.do_sample:  # temperature=0 asks for what greedy does
-        drawing = [n for n in ("temperature", "top_k", "top_p", "min_p", "seed") if call.get(n)]
+        drawing = [name for name in (*DRAWN, "seed") if call.get(name)]
         needs |= dict.fromkeys(drawing, "do_sample=True")
     if s.num_beams == 1:
         needs |= dict.fromkeys(("length_penalty", "early_stopping"), "num_beams above 1")
