@@ -7,7 +7,6 @@ gguf-py/gguf/constants.py.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..quantize import round_int4
 from ..text.runs import AddedToken
 from .blocks import FORMATS, quantize_q8_0
 from .disk import replacing
-from .gguf import INSIDE, OUTSIDE, GGUFFile
+from .gguf import GGUFFile
 
 # GGUF's names, after "qwen2.", and those of config.json.
 NEEDED = {
@@ -165,20 +164,20 @@ def save_gguf(
         ValueError: a model that llama.cpp's Qwen2 cannot compute, or a tokenizer not the model's.
         OSError: the folder cannot be written.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 
     path = Path(path)
     one_of("dtype", dtype, list(DTYPES))
     fields = _model_fields(model) | _tokenizer_fields(tokenizer, model.config.vocab_size)
     forms = {form.name: form for form in FORMATS.values()}
-    tensors = []
+    tensors, names = [], get_tensor_name_map(MODEL_ARCH.QWEN2, model.config.num_hidden_layers)
     for name, value in model.named_parameters():  # a tied head is not among them
         kind = "Q8_0" if dtype == "Q4_0" and name in OUTER else dtype
         form = forms[kind if value.ndim == 2 else "F32"]
         if value.shape[-1] % form.numbers:
             rows = f"{name} has rows of {value.shape[-1]}"
             raise ValueError(f"{dtype} packs {form.numbers} numbers of a row, {rows}: take F16")
-        tensors.append((stored_name(name), value.detach(), form))
+        tensors.append((names.get_name(name, (".weight", ".bias")), value.detach(), form))
     with replacing(path.parent) as draft:
         writer = GGUFWriter(draft / path.name, "qwen2")
         writer.add_file_type(DTYPES[dtype][0])
@@ -196,14 +195,6 @@ def save_gguf(
             writer.write_tensor_data(DTYPES[form.name][1](value.cpu()).numpy())
         writer.close()
     return path
-
-
-def stored_name(parameter: str) -> str:
-    """model.layers.3.self_attn.q_proj.bias -> blk.3.attn_q.bias: `gguf.parameter_name` undone."""
-    pattern = r"(?:model\.layers\.(\d+)\.)?(.+)\.(\w+)"
-    layer, part, leaf = re.fullmatch(pattern, parameter).groups()
-    names = {ours: theirs for theirs, ours in (OUTSIDE if layer is None else INSIDE).items()}
-    return ("" if layer is None else f"blk.{layer}.") + f"{names[part]}.{leaf}"
 
 
 def _model_fields(model: nn.Module) -> dict[str, Any]:
