@@ -49,10 +49,8 @@ def capture(model: nn.Module) -> Iterator[Record]:
             layers.
     """
     if type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call_impl", None):
-        raise ValueError(
-            "this model is under torch.compile, which has fixed its backend: "
-            "capture the model it was made from"
-        )
+        fixed = "this model is under torch.compile, which has fixed its backend"
+        raise ValueError(f"{fixed}: capture the model it was made from")
     layers = frozenset(module for module in model.modules() if isinstance(module, Qwen2Attention))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Qwen2Attention layers to record")

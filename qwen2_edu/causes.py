@@ -180,9 +180,8 @@ def _read(trace: Trace, edits: Sequence[Edit] = (), start: int = 0, first: int =
                 rows = [p - first for p in edit.positions]
                 if name == "weights":
                     kept = part[rows] * edit.new
-                    part[rows] = kept / kept.sum(-1, keepdim=True).clamp(
-                        min=torch.finfo(x.dtype).tiny
-                    )
+                    whole = kept.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+                    part[rows] = kept / whole
                 else:
                     part[rows] = edit.new
         flow.setdefault(name, []).append(tensor)

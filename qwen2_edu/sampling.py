@@ -88,9 +88,8 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     ascending, order = logits.sort()
     removed = ascending.softmax(-1).cumsum(-1) <= 1 - p  # the tail whose mass is not needed
     removed[:, -1] = False
-    return logits.masked_fill(
-        removed.scatter(1, order, removed), -torch.inf
-    )  # back in vocabulary order
+    # Back in vocabulary order:
+    return logits.masked_fill(removed.scatter(1, order, removed), -torch.inf)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:

@@ -38,9 +38,7 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     prompt, steps, device = request.input_ids, request.steps, request.input_ids.device
     # A beam has at most one extension for each end, so K of these candidates run on.
     C = K * max(2, 1 + len(s.eos_token_id))
-    first_rows = (
-        K * torch.arange(B, device=device)[:, None]
-    )  # (B, 1): where each prompt's rows begin
+    first_rows = K * torch.arange(B, device=device)[:, None]  # (B, 1): where each prompt's begin
 
     mask, embeds = request.attention_mask, request.inputs_embeds
     logits = prefill(request.model, prompt, request.cache, mask, embeds)  # (B, V)

@@ -87,8 +87,8 @@ class Request:
         ids = self.input_ids.repeat_interleave(each, 0)
         mask = None if mask is None else mask.repeat_interleave(each, 0)
         self.criteria = self._criteria(tokenizer, ids, mask, began, stopping_criteria)
-        V = model.config.vocab_size
-        limit = min(V, vocab_limit or V, V if tokenizer is None else tokenizer.vocab_limit)
+        V, known = model.config.vocab_size, None if tokenizer is None else tokenizer.vocab_limit
+        limit = min(n for n in (V, vocab_limit, known) if n is not None)
         T = ids.shape[1]
         self.processors = processors(s, T, mask if T else None, logits_processor, V, limit)
         self.record = Recorder(model, s) if s.return_dict_in_generate else None
@@ -186,14 +186,7 @@ class Request:
         if held >= T:
             counts = f"the cache holds {held} tokens and input_ids {T}: pass those and a new one"
             raise ValueError(f"{counts}, or first call cache.crop({T - 1})")
-        if needed - 1 > cache.max_length:  # the last token is not read
-            room = f"{self.steps} new tokens do not fit a cache of {cache.max_length}"
-            raise ValueError(
-                f"a prompt of {T} and {room}: make it larger, or max_new_tokens smaller"
-            )
-        rows = len(next(iter(cache.positions.values())).data) if held else B
-        if rows != B:
-            raise ValueError(f"the cache holds {rows} rows and the prompt {B}: reorder() the cache")
+        cache._check_room(B, needed - 1 - held)  # the last token is not read
         shown = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
         known = torch.as_tensor(cache.pads).flatten().cpu()
         if held and bool((shown != known).any()):

@@ -135,6 +135,5 @@ def quantize_q8_0(x: Tensor) -> Tensor:
     d = x.abs().amax(dim=-1, keepdim=True) / 127
     scaled = x * torch.where(d == 0, 0, 1 / d)
     q = scaled.trunc() + (2 * scaled.frac()).trunc()
-    return torch.cat((d.half().view(torch.uint8), q.to(torch.int8).view(torch.uint8)), -1).flatten(
-        -2
-    )
+    blocks = torch.cat((d.half().view(torch.uint8), q.to(torch.int8).view(torch.uint8)), -1)
+    return blocks.flatten(-2)

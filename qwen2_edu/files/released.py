@@ -45,10 +45,8 @@ def released_path() -> Path:
 def find_released() -> Path:
     """`released_path()`; FileNotFoundError if the weights have not been fetched."""
     if not (path := released_path()).is_file():
-        size = f"{_mb(facts()['bytes'])} once, into {path.parent}"
-        raise FileNotFoundError(
-            f"the released weights are not here yet: run `make released`, which fetches {size}"
-        )
+        fix = f"run `make released`, which fetches {_mb(facts()['bytes'])} once, into {path.parent}"
+        raise FileNotFoundError(f"the released weights are not here yet: {fix}")
     return path
 
 

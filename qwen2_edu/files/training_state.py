@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,20 +68,19 @@ class Run:
         self.numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.step, self.saved, self.tokens, self.seconds = 0, 0, 0, 0.0
         self.log: list[dict[str, Any]] = []
-        self.hold = nullcontext()  # on the folder
+        self.hold = ExitStack()  # on the folder
         if self.folder is None:
             return
         with replacing(self.folder):
             pass  # can it be written? Better known now than after the first hour
         log = self.folder / LOG
         log.touch()
-        self.hold = locked(log, wait=0)
-        try:
-            self.hold.__enter__()
-        except BlockingIOError as error:
-            other = f"another training goes on in {self.folder}: wait, or choose another folder"
-            raise BlockingIOError(error.errno, other) from None
-        try:
+        with ExitStack() as hold:
+            try:
+                hold.enter_context(locked(log, wait=0))
+            except BlockingIOError as error:
+                other = f"another training goes on in {self.folder}: wait, or choose another folder"
+                raise BlockingIOError(error.errno, other) from None
             if (self.folder / STATE).exists():
                 self._restore()
             elif log.stat().st_size:
@@ -89,13 +88,11 @@ class Run:
                 raise FileExistsError(f"{lone}: remove the log, or choose another folder")
             else:
                 self.save()  # so there is no line without a state, however early the kill
-        except BaseException:
-            self.close()
-            raise
+            self.hold = hold.pop_all()
 
     def close(self) -> None:
         """Let another training have the folder."""
-        self.hold.__exit__(None, None, None)
+        self.hold.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""

@@ -177,10 +177,8 @@ def load_weights(
                     tensors[name] = tensor.to(kind, copy=not mmap)
     for name, other in ties.items():
         if name in tensors and other in tensors and not torch.equal(tensors[name], tensors[other]):
-            raise ValueError(
-                f"{found[name].path} holds a {name} that differs from {other}, but the config "
-                "ties them: pass tie_word_embeddings=False"
-            )
+            twin = f"{found[name].path} holds a {name} that differs from {other}"
+            raise ValueError(f"{twin}, but the config ties them: pass tie_word_embeddings=False")
         if other in tensors:
             tensors[name] = tensors[other]  # whichever of the two is stored serves both
     model.load_state_dict(tensors, strict=False, assign=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import sampling as functions
 from ..config import Qwen2Config
+from ..decoding.processors import known
 from ..decoding.settings import effective_settings
 from ..tokenizer import TokenizerBase
 from .labels import token_labels
@@ -255,9 +256,9 @@ class Sampling(widgets.VBox):
         """Draw one token as `generate` would, show it, and answer its id."""
         done = steps(self.logits, self.seen, **self.options)
         logits = done[-1].logits if done else self.logits
-        beyond = self.model.config.vocab_size - len(logits)  # no token of theirs, but a die's sides
-        logits = torch.nn.functional.pad(logits, (0, beyond), value=-torch.inf)
-        self.drawn.append(int(functions.draw(logits[None], self.generator)))
+        rows = self.model.config.vocab_size  # those of padding are no tokens, but a die's sides
+        logits = known(logits[None], rows, rows)
+        self.drawn.append(int(functions.draw(logits, self.generator)))
         self.view.value = self.static().html
         return self.drawn[-1]
 

@@ -287,7 +287,7 @@ def test_a_cache_of_other_rows_is_refused(model):
     model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=2)
     longer = torch.cat((prompt(2, 11), prompt(2, 3)), 1)
     for more in ({}, {"attention_mask": torch.ones(2, 14)}):
-        with pytest.raises(ValueError, match="holds 3 rows and the prompt 2"):
+        with pytest.raises(ValueError, match="holds 3 rows and 2 arrive"):
             model.generate(longer, past_key_values=cache, **more)
 
 
