@@ -8,7 +8,7 @@ import math
 import sys
 import types
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral, Real
@@ -128,7 +128,7 @@ def _is_a(value: Any, kind: Any, most: int | None = None) -> bool:
     kind = get_origin(kind) or {None: types.NoneType, float: Real, int: Integral}.get(kind, kind)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         return False
-    if not parts or not isinstance(value, Collection):
+    if not parts or kind is Callable or not isinstance(value, Collection):
         return True
     if isinstance(value, Mapping):
         pairs = islice(value.items(), most)
