@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import sys
 import types
 import warnings
@@ -115,9 +116,8 @@ def checked(function: Any) -> Any:
 
 def _wrong(name: str, value: Any, kind: Any) -> str:
     shown, named = repr(value), isinstance(kind, type) and not get_args(kind)
-    kind = kind.__name__ if named else str(kind)
+    kind = kind.__name__ if named else re.sub(r"\b(\w+\.)+(?=\w)", "", str(kind))  # no modules
     shown = shown if len(shown) < 80 else shown[:77] + "…"
-    kind = kind.replace("typing.", "").replace("collections.abc.", "")
     return f"{name} must be {kind}, not {shown}"
 
 

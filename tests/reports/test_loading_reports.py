@@ -69,7 +69,7 @@ def test_neutral_arguments(folder):
         ("variant", "fp16", "model\\*.safetensors"),
         ("quantization_config", object(), "not quantised"),
         ("attn_implementation", "flash_attention_2", "sdpa"),
-        ("config", {"hidden_size": 1}, "config must be Qwen2Config"),
+        ("config", {"hidden_size": 1}, "must be Qwen2Config"),
     ],
 )
 def test_other_values_are_refused_with_the_reason(folder, name, value, why):
