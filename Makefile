@@ -19,7 +19,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
   --nbval-sanitize-with=tests/course/nbval_sanitize.cfg -p tests.course.lesson_times
 
 NEED_RELEASED := $(patsubst %,notebooks/%.ipynb,07_swiglu_block 09_released_weights 10_sampling 11_kv_cache \
-  12_chatml 14_attention_lab)
+  12_chatml 14_attention_lab 16_making_it_fast)
 WITH_RELEASED := -m 'not cuda and not browser'
 
 MAKEFLAGS += --no-print-directory
