@@ -238,7 +238,7 @@ function explore(el, source) {
     layer: source.get("layer"), head: source.get("head"), query: source.get("query"),
     key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
     direction: "query", // the chosen token is the query, or the key
-    view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    over: "head", view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
     off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
     step: 0, // 1 … steps, 0 = nothing was generated
   };
@@ -256,7 +256,7 @@ function explore(el, source) {
     const upTo = (count) => Array.from({ length: count }, (_, i) => i);
     const known = {
       layer: data.layers.map((layer) => layer.index), head: upTo(data.heads), query: upTo(T), key: upTo(T),
-      direction: ["query", "key"], view: data.views.map((view) => view.name), highFirst: [true, false],
+      direction: ["query", "key"], over: ["head", "group", "layer"], view: data.views.map((view) => view.name), highFirst: [true, false],
       sort: ["", "cell", ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
       zoom: upTo(12).map((i) => 2 ** i),
     };
@@ -273,16 +273,24 @@ function explore(el, source) {
 
   function address() {
     const { pinned } = state, told = new URLSearchParams();
-    for (const one of ["layer", "head", "query", "key", "direction", "view", "sort", "highFirst", "colours", "mask", "zoom"]) told.set(one, state[one]);
+    for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom"]) told.set(one, state[one]);
     if (pinned) told.set("pinned", `${pinned.layer}.${pinned.head}`);
     return told.toString();
   }
 
-  /** Weight and reason of a cell: how much does query q look at key k, and if not at all, why? */
+  /** Weight of a cell: how much does query q look at key k, in one head? */
+  const weight = (at, q, k) => factor(at, k) * weightOf(layers.get(at.layer)[(at.head * T + q) * T + k]) / total(at, q);
+
+  /** The same in what is drawn, which may be the mean of several heads; and if hidden, why. */
   const cell = (at, q, k) => {
-    const bytes = layers.get(at.layer);
-    const why = bytes[(data.heads * T + q) * T + k];
-    return [factor(at, k) * weightOf(bytes[(at.head * T + q) * T + k]) / total(at, q), why];
+    const heads = members(at);
+    const sum = heads.reduce((before, head) => before + weight({ layer: at.layer, head }, q, k), 0);
+    return [sum / heads.length, layers.get(at.layer)[(data.heads * T + q) * T + k]];
+  };
+  const members = ({ head }) => {
+    if (state.over === "head") return [head];
+    const size = state.over === "group" ? data.heads / data.groups : data.heads;
+    return Array.from({ length: size }, (_, i) => Math.floor(head / size) * size + i);
   };
 
   /** What the view multiplies the weights on a key with, before each row is shared out anew. */
@@ -312,7 +320,7 @@ function explore(el, source) {
     if (!source.whole) return source.load(`cell ${query} ${key} ${state.view}`);
     for (const { index } of data.layers) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
     return data.layers.map(({ index: layer }) =>
-      Array.from({ length: data.heads }, (_, head) => cell({ layer, head }, query, key)[0]));
+      Array.from({ length: data.heads }, (_, head) => weight({ layer, head }, query, key)));
   }
 
   /** The measure that heads are sorted by, or nothing. */
@@ -472,6 +480,17 @@ function explore(el, source) {
         pen.strokeStyle = ink;
         pen.strokeRect(LEFT + at.head * WIDE - 1, TOP + data.layers.indexOf(aboutLayer(at.layer)) * HIGH - 1, WIDE + 1, HIGH + 1);
       }
+      pen.setLineDash([]);
+      for (const [colour, line] of [[getComputedStyle(root).backgroundColor, 4], [ink, 2]]) { // off: crossed out
+        Object.assign(pen, { strokeStyle: colour, lineWidth: line });
+        pen.beginPath();
+        for (const one of state.off) {
+          const [layer, head] = one.split(".").map(Number), row = data.layers.indexOf(aboutLayer(layer));
+          const x = LEFT + (head + 0.5) * WIDE - 0.5, y = TOP + (row + 0.5) * HIGH - 0.5;
+          for (const turn of [-3, 3]) pen.moveTo(x - 3, y - turn), pen.lineTo(x + 3, y + turn);
+        }
+        pen.stroke();
+      }
       heat.setAttribute("aria-label", `${label} of ${data.heads} heads in ${rows} layers, from ${low.toFixed(2)} to ${high.toFixed(2)}`);
     }
 
@@ -608,13 +627,13 @@ function explore(el, source) {
     }
 
     function render(where) {
-      const now = [where.layer, where.head, state.colours, state.mask, state.view].join();
+      const now = [where.layer, ...members(where), state.colours, state.mask, state.view].join();
       if (now === imageOf) return;
       const bytes = layers.get(where.layer), start = where.head * T * T, reasons = data.heads * T * T;
       const colours = new Uint32Array(T * T);
       for (let i = 0; i < colours.length; i++) {
         const hidden = state.mask && bytes[reasons + i];
-        const byte = state.view === "raw" ? bytes[start + i]
+        const byte = state.view === "raw" && state.over === "head" ? bytes[start + i]
           : Math.round(255 * Math.sqrt(cell(where, Math.floor(i / T), i % T)[0]));
         colours[i] = hidden ? 0 : ready.palette.words[byte];
       }
@@ -711,10 +730,12 @@ function explore(el, source) {
       element.hidden = top.hidden = !where;
       if (!where || !layers.has(where.layer)) return;
       const layer = aboutLayer(where.layer);
-      const same = where.layer === state.layer && where.head === state.head;
+      const same = where.layer === state.layer && where.head === state.head, count = members(where).length;
       const kept = where !== state.pinned ? "" : same ? ", kept: now choose another" : ", kept";
-      title.textContent = `Layer ${where.layer}, head ${where.head}${kept}`;
-      note.textContent = `key head ${keyHead(where.head)} · ${layer.badge}: ${layer.why}`;
+      const whose = { head: `head ${where.head}`, group: `key group ${keyHead(where.head)}`, layer: "all heads" }[state.over];
+      title.textContent = `Layer ${where.layer}, ${whose}${kept}`;
+      const mean = { head: `key head ${keyHead(where.head)}`, group: `mean of its ${count} heads`, layer: `mean of ${count} heads` }[state.over];
+      note.textContent = `${mean} · ${layer.badge}: ${layer.why}`;
       follow();
       paint();
       const told = sentence({ ...where, query: state.query, key: state.key });
@@ -748,7 +769,8 @@ function explore(el, source) {
 
   function told(at) {
     const [weight, why] = cell(at, at.query, at.key);
-    const what = { raw: "weight", rest: "share without the first token", value: "share by value" }[state.view];
+    const mean = state.over === "head" ? "" : `mean of ${members(at).length} heads, `;
+    const what = mean + { raw: "weight", rest: "share without the first token", value: "share by value" }[state.view];
     return why ? `hidden: ${REASONS[why]}` : `${what} ${digits(weight)}`;
   }
 
@@ -763,15 +785,17 @@ function explore(el, source) {
   function toolbar() {
     const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
     const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
+    const over = select("Map of", [["head", "one head"], ["group", "its key group"], ["layer", "its layer"]], (value) => change({ over: value }));
     const here = () => ({ layer: state.layer, head: state.head });
     const pin = button("Compare", null, () => change({ pinned: state.pinned ? null : here() }));
     toolbar.draw = () => {
       pin.setAttribute("aria-pressed", Boolean(state.pinned));
       mask.checked = state.mask;
+      over.value = state.over;
       colours.value = state.colours;
       pin.title = state.pinned ? "Show one head again" : "Keep this head beside the next ones";
     };
-    return h("div", { class: "qx-tools" }, pin,
+    return h("div", { class: "qx-tools" }, h("label", {}, "Map of ", over), pin,
       h("span", { role: "group", "aria-label": "Zoom" },
         button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))),
       h("label", {}, mask, " Mask"), h("label", {}, "Colours ", colours));

@@ -101,6 +101,7 @@ def page(request):
         page.get_by_label("Zoom out").click()
     page.get_by_label("looks at").check()
     page.get_by_label("Weights", exact=True).select_option("raw")
+    page.get_by_label("Map of").select_option("head")
     head(page, 0, 0).click()
     token(page, T - 1).click()
     token(page, 12).click()
@@ -296,6 +297,40 @@ def test_the_weights_that_matter(page, python, view):
     top = max(max(row) for row in told["views"][view])
     captions = page.locator(".qx-ranking small").first
     eventually(lambda: captions.inner_text().split("\n")[-1], f"{top:.2f}")
+
+
+@pytest.mark.parametrize("view", ["raw", "value"])
+@pytest.mark.parametrize(("over", "heads"), [("group", [3, 4, 5]), ("layer", [*range(6)])])
+def test_the_map_of_a_key_group_and_of_a_layer(page, python, over, heads, view):
+    """The mean weights of several heads, in the map, the readout, the bars and the text."""
+    r = python.recording
+    seen = record.weigh(record.from_bytes(r.maps), view, PADS, r.norms)[1, heads].mean(0)
+    head(page, 1, 3).click()
+    page.get_by_label("Weights", exact=True).select_option(view)
+    switch = page.get_by_label("Map of")
+    if over == "group":
+        switch.focus()
+        page.keyboard.press("ArrowDown")
+    else:
+        switch.select_option(over)
+    canvas, at = point(page, 12, 8)
+    canvas.click(position=at)
+    page.get_by_label("Mask", exact=True).hover()
+    eventually(lambda: readout(page).split(" ")[-1], digits(float(seen[12, 8])))
+    assert f"mean of {len(heads)} heads" in readout(page)
+    name = {"group": "Layer 1, key group 1", "layer": "Layer 1, all heads"}[over]
+    assert page.locator(".qx-maps h3").first.inner_text() == name
+    byte = int((seen[10, 6].sqrt() * 255).round())
+    table = viz.colour_tables()
+    eventually(lambda: pixel(page, 10, 6), list(table[3 * byte : 3 * byte + 3]))
+    best = sorted(range(T), key=lambda k: -seen[12, k])[:5]
+    shown = page.locator(".qx-tops .qx-bars").first.locator("li b").all_inner_texts()
+    assert shown == [digits(float(seen[12, k])) for k in best if seen[12, k] > 0]
+    page.get_by_label("Heads by").select_option("cell")  # the ranking stays one of single heads
+    looks = record.looking(r, 12, 8, view)
+    first = page.locator(".qx-ranking small").first
+    eventually(lambda: first.inner_text().split("\n")[-1], f"{float(looks.max()):.2f}")
+    switch.select_option("head")
 
 
 @pytest.mark.parametrize("view", ["raw", "rest", "value"])
@@ -597,7 +632,7 @@ def test_the_logit_lens_follows_the_chosen_token(page, python):
 def test_the_tab_key_reaches_every_control_once(page):
     page.get_by_label("looks at").focus()
     reached = []
-    for _ in range(16):
+    for _ in range(17):
         reached.append(
             page.evaluate(
                 """() => { const e = document.activeElement;
@@ -609,7 +644,7 @@ def test_the_tab_key_reaches_every_control_once(page):
     inside = [name for name in reached if name]
     assert [name.split()[0] for name in inside] == [
         *("input", "option", "select", "select", "option"),  # text, heads
-        *("button", "button", "button", "input", "select", "application"),  # map
+        *("select", "button", "button", "button", "input", "select", "application"),  # map
         *("tab", "button", "input", "button"),  # scrubber
     ]
     assert all(name.endswith("ringed") for name in inside[1:])
@@ -758,6 +793,10 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     agrees([], 14)
     first.get_by_role("button", name="Switch off this head").click()
     assert agrees(["1.4"], 14) > 0.01
+    pressed = first.get_by_role("button", name="Switch off this head")  # the mouse is still on it
+    style = "b => [getComputedStyle(b).color, getComputedStyle(b).backgroundColor]"
+    ink, ground = (sum(map(int, re.findall(r"\d+", c)[:3])) / 3 for c in pressed.evaluate(style))
+    assert abs(ink - ground) > 150
     first.get_by_label("They say").select_option("mean")
     agrees(["1.4"], 14, "mean")
     first.get_by_label("They say").select_option("zero")
