@@ -10,7 +10,20 @@ const HELP = "A bracket joins the query heads that share one key/value head. Bri
   + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
   + "it chooses its query and its key.";
 
-export default { render: ({ model, el }) => explore(el, fromKernel(model)) };
+export default { render };
+
+/** In a notebook: draw, and draw anew when Python has read another text. */
+function render({ model, el }) {
+  let close = explore(el, fromKernel(model));
+  const anew = () => {
+    const focused = el.contains(document.activeElement);
+    close();
+    close = explore(el, fromKernel(model));
+    if (focused) el.querySelector(".qx-edit").focus();
+  };
+  model.on("change:data", anew);
+  return () => (model.off("change:data", anew), close());
+}
 
 // -- where the numbers come from ------------------------------------------------------------------
 
@@ -345,17 +358,50 @@ function explore(el, source) {
   const readout = h("output", { class: "qx-readout" });
   const legend = h("div", { class: "qx-legend" }), rounded = h("p", { class: "qx-note" }, data.rounded);
   const notice = h("p", { class: "qx-notice", role: "status" });
+  const edit = source.whole ? null : editing();
   const root = h("section", { class: "qx", "aria-label": "Attention explorer",
     // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
     onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
-    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [saving()])),
-    notice,
+    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving()])),
+    ...(edit ? [edit.form] : []), notice,
     h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
     h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
     h("div", { class: "qx-row qx-second" }, overview.element,
       h("div", { class: "qx-large" }, toolbar(), h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend, rounded),
       tabs([["Generation", steps], ["Logit lens", lens], ["Heads off", cause]].filter(([, { element }]) => element))));
   el.replaceChildren(root);
+
+  /** The text in a box, and the model reads it again: the new data then draws all anew. */
+  function editing() {
+    const box = h("textarea", { "aria-label": "Text to read", rows: 4, spellcheck: "false", dir: "auto" });
+    const show = (open) => {
+      form.hidden = !open;
+      made.setAttribute("aria-expanded", open);
+      if (open) box.value = data.text;
+      (open ? box : made).focus();
+    };
+    const made = button("Edit the text", null, () => show(form.hidden));
+    made.classList.add("qx-edit");
+    made.setAttribute("aria-expanded", false);
+    const run = async (event) => {
+      event.preventDefault();
+      notice.textContent = "The model reads …";
+      try {
+        await source.ask("read", { text: box.value });
+      } catch (error) {
+        notice.textContent = error.message;
+      }
+    };
+    const press = (event) => {
+      if (event.key === "Escape") show(false);
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event);
+      event.stopPropagation();
+    };
+    const form = h("form", { class: "qx-form", hidden: true, onsubmit: run, onkeydown: press }, box,
+      h("div", { class: "qx-tools" }, h("button", {}, "Read it"), button("Cancel", null, () => show(false)),
+        h("span", { class: "qx-note" }, "Ctrl+Enter reads, Escape cancels.")));
+    return { button: made, form };
+  }
 
   /** A button that saves all as a page, which opens as this is seen now. */
   function saving() {
@@ -1030,7 +1076,7 @@ function explore(el, source) {
   const elsewhere = () => source.whole && change(recalled()); // the address was changed by hand, or a link followed
   window.addEventListener("hashchange", elsewhere);
   for (const trait of ["layer", "head", "query"]) {
-    source.listen(trait, () => source.get(trait) !== state[trait] && change({ ...fresh(), [trait]: source.get(trait) }));
+    source.listen(trait, () => source.get("data") === data && source.get(trait) !== state[trait] && change({ ...fresh(), [trait]: source.get(trait) }));
   }
   draw();
   return () => {

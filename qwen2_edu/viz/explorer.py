@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def attention_explorer(
 
     Returns:
         A widget. `.to_html(path)` writes it as a page, `.static()` draws it as a figure,
-        `.recording` holds what was measured.
+        `.read(text)` shows another text, `.recording` holds what was measured.
 
     Raises:
         TypeError: a model or text of another kind. ValueError: an empty or too long text, a model
@@ -73,12 +73,30 @@ def attention_explorer(
     record.check_model(model)
     check_pair(model, tokenizer)
     chosen = record.choose_layers(model.config, layers)
-    ids, real = record.encode(tokenizer, text_or_messages)
     if generation and not max_new_tokens:
         raise TypeError(f"{', '.join(generation)}: for generation, so pass max_new_tokens too")
-    if ids.shape[1] + max_new_tokens > max_tokens:
-        new = f" and {max_new_tokens} new ones" if max_new_tokens else ""
-        length = f"{ids.shape[1]} tokens{new}"
+    options = {"max_new_tokens": max_new_tokens, **generation} if max_new_tokens else {}
+    if not 0.9 * model.config.vocab_size <= len(tokenizer) <= model.config.vocab_size:
+        warnings.warn(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
+            "if it is not the model's own, the words shown are not what the model reads",
+            stacklevel=2,
+        )
+
+    def measure(given: Any) -> record.Recording:
+        return _measure(model, tokenizer, given, chosen, max_tokens, options)
+
+    return AttentionExplorer(model, tokenizer, measure, text_or_messages)
+
+
+def _measure(
+    model: Any, tokenizer: Any, given: Any, layers: list[int], max_tokens: int, options: dict
+) -> record.Recording:
+    """Let the model read a text, and continue it if `options` of `generate` are given."""
+    ids, real = record.encode(tokenizer, given)
+    new = options.get("max_new_tokens", 0)
+    if ids.shape[1] + new > max_tokens:
+        length = f"{ids.shape[1]} tokens{f' and {new} new ones' if new else ''}"
         raise ValueError(
             f"the text has {length}, and max_tokens={max_tokens}: shorten it, or pass a larger "
             f"max_tokens; each layer then takes {model.config.num_attention_heads} bytes times "
@@ -90,19 +108,10 @@ def attention_explorer(
             f"the text has the token id {outside[0]}, and the model's ids end at "
             f"{model.config.vocab_size - 1}: is this tokenizer the model's?"
         )
-    if not 0.9 * model.config.vocab_size <= len(tokenizer) <= model.config.vocab_size:
-        warnings.warn(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
-            "if it is not the model's own, the words shown are not what the model reads",
-            stacklevel=2,
-        )
     ids, real = ids.to(model.device), real.to(model.device)
-    if max_new_tokens:
-        options = {"max_new_tokens": max_new_tokens, **generation}
-        recording = record.record_generation(model, tokenizer, ids, real, chosen, **options)
-    else:
-        recording = record.record_text(model, ids, real, chosen)
-    return AttentionExplorer(model, tokenizer, recording)
+    if options:
+        return record.record_generation(model, tokenizer, ids, real, layers, **options)
+    return record.record_text(model, ids, real, layers)
 
 
 class AttentionExplorer(anywidget.AnyWidget):
@@ -124,21 +133,41 @@ class AttentionExplorer(anywidget.AnyWidget):
     head = traitlets.Int().tag(sync=True)
     query = traitlets.Int().tag(sync=True)
 
-    def __init__(self, model: Any, tokenizer: Any, recording: record.Recording):
-        self.model, self.tokenizer, self.recording = model, tokenizer, recording
-        self._trace = None  # made when a head is first switched off
-        layer, head, query, key = record.opening(recording)
-        super().__init__(
-            data=page_data(model, tokenizer, recording),
-            thumbnails=b"".join(_bytes(recording.thumbnails[view]) for view in record.VIEWS),
-            norms=_bytes(recording.norms),
-            colours=colour_tables(),
-            first=self.payload(layer),
-            layer=layer,
-            head=head,
-            query=query,
-        )
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        measure: Callable[[Any], record.Recording],
+        text_or_messages: Any,
+    ):
+        self.model, self.tokenizer, self._measure = model, tokenizer, measure
+        super().__init__(colours=colour_tables(), **self._look_at(measure(text_or_messages)))
         self.on_msg(self._answer)
+
+    def read(self, text_or_messages: Any) -> None:
+        """Show another text, measured as the first one was. If it is refused, the old one stays.
+
+        Raises:
+            TypeError, ValueError: as in `attention_explorer`.
+        """
+        recording = self._measure(text_or_messages)
+        with self.hold_sync():  # one message
+            for name, value in self._look_at(recording).items():
+                setattr(self, name, value)
+
+    def _look_at(self, recording: record.Recording) -> dict[str, Any]:
+        """From now on this is shown: what the traits become."""
+        self.recording, self._trace = recording, None  # traced when a head is first switched off
+        layer, head, query, _ = record.opening(recording)
+        return {
+            "thumbnails": b"".join(_bytes(recording.thumbnails[view]) for view in record.VIEWS),
+            "norms": _bytes(recording.norms),
+            "first": self.payload(layer),
+            "layer": layer,
+            "head": head,
+            "query": query,
+            "data": page_data(self.model, self.tokenizer, recording),
+        }
 
     @traitlets.validate("layer", "head", "query")
     def _check(self, proposal: Any) -> int:
@@ -156,13 +185,15 @@ class AttentionExplorer(anywidget.AnyWidget):
         elif kind == "cell":
             found = record.looking(self.recording, int(of[0]), int(of[1]), of[2])
             self.send({**message, "rows": _rows(found)})
-        elif kind in ("page", "without"):
+        elif kind in ("page", "without", "read"):
             try:
-                if kind == "page":
+                if kind == "read":
+                    self.read(message["text"])  # the new data is the answer
+                elif kind == "page":
                     self.send(message, [self._page(view=message["view"]).encode()])
                 else:
                     self.send({**message, "rows": self.without(int(of[0]), of[1], of[2:])})
-            except (ValueError, RuntimeError) as error:  # too large a page; no memory left
+            except (ValueError, RuntimeError) as error:  # too large, too long; no memory left
                 self.send({**message, "error": str(error)})
         else:
             stream = self.recording.hidden[:, int(of[0])]
@@ -301,6 +332,7 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
     opens = dict(zip(("layer", "head", "query", "key"), record.opening(r), strict=True))
     names = ["embedding", *(f"layer {i}" for i in range(config.num_hidden_layers))]
     return {
+        "text": tokenizer.decode(torch.tensor(r.ids)[: r.prompt][r.real[: r.prompt]].tolist()),
         "title": f"{tokens}, {len(r.layers)} layers of {H} query heads on {G} key heads",
         "tokens": token_labels(tokenizer, r.ids),
         "rtl": reads_right_to_left(tokenizer.decode(r.ids, skip_special_tokens=True)),

@@ -826,6 +826,59 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     assert disk.get_by_role("tab", name="Heads off").count() == 0  # a page has no model
 
 
+def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
+    """The text is edited in the widget, and the model reads it: all is drawn anew."""
+    page, names = new_page(), {}
+    exec(SETUP, names)
+    twin = names["explorer"]
+    open_notebook(page, *jupyterlab, "edit.ipynb", [f"{SETUP}explorer"])
+    run_cell(page)
+    page.wait_for_selector(".qx-heads [role=option]")
+
+    def agrees(text):
+        twin.read(text)
+        title = page.locator(".qx header p")
+        eventually(title.inner_text, twin.data["title"])
+        words = [label["text"] for label in twin.data["tokens"]]
+        assert page.locator(".qx-text [role=option]").all_inner_texts() == words
+        opens = twin.data["opens"]
+        eventually(lambda: selected(page), [opens["layer"], opens["head"]])
+        r, at = twin.recording, [opens[name] for name in ("layer", "head", "query", "key")]
+        weight = float(record.from_bytes(r.maps[tuple(at)]))
+        eventually(lambda: readout(page).split(" ")[-1], digits(weight))
+
+    edit, box = page.get_by_role("button", name="Edit the text"), page.get_by_label("Text to read")
+    assert not box.is_visible()
+    edit.click()
+    assert box.input_value() == twin.data["text"] == "a cat\n saw é cat"
+    box.fill("a dog saw a dog")
+    page.get_by_role("button", name="Read it").click()
+    agrees("a dog saw a dog")
+    page.get_by_role("tab", name="Heads off").click()  # asks about the new text
+    head(page, 0, 1).focus()
+    page.keyboard.press("o")
+    changes = twin.without(twin.query, "zero", ["0.1"])["delta"]
+    page.get_by_text(f"changes by {'−' if changes < 0 else '+'}{abs(changes):.2f}").wait_for()
+    edit.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("the end")
+    page.keyboard.press("Control+Enter")
+    agrees("the end")
+    assert edit.evaluate("b => b === document.activeElement")
+    edit.click()
+    for text, told in [("x" * 600, "the text has 600 tokens"), ("", "the text is empty")]:
+        box.fill(text)
+        box.press("Control+Enter")
+        page.locator(".qx-notice").get_by_text(told).wait_for()
+    found = Axe().run(page, context=".qx").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    box.press("Escape")
+    assert not box.is_visible()
+    agrees("the end")  # it is still there
+    assert page.errors == page.strayed == []
+
+
 def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     page = new_page(disk.url.split("#")[0])
     head(page, 1, 4).click()

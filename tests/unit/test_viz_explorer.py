@@ -404,6 +404,21 @@ def test_a_model_without_a_vocabulary_head_has_no_lens(bytewise, small_config):
         attention_explorer(classifier, bytewise, TEXT, max_new_tokens=2)
 
 
+def test_another_text_is_shown_as_one_of_its_own(model, bytewise):
+    shown = attention_explorer(model, bytewise, TEXT, layers=[1, 2], max_tokens=30)
+    other = attention_explorer(model, bytewise, "a dog", layers=[1, 2])
+    shown.without(4, "zero", ["0.2"])
+    shown._answer(None, {"name": "read", "text": "a dog"}, [])
+    names = ("data", "thumbnails", "norms", "first", "layer", "head", "query")
+    assert all(getattr(shown, name) == getattr(other, name) for name in names)
+    assert shown.without(3, "zero", ["0.2"]) == other.without(3, "zero", ["0.2"])
+    sent, before = [], shown.data
+    shown.send = lambda content, buffers=None: sent.append(content)
+    shown._answer(None, {"name": "read", "text": "a" * 31}, [])
+    assert "has 31 tokens, and max_tokens=30" in sent.pop()["error"]
+    assert shown.data is before and len(shown.recording.ids) == 5
+
+
 @pytest.mark.parametrize("given", ["text", "padded", "generated"])
 def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, given):
     """The reference: a model whose output matrix has zeros where these heads write."""
