@@ -29,7 +29,7 @@ IDS = torch.tensor([[3, 4, 5]])
 SMALL = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 SMALL |= {"num_attention_heads": 2, "pad_token_id": 0}
 HEADS = "ForCausalLM ForSequenceClassification ForTokenClassification ForQuestionAnswering".split()
-CONFIG_CALLS = {"hidden_size", "rope_theta", "layer_types", "num_labels", "attn_implementation"}
+CONFIG_CALLS = ("hidden_size", "rope_theta", "layer_types", "num_labels", "attn_implementation")
 LOADING = """dtype device attn_implementation verify torch_dtype mmap quantize
 ignore_mismatched_sizes revision cache_dir local_files_only gguf_file config""".split()
 SETTINGS = """do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size
