@@ -56,7 +56,7 @@ Qwen2Config Qwen2ForCausalLM Qwen2ForQuestionAnswering Qwen2ForSequenceClassific
 Qwen2ForTokenClassification Qwen2Model Qwen2Tokenizer Qwen2TokenizerFast StaticCache capture
 released_config""".split()
 MODULES = """attention behaviour bpe cache capture causes chat compare config costs generation heads
-hub layers masks model outputs packing pretrained rope sampling session tokenizer training
+hub layers masks model outputs packing pretrained quantize rope sampling session tokenizer training
 verify""".split()
 
 
