@@ -8,6 +8,7 @@ import torch
 
 from .config import FULL, SLIDING, Qwen2Config
 from .model import Qwen2ForCausalLM
+from .pretrained import Undrawn
 
 SHOWN = """num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads
 head_dim vocab_size max_position_embeddings tie_word_embeddings rope_parameters dtype"""
@@ -19,7 +20,7 @@ def parameters_by_part(config: Qwen2Config) -> dict[str, int]:
 
     A head tied to the embedding counts there, so the sum is that of all parameters.
     """
-    with torch.device("meta"):  # where tensors have shapes and no memory
+    with torch.device("meta"), Undrawn():  # tensors have shapes and no memory
         model = Qwen2ForCausalLM(config)
     numbers = dict.fromkeys((*PARTS.values(), "head"), 0)
     for name, parameter in model.named_parameters():  # what is tied comes once

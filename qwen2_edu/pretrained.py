@@ -115,13 +115,14 @@ class Qwen2PreTrainedModel(nn.Module):
             check_hashes(folder, [path.name for path in find_weights(folder)])
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
+        place = partial(choose_device, device, device_map)
         how = {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
-        how = (options, number_type, partial(choose_device, device, device_map), how, quantize)
+        load = partial(cls._load, name, folder, config, options, number_type, place, how, quantize)
         for hold in (contextlib.nullcontext(), locked(folder)):  # savers wait for the second try
             with hold:
                 seen = _stamps(folder)
                 try:
-                    model = cls._load(name, folder, config, *how)
+                    model = load()
                 except (OSError, ValueError):
                     if _stamps(folder) == seen:
                         raise
@@ -149,7 +150,7 @@ class Qwen2PreTrainedModel(nn.Module):
             config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **changes)
         dtype = dtype or parse_dtype(config.dtype)
         check_layers(source, config.num_hidden_layers)
-        with torch.device("meta"), _Undrawn():  # names and shapes only
+        with torch.device("meta"), Undrawn():  # names and shapes only
             model = cls(config)
         if "quantization_config" in config.extra:
             shape_like_saved(model, config.extra["quantization_config"])
@@ -325,7 +326,7 @@ class Qwen2PreTrainedModel(nn.Module):
         return f"{self.num_parameters():,} parameters, {dtype}, on {self.device}"
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Within it nothing is initialised: tensors on the meta device have no numbers, and to find
     that out torch imports its whole compiler, which takes over a second.
     """
