@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..causes import Trace, ablate, effect, follow
-from .labels import token_labels
+from .labels import chance, token_labels
 from .record import Recording
 
 
@@ -52,10 +52,8 @@ def without(
     top = chances[0].topk(5)
     tops = [list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), found.top]
     words = token_labels(tokenizer, [token, *(i for five in tops for i, _ in five)])
-    rows = [
-        {"text": word["text"], "id": i, "probability": round(p, 5)}
-        for word, (i, p) in zip(words[1:], tops[0] + tops[1], strict=True)
-    ]
+    pairs = zip(words[1:], tops[0] + tops[1], strict=True)
+    rows = [chance(word, p) for word, (_, p) in pairs]
     return {
         "token": words[0]["text"],
         "id": token,

@@ -24,7 +24,7 @@ from ..checks import Range, check_numbers
 from ..config import SLIDING
 from . import record
 from .effects import trace_of, without
-from .labels import reads_right_to_left, token_labels
+from .labels import chance, reads_right_to_left, token_labels
 from .static import explorer_figure
 from .tokens import check_pair
 
@@ -76,7 +76,7 @@ def attention_explorer(
     if generation and not max_new_tokens:
         raise TypeError(f"{', '.join(generation)}: for generation, so pass max_new_tokens too")
     options = {"max_new_tokens": max_new_tokens, **generation} if max_new_tokens else {}
-    if not 0.9 * model.config.vocab_size <= len(tokenizer) <= model.config.vocab_size:
+    if len(tokenizer) < 0.9 * model.config.vocab_size:
         warnings.warn(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
             "if it is not the model's own, the words shown are not what the model reads",
@@ -126,9 +126,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     thumbnails = traitlets.Bytes().tag(sync=True)
     norms = traitlets.Bytes().tag(sync=True)
     colours = traitlets.Bytes().tag(sync=True)
-    first = traitlets.Bytes().tag(
-        sync=True
-    )  # the layer it opens on, so that it need not be asked for
+    first = traitlets.Bytes().tag(sync=True)  # the layer it opens on: it need not be asked for
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
     query = traitlets.Int().tag(sync=True)
@@ -394,7 +392,7 @@ def lens_rows(model: Any, tokenizer: Any, hidden: torch.Tensor) -> list[list[dic
         best = record.predictions(model, some).topk(5)
         words = iter(token_labels(tokenizer, best.indices.flatten().tolist()))
         for chances in best.values.tolist():
-            rows.append([_chance(word, p) for p, word in zip(chances, words, strict=False)])
+            rows.append([chance(word, p) for p, word in zip(chances, words, strict=False)])
     return rows
 
 
@@ -440,13 +438,9 @@ def colour_tables() -> bytes:
 
 def _step(tokenizer: Any, step: record.Step) -> dict[str, Any]:
     drawn, *others = token_labels(tokenizer, [step.token_id, *(i for i, _ in step.alternatives)])
-    chances = [_chance(word, p) for word, (_, p) in zip(others, step.alternatives, strict=True)]
-    said = _chance(drawn, step.probability)
+    chances = [chance(word, p) for word, (_, p) in zip(others, step.alternatives, strict=True)]
+    said = chance(drawn, step.probability)
     return {"position": step.position, **said, "alternatives": chances}
-
-
-def _chance(word: dict[str, Any], probability: float) -> dict[str, Any]:
-    return {"text": word["text"], "id": word["id"], "probability": round(probability, 5)}
 
 
 def _number(score: float) -> float | None:

@@ -62,6 +62,11 @@ def token_labels(tokenizer: Any, ids: Sequence[int]) -> list[dict[str, Any]]:
     return labels
 
 
+def chance(label: dict[str, Any], probability: float) -> dict[str, Any]:
+    """One of the tokens that may come next, as the browser is told: a label and its probability."""
+    return {"text": label["text"], "id": label["id"], "probability": round(probability, 5)}
+
+
 def reads_right_to_left(text: str) -> bool:
     """Does the first letter of the text belong to a script written from right to left?"""
     for char in text:
