@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from .cache import Cache
 from .decoding.beam import beam_search
-from .decoding.outputs import GenerateOutput
+from .decoding.outputs import GenerateOutput, Recorder
 from .decoding.request import Request
 from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.speculation import speculate
@@ -48,9 +48,10 @@ def prefill(
         mask = pad(mask, (0, max(T - mask.shape[1], 0)), value=True)  # an answer's tokens are real
     padded = mask is not None and not mask[:, held:].all()
     places = (mask.cumsum(-1) - 1).clamp(min=0) if padded else None
-    whole = cache is None or getattr(model, "asked", {})  # states are kept of one pass
-    for start in range(held, T, T if whole else CHUNK):
-        new = slice(start, T if whole else start + CHUNK)
+    whole = cache is None or (isinstance(model, Recorder) and model.asked)  # states of one pass
+    step = T if whole else CHUNK
+    for start in range(held, T, step):
+        new = slice(start, start + step)
         if padded:
             options |= {"position_ids": places[:, new], "attention_mask": mask[:, new]}
         embeds = None if inputs_embeds is None else inputs_embeds[:, new]

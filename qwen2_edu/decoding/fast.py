@@ -46,6 +46,8 @@ class FastStep:
             weights = [{"norm": norm.weight, "eps": norm.eps} for norm in norms]
             self.blocks.append((*parts, product(mlp.down_proj), *weights))
         self.head = product(model.lm_head)
+        reaches = model.config.window_by_type.items()
+        self.windows = {kind: reach or 1 << 40 for kind, reach in reaches}
 
     @torch.no_grad()
     def __call__(
@@ -63,14 +65,13 @@ class FastStep:
         keys = {kind: at.contiguous() for kind, at in cache.place(slots).items()}  # (B, S)
         angles = self.trunk.rotary_emb((slots - cache.pads).clamp(min=0), x.dtype)
         cos, sin = (part.expand(B, 1, T, D).reshape(B * T, D) for part in angles)
-        windows = {kind: reach or 1 << 40 for kind, reach in config.window_by_type.items()}
         for i, (qkv, out, gate_up, down, norm_1, norm_2) in enumerate(self.blocks):
             kind = config.layer_types[i]
             y = qkv(x, **norm_1)  # (B, T, (H + 2G) * D)
             torch.ops.qwen2_edu.rotate_(y, cos, sin, H + G)
             q, k, v = y.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)  # (B, T, H or G, D)
             k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
-            y = torch.ops.qwen2_edu.attend(q, k, v, slots, keys[kind], windows[kind])  # (B, T, H*D)
+            y = torch.ops.qwen2_edu.attend(q, k, v, slots, keys[kind], self.windows[kind])
             x = out(y, residual=x)
             x = down(gate_up(x, **norm_2), gated=True, residual=x)  # (B, T, E)
         cache.advance(T)

@@ -178,7 +178,7 @@ _WHY = {
     "no code from elsewhere is run": "custom_generate trust_remote_code",
     "beams are always read together": "low_memory",
     "a prompt is read as it is": "token_healing",
-    "the prompt is read in one pass: read it in parts into a cache": "prefill_chunk_size",
+    "a long prompt is read in parts of one size": "prefill_chunk_size",
     "fast=True compiles where that pays": "compile_config",
     "each process generates by itself": "synced_gpus",
     "positions are counted from attention_mask": "position_ids",

@@ -633,18 +633,16 @@ def test_a_long_prompt_is_read_in_parts(
     embeds = model.get_input_embeddings()(ids).detach()
     run = {"max_new_tokens": 6, "eos_token_id": [], **options}
     one = model.generate(ids, mask, **run)
-    kept = model.generate(ids, mask, return_dict_in_generate=True, output_hidden_states=True, **run)
-    seen, lengths = (
-        [],
-        model.model.layers[0].register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0].shape[1])
-        ),
+    states = {"return_dict_in_generate": True, "output_hidden_states": True}
+    kept = model.generate(ids, mask, **states, **run)
+    seen = []
+    hook = model.model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[1])
     )
     monkeypatch.setattr("qwen2_edu.generation.CHUNK", 4)
     assert torch.equal(model.generate(ids, mask, **run), one)
     assert seen[:5] == [4, 4, 4, 4, 2]
-    lengths.remove()
+    hook.remove()
     assert torch.equal(model.generate(None, mask, inputs_embeds=embeds, **run), one[:, 18:])
-    states = {"return_dict_in_generate": True, "output_hidden_states": True}
     again = model.generate(ids, mask, **states, **run)
     assert again.hidden_states[0][0].shape[1] == kept.hidden_states[0][0].shape[1] == 18
