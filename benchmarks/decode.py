@@ -1,7 +1,7 @@
 """Tokens a second beside transformers and llama.cpp, on the released weights: the one table.
 
-All in one process and in turns, so that a machine whose speed drifts slows all; medians. llama.cpp
-reads GGUF files that `save_gguf` writes here.
+All in turns, so that a machine whose speed drifts slows all; medians. llama.cpp reads GGUF files
+that `save_gguf` writes here.
 
     python benchmarks/decode.py [--parts speed batch quality lookup start] [--json FILE]
 
@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -74,10 +76,14 @@ def seconds(run: Callable) -> float:
     return time.perf_counter() - began
 
 
-def bandwidth() -> float:
-    """GB/s at which memory is read: the best of ten sums of 1 GB of integers."""
-    block = torch.ones(1 << 27, dtype=torch.int64)
-    return block.nbytes / min(seconds(block.sum) for _ in range(10)) / 1e9
+def bandwidth(model: Qwen2ForCausalLM) -> float:
+    """GB/s at which the weights can be read: their bytes added up as integers, the best of three.
+    Of these weights, as a virtual machine may read one part of its memory at half the speed of
+    another.
+    """
+    large = [p.data.flatten().view(torch.int64) for p in model.parameters() if p.nbytes > 1 << 20]
+    best = min(seconds(lambda: [weights.sum() for weights in large]) for _ in range(3))
+    return sum(weights.nbytes for weights in large) / best / 1e9
 
 
 def bytes_a_step(model: Qwen2ForCausalLM) -> int:
@@ -93,24 +99,37 @@ def bytes_a_step(model: Qwen2ForCausalLM) -> int:
 
 def rate(model, ids, tokens: int, **options) -> float:
     """Tokens a second after the first."""
-    options = {**GREEDY, **options}
-    first = seconds(lambda: model.generate(ids, max_new_tokens=1, **options))
-    whole = seconds(lambda: model.generate(ids, max_new_tokens=tokens + 1, **options))
-    return len(ids) * tokens / (whole - first)
+    times: list[float] = []
+
+    def look(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        times.append(time.perf_counter())  # a token of each row is chosen
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    options |= {"max_new_tokens": tokens + 1, "stopping_criteria": [look]}
+    model.generate(ids, **GREEDY, **options)
+    return len(ids) * tokens / (times[-1] - times[0])
 
 
-def llama(path: Path, threads: int):
-    """llama.cpp on a GGUF file."""
+def llama(path: Path, threads: int) -> ProcessPoolExecutor:
+    """llama.cpp on a GGUF file, in a process of its own: in one process the OpenMP threads of both
+    are more than the processors, and then OpenMP lets them sleep between any two products.
+    """
+    start = {"mp_context": get_context("spawn"), "initializer": open_llama}
+    return ProcessPoolExecutor(1, **start, initargs=(str(path), threads))
+
+
+def open_llama(path: str, threads: int) -> None:
+    global server
     import xllamacpp
 
     options = xllamacpp.CommonParams()
-    options.model.path = str(path)
+    options.model.path = path
     options.n_ctx, options.n_parallel, options.verbosity = 1024, 1, -1
     options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
-    return xllamacpp.Server(options)
+    server = xllamacpp.Server(options)
 
 
-def llama_rate(server, tokens: int) -> float:
+def llama_rate(tokens: int) -> float:
     asked = {"prompt": list(range(1000, 1064)), "n_predict": tokens + 1, "temperature": 0}
     asked |= {"ignore_eos": True, "cache_prompt": False, "return_tokens": False}
     answer = server.handle_completions(asked | {"timings_per_token": True})
@@ -136,11 +155,16 @@ def speed(arguments) -> dict:
             servers[form] = llama(path, arguments.threads)
         n = arguments.tokens
         work = {f"fast {k}": lambda m=m: rate(m, ids, n, fast=True) for k, m in models.items()}
-        work |= {f"llama.cpp {k}": lambda s=s: llama_rate(s, n) for k, s in servers.items()}
+        work |= {
+            f"llama.cpp {k}": lambda s=s: s.submit(llama_rate, n).result()
+            for k, s in servers.items()
+        }
         work["plain bf16"] = lambda: rate(models["bf16"], ids, n // 3)
         work["transformers bf16 sdpa"] = lambda: rate(theirs, ids, n // 3)
-        work["GB/s read"] = bandwidth
+        work |= {f"{k}: GB/s read": lambda m=m: bandwidth(m) for k, m in models.items()}
         found = in_turns(work, arguments.rounds)
+        for server in servers.values():
+            server.shutdown()
         with torch.no_grad():
             prefill = in_turns(
                 {
@@ -156,7 +180,7 @@ def speed(arguments) -> dict:
     figures = {name: round(value, 2) for name, value in (found | prefill).items()}
     for name, model in models.items():
         reached = found[f"fast {name}"] * bytes_a_step(model) / 1e9
-        share = reached / found["GB/s read"]
+        share = reached / found[f"{name}: GB/s read"]
         figures[f"fast {name}: GB/s, share of read"] = f"{reached:.1f}, {share:.0%}"
         figures[f"{name}: MB of weights"] = round(sum(p.nbytes for p in model.parameters()) / 1e6)
     return figures

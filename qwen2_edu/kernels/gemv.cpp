@@ -21,6 +21,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -47,6 +48,16 @@ struct Buffer {
 
 template <typename T>  // the fp32 that T would keep
 static float rounded(float x) { return float(T(x)); }
+
+// A thread that is done with a sixteenth takes the next: none waits for one that was held up.
+template <typename Work>
+static void share(int64_t N, int64_t least, const Work& work) {
+  const int64_t some = 1 + std::max(least, N / 16), threads = std::min<int64_t>(at::get_num_threads(), 1 + N / some);
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t n; (n = next.fetch_add(some)) < N;) work(n, std::min(n + some, N));
+  });
+}
 
 // -- one row of a matrix with R rows of input, x (R, K) -> y (R,) ----------------------------------
 
@@ -192,7 +203,7 @@ static Tensor linear_of(const Tensor& x, TensorList weights, TensorList scales, 
   T* to = out.mutable_data_ptr<T>();
   const T* add = residual ? residual->const_data_ptr<T>() : nullptr;
 
-  at::parallel_for(0, N, 1 + 16384 / K, [&](int64_t begin, int64_t end) {
+  share(N, 16384 / K, [&](int64_t begin, int64_t end) {
     int64_t first = 0;  // output of the matrix's first row
     for (size_t i = 0; i < weights.size(); i++) {
       const auto kind = weights[i].scalar_type();
@@ -246,7 +257,7 @@ template <typename T>
 static Tensor attend_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_at, const Tensor& k_at, int64_t window) {
   const int64_t B = q.size(0), rows = q.size(1), H = q.size(2), D = q.size(3), G = k.size(1), S = k.size(2);
   Tensor out = at::empty({B, rows, H * D}, q.options());
-  at::parallel_for(0, B * rows * H, 1 + 16384 / (S * D), [&](int64_t begin, int64_t end) {
+  share(B * rows * H, 16384 / (S * D), [&](int64_t begin, int64_t end) {
     std::vector<float> weights(S), sum(D);
     for (int64_t u = begin; u < end; u++) {
       const int64_t h = u % H, t = u / H % rows, b = u / H / rows, g = h / (H / G);
