@@ -29,6 +29,7 @@ from .files.gguf import GGUFFile
 GROUP = 32
 FEW = 12  # rows of input up to which the kernels are taken: faster at 8, slower at 16
 AT_ONCE = 1 << 24  # numbers unpacked at a time: the head of a long text must not need its matrix
+CACHED = 1 << 17  # numbers rounded at a time: what is in between stays in the processor's cache
 NO_TRAINING = "a quantised model cannot be trained: train the original, then quantize() it"
 
 
@@ -225,7 +226,9 @@ def _replace(model: nn.Module, forms: dict[str, str], source: GGUFFile | None = 
         elif form in ("Q8_0", "Q4_0"):
             packed = [t.to(weight.device) for t in _taken(source, f"{name}.weight", form)]
         else:
-            packed = (round_int8 if form == "int8" else round_int4)(weight)
+            rows = weight.split(max(1, CACHED // weight.shape[1]))
+            pieces = map(round_int8 if form == "int8" else round_int4, rows)
+            packed = [torch.cat(piece) for piece in zip(*pieces, strict=True)]
         if name == "model.embed_tokens":
             trunk.embed_tokens = PackedEmbedding(*packed, trunk.norm)
         elif name == "lm_head":

@@ -35,12 +35,17 @@ def half(b: Tensor) -> Tensor:
 
 def nibbles(b: Tensor) -> Tensor:
     """Two numbers a byte: (…, n) -> (…, 2n), first all lower halves, then all upper ones."""
+    b = b.contiguous()
     return torch.cat((b & 15, b >> 4), dim=-1)
+
+
+# Of each byte its eight bits as eight bytes, lowest first: half the time that shifts take.
+EIGHT = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view(torch.int64)[:, 0]
 
 
 def bits(b: Tensor) -> Tensor:
     """Eight numbers a byte, the lowest bit first: (N, n) -> (N, 8n)."""
-    return (b[..., None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(-2)
+    return EIGHT[b.int()].view(torch.uint8)
 
 
 def q8_0(b: Tensor) -> Tensor:
