@@ -113,13 +113,12 @@ class ChatSession:
         was, told, ids = self.told
         if was != key or messages[: len(told)] != told:
             told, ids = [], []
-        system = [{"role": "system", "content": ""}]  # else the template would write its own
-        before = system if told else []
-        empty, opened = (write(system, add_generation_prompt=last) for last in (False, True))
-        new = write([*before, *messages[len(told) :]], add_generation_prompt=True)
-        ids = ids + new[len(empty) if told else 0 :]
-        told = told + copy.deepcopy(messages[len(told) :])
-        self.told = key, told, ids[: len(empty) - len(opened)]
+        system = {"role": "system", "content": ""}  # else the template would write its own
+        later = copy.deepcopy(messages[len(told) :])
+        new = write([system, *later] if told else later, add_generation_prompt=True)
+        start = key[1]["<|im_start|>"]  # where the turns begin, and the head of the answer
+        ids = ids + (new[new.index(start, 1) :] if told else new)
+        self.told = key, told + later, ids[: -new[::-1].index(start) - 1]
         return ids
 
     def _answer(self, question: dict, ids: list[int], pieces: Iterator[str]) -> Iterator[str]:
