@@ -52,7 +52,6 @@ class Qwen2PreTrainedModel(nn.Module):
         return out.to_tuple() if return_dict is False else out
 
     @classmethod
-    @checked
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -250,14 +249,12 @@ class Qwen2PreTrainedModel(nn.Module):
     def init_weights(self, part: nn.Module | None = None) -> None:
         """Fresh values, of `part` or all: normal(0, initializer_range), biases 0, norms 1."""
         for module in (self if part is None else part).modules():
-            if any(p.is_meta for p in module.parameters(recurse=False)):
-                continue  # no numbers to set, and pretending to draw them takes time
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                module.weight.normal_(0.0, self.config.initializer_range)
+                nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
+                nn.init.constant_(module.bias, 0.0)
             if isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
+                nn.init.constant_(module.weight, 1.0)
 
     def activation_checkpointing_enable(
         self,
