@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .checks import checked
 from .config import SLIDING, Qwen2Config
 
 
@@ -243,3 +244,9 @@ class StaticCache(Cache):
             columns.crop(0)
         self.length = _writable(self.length).zero_()
         self.pads = 0
+
+
+# What runs once a text, not once a step, looks at what it is given.
+for _name in ("__init__", "key_positions", "crop", "reorder"):
+    setattr(Cache, _name, checked(getattr(Cache, _name)))
+StaticCache.__init__ = checked(StaticCache.__init__)

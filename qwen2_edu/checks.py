@@ -50,12 +50,6 @@ def one_of(what: str, value: Any, allowed: Sequence[Any]) -> Any:
     return value
 
 
-def check_kind(name: str, value: Any, kind: type, said: str) -> None:
-    """Raise ValueError unless `value` is of a kind, or None, which stands for "not said"."""
-    if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{name} must be {said}, not {value!r}")
-
-
 DEPTH = 64  # of lists and dicts in one another; what is deeper is no setting
 
 
@@ -93,19 +87,29 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
 def checked(function: Any) -> Any:
     """Make a function refuse arguments that are not of the types it is annotated with: a TypeError
     that names the argument. Of many items the first thousand are looked at. Of a class, the public
-    methods and `__init__`.
+    methods and `__init__`. Compiled code is not looked at.
     """
     if isinstance(function, type):
         for name, method in [*vars(function).items()]:
-            if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
+            if name != "__init__" and name.startswith("_"):
+                continue
+            if inspect.isfunction(method):
                 setattr(function, name, checked(method))
+            elif isinstance(method, classmethod):
+                setattr(function, name, classmethod(checked(method.__func__)))
         return function
     signature, hints = inspect.signature(function), functools.cache(get_type_hints)
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **options)
+        try:
+            given = signature.bind(*args, **options).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__}{signature}: {error}") from None
         kinds = hints(function)
-        for name, value in signature.bind(*args, **options).arguments.items():
+        for name, value in given.items():
             kind = kinds.get(name, Any)
             if not _is_a(value, kind, 1000) and not _is_a(plain(value), kind, 1000):
                 raise TypeError(_wrong(name, value, kind))

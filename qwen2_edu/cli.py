@@ -22,7 +22,6 @@ from typer.core import TyperGroup
 from . import AutoModelForCausalLM, AutoTokenizer, ChatSession, Qwen2Config, generation, kernels
 from . import verify as verification  # a command has the shorter name
 from .bpe import text_to_token
-from .checks import Range, check_numbers
 from .config import RELEASES, released_config
 from .costs import tables
 from .decoding.fast import faster_dtype
@@ -96,7 +95,6 @@ def load(
     name: str, dtype: str, device: str, fast: bool, quantize: str | None, **settings: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and those settings that were given. A download shows its progress."""
-    check_numbers(settings, {"seed": Range(-(2**63), 2**64 - 1, whole=True)})
     folder = resolve(name, "model")
     tokenizer = AutoTokenizer.from_pretrained(name)
     if fast and dtype == "auto" and Qwen2Config.from_pretrained(folder).dtype == "bfloat16":

@@ -12,12 +12,18 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
-from .checks import Range, check_json, check_numbers, did_you_mean, one_of, plain, warn_caller
-
-if TYPE_CHECKING:
-    from .files.gguf import GGUFFile
+from .checks import (
+    Range,
+    check_json,
+    check_numbers,
+    checked,
+    did_you_mean,
+    one_of,
+    plain,
+    warn_caller,
+)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTIONS = ("sdpa", "eager")
@@ -47,6 +53,7 @@ NEUTRAL = dict.fromkeys(_OFF, False) | dict.fromkeys(_ONE, 1) | dict.fromkeys(_N
 NEUTRAL |= {"tie_last_hidden_states": True}
 
 
+@checked
 class Qwen2Config:
     """Every number a Qwen2 model is built from.
 
@@ -225,7 +232,7 @@ class Qwen2Config:
         return cls.from_place(place, **options)
 
     @classmethod
-    def from_place(cls, place: Path | GGUFFile, **changes: Any) -> Qwen2Config:
+    def from_place(cls, place: Any, **changes: Any) -> Qwen2Config:
         """`config.json` of a folder, or what a GGUF file says, as `open_place` answers it."""
         if isinstance(place, Path):
             return cls.from_json_file(place / "config.json", **changes)
@@ -330,6 +337,7 @@ _PUBLISHED = {
 RELEASES = tuple(name for name in _PUBLISHED if name.startswith("Qwen2"))
 
 
+@checked
 def released_config(name: str) -> Qwen2Config:
     """The configuration of a release, without the network: "Qwen2-0.5B", "Qwen2.5-7B-Instruct", …
     Another name is a ValueError that lists the known ones.

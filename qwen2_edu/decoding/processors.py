@@ -25,6 +25,21 @@ def known(logits: Tensor, limit: int, size: int) -> Tensor:
     return pad(logits, (0, size - logits.shape[-1]), value=-torch.inf)
 
 
+def obeyed(function: Callable, option: str, ids: Tensor, scores: Any) -> Tensor:
+    """What a caller's function answers: new logits, or which rows end. TypeError: neither."""
+    answer = function(ids, scores)
+    answer = torch.tensor(answer) if isinstance(answer, bool) else answer
+    kind, shape = getattr(answer, "dtype", type(answer).__name__), getattr(answer, "shape", ())
+    if option == "stopping_criteria":
+        fits, wanted = kind == torch.bool and shape in ((), (len(ids),)), f"bool ({len(ids)},)"
+    else:
+        fits = getattr(kind, "is_floating_point", False) and shape == scores.shape
+        wanted = f"floats {tuple(scores.shape)}"
+    if not fits:
+        raise TypeError(f"{option} must answer a tensor, {wanted}, not {kind} {tuple(shape)}")
+    return answer
+
+
 def processors(
     s: Any,
     prompt_length: int,
@@ -41,7 +56,7 @@ def processors(
         own: the caller's, which come before those that only shape what is drawn from.
         size, limit: of `known`; None = all that there are.
     """
-    penalty, n, draws = s.repetition_penalty, s.no_repeat_ngram_size, s.do_sample
+    penalty, n, draws = float(s.repetition_penalty), s.no_repeat_ngram_size, s.do_sample
     seen = partial(sampling.seen_tokens, attention_mask=attention_mask)
     least, ends = prompt_length + (s.min_new_tokens or 0), [[end] for end in s.eos_token_id or ()]
     words = [word for word in s.bad_words_ids or () if word not in ends]
@@ -59,8 +74,8 @@ def processors(
             lambda ids, x: sampling.without(x, ids, ends) if ids.shape[1] < least else x,
         ),
         (s.remove_invalid_values, lambda ids, x: x.nan_to_num(0.0)),
-        *((True, processor) for processor in own),
-        (draws and s.temperature != 1, lambda ids, x: sampling.temperature(x, s.temperature)),
+        *((True, partial(obeyed, function, "logits_processor")) for function in own),
+        (draws and s.temperature != 1, lambda ids, x: sampling.temperature(x, float(s.temperature))),
         (draws and s.top_k > 0, lambda ids, x: sampling.top_k(x, s.top_k)),
         (draws and s.top_p < 1, lambda ids, x: sampling.top_p(x, s.top_p)),
         (draws and s.min_p > 0, lambda ids, x: sampling.min_p(x, s.min_p)),

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from functools import reduce
-from numbers import Integral
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..cache import Cache, DynamicCache, StaticCache
-from ..checks import check_ids, check_kind, warn_caller
+from ..checks import Range, check_ids, check_numbers, checked, warn_caller
 from ..compare import first_not_finite
+from ..pretrained import Qwen2PreTrainedModel
 from ..sampling import draw
+from ..text.surface import Surface
 from .fast import fast_reader
 from .outputs import Recorder
-from .processors import Processor, processors
+from .processors import Processor, obeyed, processors
 from .settings import GenerationConfig, effective_settings
 from .speculation import Assistant, PromptLookup, WholeCache
 from .streaming import StopStrings
@@ -40,33 +41,30 @@ class Request:
     drafter: who guesses tokens ahead, or None; `accepted`: how many of each guess were kept.
     """
 
+    @checked  # not the whole class: most of it runs at each step
     def __init__(
         self,
         model: Any,
-        input_ids: Tensor | None = None,
+        input_ids: Any = None,  # checked with the vocabulary
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         *,
-        inputs: Tensor | None = None,
+        inputs: Any = None,
         inputs_embeds: Tensor | None = None,
         generation_config: GenerationConfig | dict[str, Any] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Surface | None = None,
         vocab_limit: int | None = None,
         generator: torch.Generator | None = None,
-        fast: bool = False,
-        assistant_model: Any = None,
-        logits_processor: Iterable[Processor] = (),
-        stopping_criteria: Iterable[Criterion] = (),
+        fast: bool | None = False,
+        assistant_model: Qwen2PreTrainedModel | None = None,
+        logits_processor: Iterable[Processor] | None = None,
+        stopping_criteria: Iterable[Criterion] | None = None,
         **options: Any,
     ):
         began = time.monotonic()
         self.model = self.reader = model
         self.settings = s = effective_settings(model, generation_config, **options)
-        check_kind("attention_mask", attention_mask, Tensor, "a tensor (B, T)")
-        check_kind("inputs_embeds", inputs_embeds, Tensor, "a tensor (B, T, E)")
-        check_kind("past_key_values", past_key_values, Cache, "a cache of qwen2_edu")
-        check_kind("vocab_limit", vocab_limit, Integral, "an integer")
-        check_kind("generator", generator, torch.Generator, "a torch.Generator")
+        check_numbers({"vocab_limit": vocab_limit}, {"vocab_limit": Range(1, whole=True)})
         if inputs is not None and input_ids is not None:
             raise ValueError("inputs and input_ids are the same thing: give one")
         self.inputs_embeds = inputs_embeds
@@ -86,11 +84,11 @@ class Request:
         each, mask = max(s.num_beams, s.num_return_sequences), self.attention_mask
         ids = self.input_ids.repeat_interleave(each, 0)
         mask = None if mask is None else mask.repeat_interleave(each, 0)
-        self.criteria = self._criteria(tokenizer, ids, mask, began, stopping_criteria)
+        self.criteria = self._criteria(tokenizer, ids, mask, began, stopping_criteria or ())
         V, known = model.config.vocab_size, None if tokenizer is None else tokenizer.vocab_limit
         limit = min(n for n in (V, vocab_limit, known) if n is not None)
         T = ids.shape[1]
-        self.processors = processors(s, T, mask if T else None, logits_processor, V, limit)
+        self.processors = processors(s, T, mask if T else None, logits_processor or (), V, limit)
         self.record = Recorder(model, s) if s.return_dict_in_generate else None
         if self.record is not None:
             self.model = self.reader = self.record
@@ -215,7 +213,7 @@ class Request:
         self, tokenizer: Any, ids: Tensor, mask: Tensor | None, began: float, own: Iterable
     ) -> list[Criterion]:
         """Stop strings, end tokens, the caller's, the time; `ids`, `mask`: of each answer."""
-        s, criteria = self.settings, [*own]
+        s, criteria = self.settings, [partial(obeyed, f, "stopping_criteria") for f in own]
         if s.stop_strings and tokenizer is None:
             need = f"stop_strings={s.stop_strings} need tokenizer=…"
             raise ValueError(f"{need}, to read the ids as text")

@@ -12,6 +12,7 @@ from ..checks import (
     Range,
     check_json,
     check_numbers,
+    checked,
     one_of,
     plain,
     refuse_unknown,
@@ -20,7 +21,8 @@ from ..checks import (
 from ..files.disk import read_json, read_text, write_whole
 from ..hub import resolve, take_options
 
-INTEGER, COUNT, AMOUNT = Range(whole=True), Range(1, whole=True), Range(0, whole=True)
+COUNT, AMOUNT, ROWS = Range(1, whole=True), Range(0, whole=True), Range(1, 2**20, whole=True)
+ID, SEED = Range(-(2**31), 2**31 - 1, whole=True), Range(-(2**63), 2**64 - 1, whole=True)
 GREEDY = "for the likeliest at each step pass do_sample=False"
 DRAWN = ("temperature", "top_k", "top_p", "min_p")
 NOTED = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
@@ -33,6 +35,7 @@ def option(otherwise: Any = None, allowed: Range | None = None) -> Any:
     return field(default=None, metadata={"otherwise": otherwise, "allowed": allowed})
 
 
+@checked
 @dataclass
 class GenerationConfig:
     """How to continue a text. None = not said here: the model's file, then `DEFAULTS`, decide.
@@ -77,14 +80,14 @@ class GenerationConfig:
     min_length: int | None = option(0, AMOUNT)
     max_time: float | None = option(None, Range(0))
     eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = option(None, INTEGER)
-    bos_token_id: int | None = option(None, INTEGER)
+    pad_token_id: int | None = option(None, ID)
+    bos_token_id: int | None = option(None, ID)
     stop_strings: str | list[str] | None = None
-    num_beams: int | None = option(1, COUNT)
-    length_penalty: float | None = option(1.0, Range())
+    num_beams: int | None = option(1, ROWS)
+    length_penalty: float | None = option(1.0, Range(-64, 64))
     early_stopping: bool | str | None = option(False)
-    num_return_sequences: int | None = option(1, COUNT)
-    seed: int | None = option(None, INTEGER)
+    num_return_sequences: int | None = option(1, ROWS)
+    seed: int | None = option(None, SEED)
     cache_implementation: str | None = None
     prompt_lookup_num_tokens: int | None = option(None, COUNT)
     use_cache: bool | None = option(True)
@@ -143,7 +146,7 @@ class GenerationConfig:
         said = {n: value for n, value in own.items() if value is not None or n in self._order}
         said |= self.extra
         order = dict.fromkeys((*self._order, *said))
-        return {name: said[name] for name in order if name in said}
+        return plain({name: said[name] for name in order if name in said})
 
     def to_json(self) -> str:
         """The text of `generation_config.json`, laid out as the releases lay it out."""
@@ -223,9 +226,12 @@ def effective_settings(
     otherwise = DEFAULTS | {name: getattr(model.config, name) for name in special}
     if "max_length" in said:
         del otherwise["max_new_tokens"]
-    settings = GenerationConfig(**{n: said.get(n, otherwise.get(n)) for n in OPTIONS})
-    settings.eos_token_id = _listed(settings.eos_token_id)
-    settings.stop_strings = _listed(settings.stop_strings)
+    held = {name: said.get(name, otherwise.get(name)) for name in OPTIONS}
+    for name in ("eos_token_id", "stop_strings"):
+        held[name] = _listed(held[name])
+    idle = {} if held["do_sample"] is True else dict.fromkeys(DRAWN, Range())  # may be anything
+    check_numbers(held, RANGES | idle)
+    settings = GenerationConfig(**held)
     if settings.pad_token_id is None and settings.eos_token_id:
         settings.pad_token_id = settings.eos_token_id[0]  # as transformers does
     _check(settings, model.config.vocab_size)
@@ -250,10 +256,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _check(s: GenerationConfig, vocab_size: int) -> None:
-    check_numbers(
-        vars(s), RANGES if s.do_sample is True else RANGES | dict.fromkeys(DRAWN, Range())
-    )
-    check_json(vars(s), HINTS)
+    for end in s.eos_token_id:
+        check_numbers({"eos_token_id": end}, {"eos_token_id": ID})
     for word in s.bad_words_ids or ():
         if not word or not 0 <= min(word) <= max(word) < vocab_size:
             raise ValueError(f"bad_words_ids hold {word}: each is ids from 0 to {vocab_size - 1}")

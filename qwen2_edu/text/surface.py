@@ -87,7 +87,6 @@ class Surface(Vocabulary):
     # -- reading and writing
 
     @classmethod
-    @checked
     def from_pretrained(cls, name_or_path: str | os.PathLike, **options: Any) -> Surface:
         """Load a tokenizer: built in ("qwen2"), from a folder, a GGUF file, or from the hub.
 

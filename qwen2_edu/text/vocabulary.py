@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
-from ..checks import check_kind, checked, one_of, plain
+from ..checks import check_json, checked, one_of, plain
 from .runs import AddedToken, Finder
 
 Token = str | AddedToken
@@ -25,7 +25,7 @@ class Part:
 
     def __set__(self, vocabulary: Vocabulary, value: str | int | None) -> None:
         by_id, value = self.by_id and value is not None, plain(value)
-        check_kind(self.part, value, int if by_id else str, "an id" if by_id else "a token")
+        check_json({self.part: value}, {self.part: int if by_id else str | None})
         token = vocabulary.convert_ids_to_tokens(value) if by_id else value
         if value is not None and (token is None or vocabulary._id_of(token) is None):
             what = f"no token has the id {value}" if by_id else f"{value!r} is no token"
@@ -171,7 +171,7 @@ class Vocabulary:
         for name, value in special_tokens_dict.items():
             one_of("a special token's part", name, (*self._parts, *extras))
             if name not in extras:
-                check_kind(name, value, Token, "a token")
+                check_json({name: value}, {name: Token})
             new += self.add_tokens(value, special_tokens=True)
             values = [value] if isinstance(value, Token) else value
             contents = [t.content if isinstance(t, AddedToken) else t for t in values]

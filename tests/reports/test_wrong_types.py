@@ -11,7 +11,15 @@ import pytest
 import torch
 
 import qwen2_edu
-from qwen2_edu import ChatSession, GenerationConfig, Qwen2Config, hub
+from qwen2_edu import (
+    ChatSession,
+    DynamicCache,
+    GenerationConfig,
+    Qwen2Config,
+    StaticCache,
+    hub,
+    released_config,
+)
 
 OBJECT = object()
 LISTED, NAMED = [OBJECT], {"a": OBJECT}
@@ -24,6 +32,7 @@ RIGHT |= {
     "config_": NAMED,
     "activation_checkpointing_kwargs": NAMED,
     "input_ids": LISTED,
+    **dict.fromkeys(("fields", "values", "extra"), NAMED),
 }
 IDS = torch.tensor([[3, 4, 5]])
 SMALL = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -36,10 +45,15 @@ SETTINGS = """do_sample temperature top_k top_p min_p repetition_penalty no_repe
 max_new_tokens max_length min_new_tokens min_length max_time stop_strings num_beams length_penalty
 early_stopping num_return_sequences seed cache_implementation use_cache return_dict_in_generate
 output_scores attention_mask past_key_values inputs_embeds generation_config vocab_limit generator
-bad_words_ids""".split()
+bad_words_ids eos_token_id pad_token_id bos_token_id remove_invalid_values output_attentions
+prompt_lookup_num_tokens tokenizer fast assistant_model logits_processor stopping_criteria streamer
+input_ids""".split()
 FORWARD = "attention_mask position_ids past_key_values inputs_embeds labels logits_to_keep".split()
 READING = """is_split_into_words return_offsets_mapping return_special_tokens_mask padding
 truncation split_special_tokens padding_side max_length pad_to_multiple_of return_tensors""".split()
+HUGE = """eos_token_id pad_token_id bos_token_id bad_words_ids seed top_k no_repeat_ngram_size
+max_new_tokens max_length min_new_tokens min_length num_beams num_return_sequences vocab_limit
+prompt_lookup_num_tokens max_time temperature length_penalty repetition_penalty""".split()
 PARTS = "bos_token eos_token unk_token pad_token".split()
 MAKING = [*PARTS, "vocab", "merges", "added_tokens", "additional_special_tokens", "before", "after"]
 MAKING += ["padding_side", "truncation_side"]
@@ -84,6 +98,21 @@ CALLS = {
     "session text": lambda t, x: ChatSession(t["tiny"], t["tokenizer"]).send(x),
     "capture model": lambda t, x: qwen2_edu.capture(x),
     "class config": lambda t, x: qwen2_edu.Qwen2ForCausalLM(x),
+    "config fields": lambda t, x: Qwen2Config(x),
+    "config fields ": lambda t, x: Qwen2Config.from_dict(x),
+    "config path": lambda t, x: Qwen2Config.from_json_file(x),
+    "config name_or_path": lambda t, x: Qwen2Config.from_pretrained(x),
+    "config directory": lambda t, x: Qwen2Config(**SMALL).save_pretrained(x),
+    "config name": lambda t, x: released_config(x),
+    "settings values": lambda t, x: GenerationConfig.from_dict(x),
+    "settings folder": lambda t, x: GenerationConfig().save_pretrained(x),
+    "cache config": lambda t, x: DynamicCache(x),
+    "static config": lambda t, x: StaticCache(x, 8),
+    "static max_length": lambda t, x: StaticCache(Qwen2Config(**SMALL), x),
+    "static device": lambda t, x: StaticCache(Qwen2Config(**SMALL), 8, x),
+    "cache length": lambda t, x: DynamicCache(Qwen2Config(**SMALL)).crop(x),
+    "cache rows": lambda t, x: DynamicCache(Qwen2Config(**SMALL)).reorder(x),
+    "cache kind": lambda t, x: DynamicCache(Qwen2Config(**SMALL)).key_positions(x),
     "read text": text("__call__"),
     "encode text": text("encode"),
     "tokenize text": text("tokenize"),
@@ -129,6 +158,9 @@ for name in SETTINGS:
     CALLS[f"generate {name}"] = lambda t, x, name=name: t["ForCausalLM"].generate(
         **{"input_ids": IDS, "do_sample": name != "num_beams", name: x}
     )
+for name in "temperature top_k eos_token_id stop_strings bad_words_ids seed extra".split():
+    CALLS[f"settings {name}"] = lambda t, x, name=name: GenerationConfig.from_dict({name: x})
+    CALLS[f"settings  {name}"] = lambda t, x, name=name: GenerationConfig(**{name: x})
 for head in HEADS:
     names = ["start_positions", "attention_mask"] if "Question" in head else FORWARD
     for name in names[: None if head == "ForCausalLM" else 5]:
@@ -151,3 +183,33 @@ def test_a_wrong_type_is_refused_by_name(things, call, tmp_path, monkeypatch):
         assert "qwen2_edu" in Path(where.filename).parts, (wrong, said, where)
         assert "raise" in where.line, (wrong, where)
     assert not [*tmp_path.iterdir()], "something was written"
+
+
+ROWS = torch.tensor([[3, 4, 5], [6, 7, 8]])
+NO_LOGITS = [None, "x", 3.5, [1.0], torch.zeros(300), torch.zeros(2, 299), torch.zeros(2, 1)]
+NO_LOGITS += [torch.zeros(2, 300, dtype=torch.bool), torch.zeros(2, 300).numpy()]
+NO_STOPS = [None, "x", 1, [True], torch.tensor([True]), torch.zeros(2), torch.zeros(3, 2).bool()]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize(
+    "option, answer",
+    [("logits_processor", x) for x in NO_LOGITS] + [("stopping_criteria", x) for x in NO_STOPS],
+)
+def test_a_wrong_answer_of_a_function_is_refused(things, option, answer, beams):
+    wanted = "floats" if option == "logits_processor" else "bool"
+    call = {option: [lambda ids, scores: answer], "num_beams": beams, "do_sample": False}
+    with pytest.raises(TypeError, match=f"^{option} must answer a tensor, {wanted} .*, not "):
+        things["ForCausalLM"].generate(ROWS, **call)
+
+
+@pytest.mark.parametrize("huge", [10**30, -(10**30)])
+@pytest.mark.parametrize("value", [lambda n: n, lambda n: [n], lambda n: [[n]]])
+@pytest.mark.parametrize("name", HUGE)
+def test_a_huge_number_is_refused_or_obeyed(things, name, value, huge):
+    """Whatever an integer of 100 bits does, it does not overflow somewhere in torch."""
+    beams = {"num_beams": 2} if name == "length_penalty" else {"do_sample": name != "num_beams"}
+    try:
+        things["ForCausalLM"].generate(IDS, **{"max_time": 0, **beams, name: value(huge)})
+    except (TypeError, ValueError) as error:
+        assert str(error).startswith(name), error
