@@ -29,6 +29,8 @@ from .static import explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
+PARTS = "tools source weights heat heads map text causes page explorer".split()
+MODULE = "\n".join((HERE / "js" / f"{part}.js").read_text("utf-8") for part in PARTS)
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
 FINE_PAGE = 12_000_000  # beyond it the weights of a page are rounded
 ROUNDINGS = (1, 3, 5)  # to multiples of so much, out of 255
@@ -120,7 +122,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     `layer`, `head` and `query` are what is chosen: read them, or set them to choose.
     """
 
-    _esm = HERE / "explorer.js"
+    _esm = MODULE
     _css = HERE / "explorer.css"
     data = traitlets.Dict().tag(sync=True)
     thumbnails = traitlets.Bytes().tag(sync=True)
@@ -292,7 +294,7 @@ class AttentionExplorer(anywidget.AnyWidget):
             title=html.escape(self.data["title"]),
             css=(HERE / "explorer.css").read_text("utf-8"),
             page=json.dumps(page).replace("<", "\\u003c"),  # or a token </script> would end it
-            js=(HERE / "explorer.js").read_text("utf-8"),
+            js=MODULE,
         )
 
     def static(self) -> Figure:

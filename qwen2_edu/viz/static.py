@@ -45,7 +45,7 @@ def _overview(
     figure: SubFigure, data: dict, recording: record.Recording, layer: int, head: int
 ) -> None:
     """One image of all thumbnails: rows are layers, columns are query heads."""
-    small = record.thumbnails(recording.maps).float()  # (layers, H, n, n)
+    small = recording.thumbnails["raw"].float()  # (layers, H, n, n)
     rows, H, n, _ = small.shape
     size, gap = H // data["groups"], max(2, n // 10)
     axes = figure.subplots()

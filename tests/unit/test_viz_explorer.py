@@ -704,3 +704,19 @@ def test_the_figure_shows_the_chosen_head(model, bytewise, given):
     hatched = [text.get_text() for text in legend.get_texts()] if legend else []
     assert ("padding" in hatched) is (given == "padded")
     assert not legend or legend.get_frame().get_alpha() == 1  # no hatching behind its words
+
+
+# -- the browser's part ----------------------------------------------------------------------------
+
+
+def test_the_files_of_the_browser_are_one_module():
+    """Each reads in one sitting; none is forgotten; the page and the widget get the same."""
+    files = sorted(path.stem for path in (explorer.HERE / "js").glob("*.js"))
+    assert sorted(explorer.PARTS) == files
+    for part in explorer.PARTS:
+        text = (explorer.HERE / "js" / f"{part}.js").read_text("utf-8")
+        assert text in explorer.MODULE and len(text.splitlines()) <= 300
+        assert text.startswith("// ") and "\nimport " not in text
+    names = re.findall(r"^(?:function|const) (\w+)", explorer.MODULE, re.M)
+    assert len(names) == len(set(names)) > 30  # one scope holds them all
+    assert explorer.MODULE.count("\nexport ") == 1

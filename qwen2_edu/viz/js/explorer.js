@@ -1,0 +1,129 @@
+// The attention explorer: it draws what Python has measured. The files of this folder, one after
+// the other, are one module (explorer.py joins them), and it serves two places. In a notebook a
+// layer's weights come from the kernel when they are first looked at; in a page of to_html() all of
+// them are inside.
+
+const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
+const HELP = "A bracket joins the query heads that share one key/value head. Bright means much weight; colours follow √weight, "
+  + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
+  + "it chooses its query and its key.";
+
+export default { render };
+
+/** In a notebook: draw, and draw anew when Python has read another text. */
+function render({ model, el }) {
+  let close = explore(el, fromKernel(model));
+  const anew = () => {
+    const focused = el.contains(document.activeElement);
+    close();
+    close = explore(el, fromKernel(model));
+    if (focused) el.querySelector(".qx-edit").focus();
+  };
+  model.on("change:data", anew);
+  return () => (model.off("change:data", anew), close());
+}
+
+/** Draw into an element what a source tells; answers how to close it. */
+function explore(el, source) {
+  const { data } = source;
+  const T = data.tokens.length;
+  const many = data.heads * data.layers.length > 100; // too many to look through
+  const state = {
+    layer: source.get("layer"), head: source.get("head"), query: source.get("query"),
+    key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
+    direction: "query", // the chosen token is the query, or the key
+    over: "head", view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
+    step: 0, // 1 … steps, 0 = nothing was generated
+  };
+  Object.assign(state, recalled({ source, data, T }));
+  state.step = data.steps.findIndex((step) => step.position === state.query) + 1 || data.steps.length;
+  const layers = new Map(); // index -> bytes of its maps, then of its mask
+  const ready = {}; // thumbnails and colour tables
+  const notice = h("p", { class: "qx-notice", role: "status" });
+  const live = !source.whole && data.lens.length > 0; // there is a model to ask what a change does
+  // What the parts share: each takes from it what it needs.
+  const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
+  Object.assign(shared, reading(shared), switching(shared));
+  const overview = makeOverview(shared);
+  const maps = [makeMap(shared, () => state), makeMap(shared, () => state.pinned)];
+  const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
+  const readout = h("output", { class: "qx-readout" }), rounded = h("p", { class: "qx-note" }, data.rounded);
+  const edit = source.whole ? null : editing(shared);
+  const root = shared.root = h("section", { class: "qx", "aria-label": "Attention explorer",
+    // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
+    onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
+    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving(shared)])),
+    ...(edit ? [edit.form] : []), notice,
+    h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
+    h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
+    h("div", { class: "qx-row qx-second" }, overview.element,
+      h("div", { class: "qx-large" }, toolbar.element, h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend.element, rounded),
+      tabs([["Generation", steps], ["Logit lens", lens], ["Heads off", cause]].filter(([, { element }]) => element))));
+  el.replaceChildren(root);
+
+  /** Tell about a cell and its row; null = the chosen one. */
+  function say(at) {
+    at ??= { layer: state.layer, head: state.head, query: state.query, key: state.key };
+    if (!layers.has(at.layer)) return;
+    readout.textContent = shared.sentence(at);
+    for (const map of maps) map.list(at);
+  }
+
+  function zoom(factor) {
+    change({ zoom: Math.max(1, Math.min(factor, 2 ** Math.ceil(Math.log2(Math.max(1, T / 8))))) });
+  }
+
+  function change(to) {
+    Object.assign(state, to);
+    for (const trait of ["layer", "head", "query"]) {
+      if (trait in to && source.get(trait) !== state[trait]) source.set(trait, state[trait]);
+    }
+    draw().then(() => source.remember(address(state)));
+  }
+
+  const excuse = "Waiting for the kernel: it is busy, or it has stopped. Then run the cell again.";
+  let turn = 0;
+  async function draw() {
+    const mine = ++turn;
+    const needed = [state.layer, ...(state.pinned ? [state.pinned.layer] : [])];
+    const waiting = setTimeout(() => (notice.textContent = excuse), 2000);
+    ready.thumbnails ??= await source.load("thumbnails");
+    ready.tables ??= await source.load("colours");
+    ready.norms ??= new Float32Array((await source.load("norms")).slice().buffer);
+    for (const index of needed) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
+    if (mine !== turn) return clearTimeout(waiting); // a later change draws
+    state.key ??= shared.strongest(state); // a query was chosen: begin at what it looks at
+    const looks = state.sort === "cell" ? await shared.looking() : null;
+    clearTimeout(waiting);
+    if (mine !== turn) return;
+    ready.looks = looks;
+    if (notice.textContent === excuse) notice.textContent = "";
+    if (ready.name !== state.colours) {
+      Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });
+    }
+    root.classList.toggle("qx-comparing", Boolean(state.pinned));
+    for (const part of [overview, ...maps, text, steps, lens, cause, toolbar, legend]) part.draw();
+    say(null);
+  }
+
+  const repaint = () => ready.palette && (maps.forEach((map) => map.paint()), legend.draw());
+  const resized = new ResizeObserver(repaint);
+  resized.observe(root);
+  const themed = new MutationObserver(repaint); // JupyterLab names its theme on the body
+  themed.observe(document.body, { attributes: true });
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", repaint);
+  const elsewhere = () => source.whole && change(recalled(shared)); // the address was changed by hand, or a link followed
+  window.addEventListener("hashchange", elsewhere);
+  for (const trait of ["layer", "head", "query"]) {
+    source.listen(trait, () => source.get("data") === data && source.get(trait) !== state[trait] && change({ ...shared.fresh(), [trait]: source.get(trait) }));
+  }
+  draw();
+  return () => {
+    for (const observer of [resized, themed]) observer.disconnect();
+    dark.removeEventListener("change", repaint);
+    window.removeEventListener("hashchange", elsewhere);
+    source.close();
+  };
+}

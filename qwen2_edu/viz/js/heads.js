@@ -1,0 +1,123 @@
+// All heads: in a grid, or ranked by a measure, which for many heads is a picture too.
+
+const MOST_RANKED = 100; // heads of a ranking: more are a picture, and no list
+
+function makeOverview(shared) {
+  const { data, state, ready, many, change, fresh, measure, scoresOf, keyHead, isOff, switchHeads } = shared;
+  const heat = makeHeat(shared);
+  const list = h("div", { role: "listbox", "aria-label": "Heads" });
+  const columns = h("div", { class: "qx-layer", "aria-hidden": true }); // each head says its key head
+  const sort = select("Heads by", [["", "layer"], ["cell", "this query → this key"], ...data.behaviours.map((b) => [b.name, b.label])],
+    (value) => change({ sort: value, keep: null }));
+  sort.value = state.sort;
+  const views = select("Weights", data.views.map((view) => [view.name, view.label]), (view) => change({ view, keep: null }));
+  const order = select("Order", [["high", "high first"], ["low", "low first"]],
+    (value) => change({ highFirst: value === "high", keep: null }));
+  const keep = slider("Keep heads that score", 1000, (value) => change({ keep: value }));
+  const kept = h("output", {});
+  const help = h("p", { class: "qx-note" });
+  const filter = h("span", { class: "qx-filter" }, order, keep, kept);
+  const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
+  walkable(list, (option) => change({ ...headOf(option), ...fresh() }));
+  list.addEventListener("keydown", (event) => {
+    const option = event.target.closest("[role=option]");
+    if (event.key === "o" && option) switchHeads([headOf(option)]), event.stopPropagation();
+  });
+  let drawn = null, sought = null;
+
+  function thumbnail(layer, head, caption) {
+    const side = data.thumbnail, at = data.layers.indexOf(layer);
+    const view = data.views.findIndex(({ name }) => name === state.view) * data.layers.length;
+    const start = ((view + at) * data.heads + head) * side * side;
+    const colours = new Uint32Array(side * side);
+    for (let i = 0; i < colours.length; i++) {
+      const future = i % side > Math.floor(i / side);
+      colours[i] = future ? 0 : ready.palette.words[ready.thumbnails[start + i]];
+    }
+    const scores = data.behaviours.filter((b) => scoresOf(b)[at][head] !== null)
+      .map((b) => `${b.label} ${scoresOf(b)[at][head].toFixed(2)}`).join(", ");
+    const label = `Layer ${layer.index} head ${head}, key head ${keyHead(head)}, ${layer.badge}. ${scores}`;
+    return h("div", { role: "option", "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
+      pixels(side, colours), ...(caption ? [h("small", {}, caption)] : []));
+  }
+
+  function grid() {
+    const size = data.heads / data.groups;
+    const groups = (fill) => Array.from({ length: data.groups }, (_, g) =>
+      h("div", { class: "qx-group", role: "presentation" }, ...fill(g)));
+    const brackets = groups((g) => [
+      h("div", { class: "qx-bracket", style: `--size: ${size}` }, h("span", {}, size > 1 ? `key head ${g}` : `k${g}`),
+        h("div", { class: "qx-numbers" }, ...Array.from({ length: size }, (_, i) => h("small", {}, `${g * size + i}`))))]);
+    const alike = data.layers.every(({ badge }) => badge === data.layers[0].badge); // said once, by the heading
+    const rows = data.layers.flatMap((layer) => {
+      const thumbs = groups((g) => Array.from({ length: size }, (_, i) => thumbnail(layer, g * size + i)));
+      const badge = h("span", { class: `qx-badge ${layer.sliding ? "qx-sliding" : ""}`, title: layer.why }, layer.badge);
+      const label = `Layer ${layer.index}: ${layer.badge}, as ${layer.why}`;
+      const row = h("div", { class: "qx-layer", role: "group", "aria-label": label },
+        h("span", { class: "qx-name", role: "presentation" }, h("b", {}, `${layer.index}`), ...(alike ? [] : [badge])), ...thumbs);
+      const heading = h("p", { class: "qx-heading", role: "presentation" }, layer.heading ?? "");
+      return layer.heading ? [heading, row] : [row];
+    });
+    columns.replaceChildren(h("span", { class: "qx-name" }, "layer"), ...brackets);
+    return rows;
+  }
+
+  function ranking(behaviour) {
+    const sign = state.highFirst ? -1 : 1;
+    const all = data.layers
+      .flatMap((layer, at) => scoresOf(behaviour)[at].map((score, head) => ({ layer, head, score })))
+      .filter(({ score }) => score !== null).sort((a, b) => sign * (a.score - b.score));
+    if (!all.length) {
+      const why = `No head has a score: ${behaviour.label} cannot be measured on this text.`;
+      return [h("p", { class: "qx-note" }, why)];
+    }
+    const [first, last] = [all[0].score, all.at(-1).score]; // best and worst in this order
+    keep.value = state.keep ?? 0;
+    const limit = last + ((first - last) * keep.value) / 1000;
+    const passing = all.filter(({ score }) => sign * (score - limit) <= 1e-9);
+    kept.textContent = `${state.highFirst ? "≥" : "≤"} ${limit.toFixed(2)}: ${passing.length} of ${all.length}`;
+    keep.setAttribute("aria-valuetext", kept.textContent);
+    return [h("div", { class: "qx-ranking", role: "presentation" },
+      ...passing.slice(0, MOST_RANKED).map(({ layer, head, score }) =>
+        thumbnail(layer, head, `${layer.index}·${head}\n${score.toFixed(2)}`)))];
+  }
+
+  function draw() {
+    const behaviour = measure();
+    const looked = state.sort === "cell" ? [state.query, state.key] : [];
+    const now = [state.sort, state.highFirst, state.keep, state.colours, state.view, ...looked].join();
+    sort.value = state.sort;
+    order.value = state.highFirst ? "high" : "low";
+    views.value = state.view;
+    if (now !== drawn) {
+      list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
+      filter.hidden = !behaviour || !list.querySelector("[role=option]");
+      columns.hidden = Boolean(behaviour);
+      const captions = filter.hidden ? "" : ` Under each head: layer·head, score${many ? `; the first ${MOST_RANKED}` : ""}.`;
+      help.textContent = [data.views.find(({ name }) => name === state.view).help,
+        behaviour ? `${behaviour.help}.${captions}` : ""].filter(Boolean).join(" ");
+      drawn = now;
+    }
+    heat.element.hidden = !behaviour || !many;
+    if (!heat.element.hidden) heat.draw(scoresOf(behaviour), behaviour.label);
+    const is = (at) => (option) => at && headOf(option).layer === at.layer && headOf(option).head === at.head;
+    for (const option of list.querySelectorAll("[role=option]")) {
+      option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
+      option.classList.toggle("qx-off", isOff(headOf(option)));
+    }
+    const one = mark(list, is(state));
+    if (one && one !== sought) bring(one);
+    sought = one;
+  }
+
+  /** Scroll the box, and not the page, to a head. */
+  function bring(option) {
+    const box = heads.getBoundingClientRect(), at = option.getBoundingClientRect();
+    const top = box.top + columns.offsetHeight, left = box.left + 40; // what stays in place over the scrolled heads
+    if (at.top < top || at.bottom > box.bottom) heads.scrollTop += at.top - (top + box.bottom) / 2;
+    if (at.left < left || at.right > box.right) heads.scrollLeft += at.left - (left + box.right) / 2;
+  }
+  const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), h("label", {}, "Weights ", views), filter);
+  const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
+  return { draw, element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
+}

@@ -1,0 +1,68 @@
+// Where the numbers come from: the kernel of a notebook, or the page itself.
+
+/** Ask the kernel: load(name) answers bytes, or for "lens 5" the rows of a table. */
+function fromKernel(model) {
+  const asked = new Map(); // name -> the promise of an answer
+  const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+  const take = (answer, buffers) => {
+    const request = asked.get(answer.name);
+    if (answer.error) request?.reject?.(new Error(answer.error));
+    else request?.resolve?.(answer.rows ?? bytes(buffers[0]));
+  };
+  const ask = (name, more) => {
+    const request = {};
+    request.promise = new Promise((resolve, reject) => Object.assign(request, { resolve, reject }));
+    asked.set(name, request);
+    model.send({ name, ...more });
+    return request.promise;
+  };
+  const load = (name) => {
+    if (["thumbnails", "norms", "colours"].includes(name)) return Promise.resolve(bytes(model.get(name)));
+    return asked.get(name)?.promise ?? ask(name);
+  };
+  const { layer, query, key, rows } = model.get("data").opens; // so that the first paint needs no kernel
+  asked.set(`layer ${layer}`, { promise: Promise.resolve(bytes(model.get("first"))) });
+  asked.set(`cell ${query} ${key} raw`, { promise: Promise.resolve(rows) });
+  const heard = []; // to be unheard when this view closes; another view of the model may go on
+  const listen = (event, act) => (model.on(event, act), heard.push([event, act]));
+  listen("msg:custom", take);
+  return {
+    load,
+    ask,
+    recall: () => "",
+    remember: () => {},
+    data: model.get("data"),
+    get: (name) => model.get(name),
+    set: (name, value) => (model.set(name, value), model.save_changes()),
+    listen: (name, act) => listen(`change:${name}`, act),
+    close: () => heard.forEach(([event, act]) => model.off(event, act)),
+  };
+}
+
+/** The same from a page: its blobs are deflated and in base64. */
+function fromPage(page) {
+  const loaded = new Map();
+  const inflate = async (text) => {
+    const packed = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  };
+  const blob = (name) => {
+    if (!loaded.has(name)) loaded.set(name, inflate(page.blobs[name]));
+    return loaded.get(name);
+  };
+  const load = async (name) => {
+    if (!name.startsWith("lens ")) return blob(name);
+    const rows = loaded.get("rows") ?? JSON.parse(new TextDecoder().decode(await blob("lens")));
+    loaded.set("rows", rows);
+    return rows[Number(name.slice(5))];
+  };
+  const nothing = () => {};
+  const recall = () => location.hash.slice(1) || page.view;
+  const remember = (view) => {
+    try {
+      history.replaceState(null, "", `#${view}`);
+    } catch { /* a page within a page may have no address of its own */ }
+  };
+  return { load, recall, remember, whole: true, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
+}

@@ -1,0 +1,98 @@
+// The text, the steps of generation, the logit lens.
+
+function makeText(shared) {
+  const { data, T, state, change, chosenToken, cell } = shared;
+  const list = h("div", { role: "listbox", "aria-label": "Tokens", class: "qx-text", dir: data.rtl ? "rtl" : "ltr" });
+  const spans = data.tokens.map(({ text, special }, i) =>
+    h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
+  spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
+  walkable(list, (option) => choose(Number(option.dataset.token)), data.rtl);
+  const group = unique();
+  const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
+  const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
+    checked: value === state.direction, onchange: () => turn(value) }), ` ${label}`);
+  const element = h("div", {},
+    h("fieldset", { class: "qx-tools" }, h("legend", {}, "The chosen token"),
+      radio("query", "looks at"), radio("key", "is seen by")), list);
+
+  function draw() {
+    const one = chosenToken(), asQuery = state.direction === "query";
+    const written = state.step ? data.steps[state.step - 1].position : T;
+    shared.root.classList.toggle("qx-seen-by", !asQuery);
+    element.querySelector(`input[value="${state.direction}"]`).checked = true;
+    spans.forEach((span, i) => {
+      const { id, note, text } = data.tokens[i];
+      const [weight, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
+      const how = i === one ? "chosen" : why ? REASONS[why] : `weight ${digits(weight)}`;
+      span.style.setProperty("--part", why ? 0 : Math.sqrt(weight));
+      span.classList.toggle("qx-unwritten", i > written + 1);
+      span.classList.toggle("qx-next", i === written + 1);
+      span.title = `${i}, id ${id}${note && `, ${note}`}: ${how}`;
+      span.setAttribute("aria-label", `Token ${i} ${text}, ${how}`);
+    });
+    const { offsetTop: top, offsetHeight: height } = mark(list, (span) => Number(span.dataset.token) === one);
+    const hidden = top < list.scrollTop || top + height > list.scrollTop + list.clientHeight;
+    if (hidden) list.scrollTop = top - list.clientHeight / 2; // the box alone, not the page
+  }
+
+  /** Choose a token, and with it the step of generation that read it. */
+  function choose(token) {
+    const step = data.steps.findIndex((s) => s.position === token) + 1;
+    const anew = state.direction === "query" ? { key: null } : {};
+    change({ ...anew, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
+  }
+
+  return { draw, element };
+}
+
+function makeSteps({ data, state, change, name }) {
+  if (!data.steps.length) return { draw: () => {}, element: null };
+  const range = slider("Step of generation", data.steps.length, (value) => go(value));
+  range.min = 1;
+  const back = button("◀", "Step back", () => go(state.step - 1));
+  const on = button("▶", "Step on", () => go(state.step + 1));
+  const told = h("output", { class: "qx-told" }), chances = h("ol", { class: "qx-bars" });
+  const go = (step) => {
+    if (step < 1 || step > data.steps.length) return;
+    change({ step, direction: "query", query: data.steps[step - 1].position, key: null });
+  };
+  function draw() {
+    const step = data.steps[state.step - 1];
+    range.value = state.step;
+    back.setAttribute("aria-disabled", state.step === 1); // not `disabled`: that would drop the focus
+    on.setAttribute("aria-disabled", state.step === data.steps.length);
+    const how = state.step === 1 ? "the last row of the prompt" : "one row, decoded with the cache";
+    told.textContent = `Step ${state.step} of ${data.steps.length}: after token ${name(step.position)} (${how}) `
+      + `came “${step.text}”, probability ${chance(step.probability)}`;
+    range.setAttribute("aria-valuetext", told.textContent);
+    chances.replaceChildren(...step.alternatives.map(({ text, id, probability }) =>
+      bar(`“${text}”`, probability, chance(probability), id === step.id)));
+  }
+  return { draw, element: h("div", { class: "qx-steps" },
+    h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
+}
+
+function makeLens({ source, data, chosenToken, name }) {
+  const body = h("tbody", {}), told = h("p", { class: "qx-note" });
+  const table = h("table", { "aria-label": "Logit lens" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "after"),
+    ...[1, 2, 3, 4, 5].map((rank) => h("th", { scope: "col" }, `${rank}`)))), body);
+  if (!data.lens.length) told.textContent = "This model has no head over the vocabulary.";
+  const element = h("div", { class: "qx-lens" }, told, ...(data.lens.length ? [table] : []));
+  let shown = null;
+
+  async function draw() {
+    const token = chosenToken();
+    if (!data.lens.length || shown === token || element.hidden) return;
+    shown = token;
+    const rows = await source.load(`lens ${token}`);
+    if (shown !== token) return; // another was chosen meanwhile
+    const next = data.tokens[token + 1]?.id;
+    told.textContent = `What would come after token ${name(token)} if the stream were read off here.`
+      + (next === undefined ? "" : " The token that does come is underlined.");
+    body.replaceChildren(...rows.map((row, i) => h("tr", {}, h("th", { scope: "row" }, data.lens[i]),
+      ...row.map(({ text, id, probability }) => h("td",
+        { style: `--part: ${probability}`, title: `id ${id}`, class: id === next ? "qx-drawn" : "" },
+        h("span", {}, text), h("small", {}, chance(probability)))))));
+  }
+  return { draw, element };
+}

@@ -1,0 +1,82 @@
+// The numbers that are drawn, as the chosen view weighs them.
+
+/** What is told of tokens, layers and cells; of `layers` and `ready` as far as they have been loaded. */
+function reading({ source, data, T, state, layers, ready }) {
+  const name = (i) => `${i} “${data.tokens[i].text}”`;
+  const chosenToken = () => (state.direction === "query" ? state.query : state.key);
+  const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
+  const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
+
+  /** Weight of a cell: how much does query q look at key k, in one head? */
+  const weight = (at, q, k) => factor(at, k) * weightOf(layers.get(at.layer)[(at.head * T + q) * T + k]) / total(at, q);
+
+  /** The same in what is drawn, which may be the mean of several heads; and if hidden, why. */
+  const cell = (at, q, k) => {
+    const heads = members(at);
+    const sum = heads.reduce((before, head) => before + weight({ layer: at.layer, head }, q, k), 0);
+    return [sum / heads.length, layers.get(at.layer)[(data.heads * T + q) * T + k]];
+  };
+  const members = ({ head }) => {
+    if (state.over === "head") return [head];
+    const size = state.over === "group" ? data.heads / data.groups : data.heads;
+    return Array.from({ length: size }, (_, i) => Math.floor(head / size) * size + i);
+  };
+
+  /** What the view multiplies the weights on a key with, before each row is shared out anew. */
+  const factor = (at, k) => {
+    if (state.view === "raw") return 1;
+    if (state.view === "rest") return k === data.first ? 0 : 1;
+    return ready.norms[(data.layers.indexOf(aboutLayer(at.layer)) * data.heads + at.head) * T + k];
+  };
+  const totals = new Map(); // of each row of the heads looked at
+  const total = (at, q) => {
+    if (state.view === "raw") return 1;
+    const name = [state.view, at.layer, at.head].join();
+    if (!totals.has(name)) totals.set(name, new Float64Array(T));
+    const sums = totals.get(name), start = (at.head * T + q) * T;
+    if (!sums[q]) {
+      const bytes = layers.get(at.layer);
+      for (let k = 0; k < T; k++) sums[q] += factor(at, k) * weightOf(bytes[start + k]);
+    }
+    return sums[q] || 1;
+  };
+
+  const scoresOf = (measure) => (state.view === "raw" || !measure.views ? measure.scores : measure.views[state.view]);
+
+  /** How much does each head look from the chosen query to the chosen key? (layers, heads) */
+  async function looking() {
+    const { query, key } = state;
+    if (!source.whole) return source.load(`cell ${query} ${key} ${state.view}`);
+    for (const { index } of data.layers) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
+    return data.layers.map(({ index: layer }) =>
+      Array.from({ length: data.heads }, (_, head) => weight({ layer, head }, query, key)));
+  }
+
+  /** The measure that heads are sorted by, or nothing. */
+  const measure = () => state.sort !== "cell" ? data.behaviours.find((b) => b.name === state.sort)
+    : { label: "this look", help: `weight from query ${name(state.query)} to key ${name(state.key)}`, scores: ready.looks };
+
+  /** Another head or query was chosen: the key begins anew, but where it is what was chosen. */
+  const fresh = () => (state.direction === "query" && state.sort !== "cell" ? { key: null } : {});
+
+  /** The key that the chosen query looks at most. */
+  const strongest = (at) => {
+    const row = Array.from({ length: T }, (_, k) => cell(at, at.query, k)[0]);
+    return row.indexOf(Math.max(...row));
+  };
+
+  function sentence(at) {
+    const notes = [at.query, at.key].map((i) => data.tokens[i].note).filter(Boolean);
+    const aside = notes.length ? ` (${[...new Set(notes)].join("; ")})` : "";
+    return `Query ${name(at.query)}, key ${name(at.key)}: ${told(at)}${aside}`;
+  }
+
+  function told(at) {
+    const [weight, why] = cell(at, at.query, at.key);
+    const mean = state.over === "head" ? "" : `mean of ${members(at).length} heads, `;
+    const what = mean + { raw: "weight", rest: "share without the first token", value: "share by value" }[state.view];
+    return why ? `hidden: ${REASONS[why]}` : `${what} ${digits(weight)}`;
+  }
+
+  return { name, chosenToken, aboutLayer, keyHead, weight, cell, members, scoresOf, looking, measure, fresh, strongest, sentence, told };
+}
