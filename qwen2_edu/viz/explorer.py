@@ -356,7 +356,7 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
         ],
         "first": r.first,
         "opens": opens | {"rows": _rows(record.looking(r, opens["query"], opens["key"]))},
-        "thumbnail": min(T, record.THUMBNAIL),
+        "thumbnail": r.thumbnails["raw"].shape[-1],
         "steps": [_step(tokenizer, step) for step in r.steps],
         "check": check_sentence(r.cache_error, model.dtype, config.num_hidden_layers),
         "lens": names if head else [],

@@ -25,7 +25,7 @@ from ..model import Qwen2ForCausalLM
 from ..pretrained import Qwen2PreTrainedModel
 
 SEEN, FUTURE, OUTSIDE, PADDING = range(4)  # may a query look at a key, and if not, why?
-THUMBNAIL = 40  # pixels of a head in the overview, each way
+THUMBNAIL = 40  # pixels of a head in the overview, each way; half as many above 1,000 heads
 BEHAVIOURS = {  # of `behaviour`: name -> label, and what it says, for the reader
     "previous_token": ("previous token", "mean weight on the token just before"),
     "induction": ("induction", "mean weight on what followed this token when it last occurred"),
@@ -306,13 +306,14 @@ def from_bytes(data: Tensor) -> Tensor:
 
 
 def thumbnails(maps: Tensor) -> Tensor:
-    """Small copies of the maps, uint8 (layers, H, T, T) -> (layers, H, n, n), n = THUMBNAIL or T.
+    """Small copies of the maps, uint8 (layers, H, T, T) -> (layers, H, n, n), n ≤ THUMBNAIL.
 
     A pixel is the largest weight of its cells, so that thin lines stay visible.
     """
-    if maps.shape[-1] <= THUMBNAIL:
+    side = THUMBNAIL if maps.shape[0] * maps.shape[1] <= 1000 else THUMBNAIL // 2
+    if maps.shape[-1] <= side:
         return maps
-    return torch.stack([adaptive_max_pool2d(m.float(), THUMBNAIL).to(torch.uint8) for m in maps])
+    return torch.stack([adaptive_max_pool2d(m.float(), side).to(torch.uint8) for m in maps])
 
 
 def mask_of(real: Tensor) -> Tensor | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from matplotlib.collections import PatchCollection
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from torch.nn.functional import adaptive_max_pool2d
 
 from . import record
 from .palette import GREY, ORANGE, drawable
@@ -30,44 +32,59 @@ def explorer_figure(
         mask: of the layer, from `record.effective_mask`, (T, T).
     """
     rows, columns = len(data["layers"]), data["heads"]
-    cell = max(0.24, min(0.5, 5.0 / max(rows, columns)))  # inches
-    wide = columns * cell + 1.3
-    figure = Figure(
-        figsize=(wide + 6.0, max(5.4, rows * cell + 1.0)), dpi=100, layout="constrained"
-    )
-    left, right = figure.subfigures(1, 2, width_ratios=(wide, 6.0))
-    _overview(left, data, recording, layer, head)
-    _map(right, data, recording, layer, head, mask)
+    cell = max(0.11, min(0.5, 6.0 / max(rows, columns)))  # inches of a head
+    wide, high = columns * cell + 1.3, max(5.4, rows * cell + 1.0)
+    figure = Figure(figsize=(wide + 6.0, high), dpi=100)
+
+    def place(left: float, bottom: float, width: float, height: float) -> Axes:
+        """In inches. To let matplotlib find places means to lay everything out twice."""
+        full, tall = figure.get_size_inches()
+        return figure.add_axes((left / full, bottom / tall, width / full, height / tall))
+
+    side, middle = 3.7, (high - 0.9) / 2  # room for labels above the map
+    _overview(place(1.1, 0.1, wide - 1.1, high - 0.2), data, recording, layer, head, cell)
+    large = place(wide + 1.2, middle - side / 2, side, side)
+    bar = place(wide + 1.3 + side, middle - 1.2, 0.12, 2.4)
+    _map(large, bar, data, recording, layer, head, mask)
     return figure
 
 
 def _overview(
-    figure: SubFigure, data: dict, recording: record.Recording, layer: int, head: int
+    axes: Axes,
+    data: dict,
+    recording: record.Recording,
+    layer: int,
+    head: int,
+    cell: float,
 ) -> None:
     """One image of all thumbnails: rows are layers, columns are query heads."""
-    small = recording.thumbnails["raw"].float()  # (layers, H, n, n)
-    rows, H, n, _ = small.shape
+    small = recording.thumbnails["raw"]  # (layers, H, n, n)
+    rows, H = small.shape[:2]
+    n = min(small.shape[-1], 640 // max(rows, H) + 8)  # no more pixels than the figure has
+    if n < small.shape[-1]:
+        small = adaptive_max_pool2d(small.float(), n)
     size, gap = H // data["groups"], max(2, n // 10)
-    axes = figure.subplots()
     lefts = [h * (n + gap) + h // size * 2 * gap for h in range(H)]
     # One picture of all: hundreds take seconds. The upper triangles are the future: nothing there.
-    picture = torch.full((rows * (n + gap), lefts[-1] + n), torch.nan)
-    seen = small.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), torch.nan)
-    frames = []
-    for row in range(rows):
-        for h, x in enumerate(lefts):
-            y = row * (n + gap)
-            picture[y : y + n, x : x + n] = seen[row, h]
-            frames.append(Rectangle((x, y), n, n))
+    picture = torch.full((rows, n + gap, lefts[-1] + n), torch.nan)
+    seen = small.float().masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), torch.nan)
+    for h, x in enumerate(lefts):
+        picture[:, :n, x : x + n] = seen[:, h]
+    picture = picture.flatten(0, 1)
     box = (0, picture.shape[1], picture.shape[0], 0)
     look = {"cmap": "viridis", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
     axes.imshow(picture.numpy(), extent=box, **look)
-    axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=GREY, lw=0.4))
+    corner = torch.tensor([(x, y * (n + gap)) for y in range(rows) for x in lefts])
+    square = torch.tensor(((0, 0), (n, 0), (n, n), (0, n)))
+    frames = (corner[:, None] + square).numpy()
+    axes.add_collection(PolyCollection(frames, facecolor="none", edgecolor=GREY, lw=0.4))
     place = lefts[head], recording.layers.index(layer) * (n + gap)
     axes.add_patch(Rectangle(place, n, n, fill=False, edgecolor=ORANGE, lw=2))
-    for h, x in enumerate(lefts):
+    every = max(rows, H) // 50 + 1
+    for h, x in list(enumerate(lefts))[::every]:
         axes.text(x + n / 2, -gap, f"{h}", ha="center", va="bottom", fontsize=7)
-    above = 0.75 * n  # the brackets stand over the numbers
+    point = (n + gap) / cell / 72  # a head takes `cell` inches
+    above = max(0.75 * n, 9 * point)  # the brackets stand over the numbers
     for g in range(data["groups"]):
         x, end = lefts[g * size], lefts[(g + 1) * size - 1] + n
         y = -above - gap
@@ -76,18 +93,19 @@ def _overview(
         axes.text((x + end) / 2, y - 2 * gap, name, ha="center", va="bottom", fontsize=8)
     alike = len({layer["badge"] for layer in data["layers"]}) == 1  # the map's title says it
     axes.set_yticks(
-        [row * (n + gap) + n / 2 for row in range(rows)],
-        [str(i["index"]) if alike else f"{i['index']}  {i['badge']}" for i in data["layers"]],
+        [row * (n + gap) + n / 2 for row in range(0, rows, every)],
+        [f"{i['index']}" + f"  {i['badge']}" * (not alike) for i in data["layers"][::every]],
         fontsize=8,
     )
     axes.set(xlim=(-gap, H * (n + gap) + 2 * gap * data["groups"]), xticks=[], ylabel="layer")
-    axes.set(ylim=(rows * (n + gap), -above - 8 * gap), aspect="equal")
+    axes.set(ylim=(rows * (n + gap), -above - max(8 * gap, 2 * gap + 14 * point)), aspect="equal")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
 def _map(
-    figure: SubFigure,
+    axes: Axes,
+    bar_axes: Axes,
     data: dict,
     recording: record.Recording,
     layer: int,
@@ -95,7 +113,6 @@ def _map(
     mask: torch.Tensor,
 ) -> None:
     """One head's map with its tokens; what a query cannot see is left white, or hatched."""
-    axes = figure.subplots()
     data_bytes = recording.maps[recording.layers.index(layer), head].float()
     T = len(data_bytes)
     drawn = axes.imshow(
@@ -123,7 +140,8 @@ def _map(
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     ticks = (0, 0.01, 0.1, 0.25, 0.5, 1)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.6, label="weight, spread by its square root")
+    label = "weight, spread by its square root"
+    bar = axes.figure.colorbar(drawn, cax=bar_axes, label=label)
     bar.set_ticks([w**0.5 for w in ticks], labels=[f"{w:g}" for w in ticks])
     bar.outline.set_visible(False)
     if names:
