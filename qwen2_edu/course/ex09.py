@@ -191,6 +191,9 @@ EXERCISES = [
             ),
             "That is the place counted from the start of the file. Offsets begin behind the "
             "header.": "model.layers.3.self_attn.k_proj.weight",
+            "That is its name in a GGUF file. Give the name that stands in this header.": (
+                "blk.3.ffn_norm.weight"
+            ),
         },
     ),
 ]

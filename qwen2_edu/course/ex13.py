@@ -207,11 +207,26 @@ def by_first_character(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, i
     ]
 
 
+def by_last_character(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
+    return by_first_character([(e - 1, e) if f < e else (f, e) for f, e in offsets], tags)
+
+
+def within_one_token(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Looks for names in tokens, and not for tokens in names."""
+    held = [[label for a, b, label in tags if first <= a and b <= end] for first, end in offsets]
+    return [-100 if f == e else max(s, default=0) for (f, e), s in zip(offsets, held, strict=True)]
+
+
 def first_token_only(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
     right = token_labels(offsets, tags)
     starts = {a for a, _, _ in tags}
     opens = [any(first <= a < end for a in starts) for first, end in offsets]
     return [x if x < 1 or o else 0 for x, o in zip(right, opens, strict=True)]
+
+
+def others_not_counted(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
+    first = first_token_only(offsets, tags)
+    return [a if a == b else -100 for a, b in zip(first, token_labels(offsets, tags), strict=True)]
 
 
 def touching(offsets: Sequence[Pair], tags: Sequence[tuple[int, int, int]]) -> list[int]:
@@ -348,7 +363,14 @@ EXERCISES = [
             "Its first character does not decide: that may be the blank in front of the name.": (
                 by_first_character
             ),
+            "Its last character does not decide: a token may go on behind the name.": (
+                by_last_character
+            ),
+            "A name may be longer than a token. One shared character is enough.": within_one_token,
             "A name of several tokens has its label on all of them.": first_token_only,
+            "Only padding is -100. The later tokens of a name have its label, too.": (
+                others_not_counted
+            ),
             "The end of a range is not part of it: touching is not sharing.": touching,
             "Padding, (0, 0), has the label -100: it does not count.": padding_as_none,
         },
