@@ -35,7 +35,6 @@ def half(b: Tensor) -> Tensor:
 
 def nibbles(b: Tensor) -> Tensor:
     """Two numbers a byte: (…, n) -> (…, 2n), first all lower halves, then all upper ones."""
-    b = b.contiguous()
     return torch.cat((b & 15, b >> 4), dim=-1)
 
 
