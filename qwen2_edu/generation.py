@@ -90,8 +90,7 @@ def next_tokens(request: Request) -> Iterator[Tensor]:
         if len(token) > 1:  # where there is no padding id there is one row, or no end
             token = token.where(~ended, s.pad_token_id or 0)
         ids = torch.cat((ids, token[:, None]), dim=1)
-        if r.criteria:
-            ended |= r.ended(ids)
+        ended = r.ended(ids, ended)
         yield token
         if left == 0 or (r.criteria and ended.all()):
             return
@@ -157,16 +156,16 @@ def generate(
         if streamer is not None:
             _refuse_beams(s, "a streamer")
         return beam_search(request, prefill, decode)
-    columns = [request.prompt.repeat_interleave(s.num_return_sequences, 0)]
+    prompt, tokens = request.prompt.repeat_interleave(s.num_return_sequences, 0), []
     if streamer is not None:
-        streamer.put(columns[0].cpu())
+        streamer.put(prompt.cpu())
     for token in next_tokens(request):
-        columns.append(token[:, None])
+        tokens.append(token)
         if streamer is not None:
             streamer.put(token.cpu())
     if streamer is not None:
         streamer.end()
-    return request.answer(torch.cat(columns, dim=1))
+    return request.answer(torch.cat((prompt, torch.stack(tokens, 1)), dim=1))
 
 
 def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[Tensor]:

@@ -57,7 +57,7 @@ def processors(
         size, limit: of `known`; None = all that there are.
     """
     penalty, n, draws = float(s.repetition_penalty), s.no_repeat_ngram_size, s.do_sample
-    seen = partial(sampling.seen_tokens, attention_mask=attention_mask)
+    heat, seen = float(s.temperature), partial(sampling.seen_tokens, attention_mask=attention_mask)
     least, ends = prompt_length + (s.min_new_tokens or 0), [[end] for end in s.eos_token_id or ()]
     words = [word for word in s.bad_words_ids or () if word not in ends]
     steps = [  # when, and what; beams are ranked by the sum of their log probabilities
@@ -75,7 +75,7 @@ def processors(
         ),
         (s.remove_invalid_values, lambda ids, x: x.nan_to_num(0.0)),
         *((True, partial(obeyed, function, "logits_processor")) for function in own),
-        (draws and s.temperature != 1, lambda ids, x: sampling.temperature(x, float(s.temperature))),
+        (draws and s.temperature != 1, lambda ids, x: sampling.temperature(x, heat)),
         (draws and s.top_k > 0, lambda ids, x: sampling.top_k(x, s.top_k)),
         (draws and s.top_p < 1, lambda ids, x: sampling.top_p(x, s.top_p)),
         (draws and s.min_p > 0, lambda ids, x: sampling.min_p(x, s.min_p)),

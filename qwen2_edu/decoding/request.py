@@ -272,10 +272,10 @@ class Request:
         """The next token of each row, (B,), from scores (B, V): drawn, or the most likely one."""
         return draw(scores, self.generator) if self.settings.do_sample else scores.argmax(-1)
 
-    def ended(self, ids: Tensor) -> Tensor:
-        """Which rows end with their newest token? (B, T) -> bool (B,)."""
+    def ended(self, ids: Tensor, hits: Tensor | None = None) -> Tensor:
+        """Which rows end with their newest token, or were `hits` before? (B, T) -> bool (B,)."""
+        hits = ids.new_zeros(len(ids), dtype=torch.bool) if hits is None else hits
         scores = None if self.record is None else self.record.scores()
-        hits = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         return reduce(lambda hits, criterion: hits | criterion(ids, scores), self.criteria, hits)
 
     def answer(self, sequences: Tensor, **more: Tensor) -> Any:
