@@ -229,9 +229,8 @@ def verify(
     passed = []
     for check in verification.checks(model, goldens=goldens, known_as=known_as, device=device):
         word = ("PASS", "bold green") if check.ok else ("FAIL", "bold red")
-        Console(soft_wrap=True).print(
-            Text.assemble(word, f"  {check.name:<10}  {safe(check.detail)}")
-        )
+        line = Text.assemble(word, f"  {check.name:<10}  {safe(check.detail)}")
+        Console(soft_wrap=True).print(line)
         passed.append(check.ok)
     verdict = "verified" if all(passed) else "FAILED"
     say(f"{model}: {verdict}, {sum(passed)} of {len(passed)} checks")

@@ -30,11 +30,8 @@ _ONE = "a model lives on one device here, see device_map"
 _BOTH = "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch; same ids"
 _NONE, _OFF, _ANY = (None,), (None, False), (None, True, False)
 _GROUPS = [
-    (
-        _ANY,
-        "",
-        "low_cpu_mem_usage _fast_init is_main_process save_peft_format save_original_format",
-    ),
+    (_ANY, "", "low_cpu_mem_usage _fast_init is_main_process"),
+    (_ANY, "", "save_peft_format save_original_format"),
     (_OFF, "", "resume_download use_kernels offload_buffers from_flax mirror key_mapping"),
     (_OFF, "", "adapter_kwargs adapter_name"),
     ((None, True), _UNSAFE, "use_safetensors safe_serialization weights_only"),
@@ -42,11 +39,7 @@ _GROUPS = [
     (_OFF, _WHOLE, "load_in_8bit load_in_4bit quantization_config"),
     (_OFF, _ONE, "max_memory offload_folder offload_state_dict tp_plan tp_size"),
     (_OFF, "it is never needed, as no remote code is run; leave it out", "trust_remote_code"),
-    (
-        _OFF,
-        "delete the model's folder in the hub's cache, and it is fetched anew",
-        "force_download",
-    ),
+    (_OFF, "delete the model's folder in the hub's cache; it is fetched anew", "force_download"),
     (_OFF, "save, then huggingface_hub.upload_folder", "push_to_hub"),
     (_OFF, "what is missing or left out is said in a warning or an error", "output_loading_info"),
     (_OFF, "attn_implementation is 'sdpa' or 'eager'", "use_flash_attention_2"),
@@ -133,9 +126,7 @@ def resolve(
     if name in BUILT_IN:
         return TINY if name == "tiny" else _released_vocabulary()
     if gguf_file is not None and (not gguf_file.endswith(".gguf") or "/" in gguf_file):
-        raise ValueError(
-            f"gguf_file must be a plain file name that ends in .gguf, not {gguf_file!r}"
-        )
+        raise ValueError(f"gguf_file must be a plain file name ending in .gguf, not {gguf_file!r}")
     if on_disk and gguf_file is None:
         return folder
     if on_disk and not (folder / gguf_file).is_file():

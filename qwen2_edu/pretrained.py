@@ -131,9 +131,7 @@ class Qwen2PreTrainedModel(nn.Module):
         raise OSError(f"{folder} was saved anew while it was read: load it again")
 
     @classmethod
-    def _load(
-        cls, name, folder: Path, config, changes: dict, dtype, place: Callable, how, quantize
-    ):
+    def _load(cls, name, folder, config, changes: dict, dtype, place: Callable, how, quantize):
         """What `from_pretrained` answers, unless a save came meanwhile."""
         from .decoding.settings import GenerationConfig
         from .files.gguf import open_place

@@ -48,9 +48,7 @@ class ChatSession:
         self, model: Qwen2ForCausalLM, tokenizer: Surface, system: str | None = None, **options: Any
     ):
         self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.arguments = {
-            name: options.pop(name, None) for name in ("generator", "vocab_limit", "fast")
-        }
+        self.arguments = {n: options.pop(n, None) for n in ("generator", "vocab_limit", "fast")}
         config = options.pop("generation_config", None)
         self.options = options
         self.settings = self._session_settings(config)

@@ -15,15 +15,13 @@ class StopStrings:
     A string may begin in the prompt. The newest token must complete it, and may go on after it.
     """
 
-    def __init__(
-        self, tokenizer: Any, strings: list[str], input_ids: Tensor, mask: Tensor | None = None
-    ):
+    def __init__(self, tokenizer: Any, strings: list[str], ids: Tensor, mask: Tensor | None = None):
         self.strings, self.reach = strings, max(map(len, strings))
-        self.decoders = [tokenizer.stream_decoder() for _ in input_ids]
+        self.decoders = [tokenizer.stream_decoder() for _ in ids]
         self.tails = []  # the last characters of each row
         near = max(len(text.encode()) for text in strings)  # a token has at least one byte
         for row, decoder in enumerate(self.decoders):
-            prompt = input_ids[row] if mask is None else input_ids[row][mask[row]]
+            prompt = ids[row] if mask is None else ids[row][mask[row]]
             self.tails.append("".join(map(decoder.push, prompt[-near:].tolist()))[-self.reach :])
 
     def __call__(self, ids: Tensor, scores: Any = None) -> Tensor:

@@ -38,9 +38,10 @@ def _existing(device: str | int | torch.device) -> torch.device:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, ValueError, TypeError):
         raise ValueError(f"{device!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
-    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    count = counts.get(found.type)
-    if count is not None and (found.index or 0) >= count:
+    counts = {"mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    counts |= {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
+    count = counts.get(found.type, 0)
+    if (found.index or 0) >= count:
         raise ValueError(f"no device '{found}' here: torch sees {count} of {found.type}; try 'cpu'")
     if found.type == "cuda" and found.index is None:
         found = torch.device("cuda", torch.cuda.current_device())

@@ -180,7 +180,3 @@ def _fetch(part: dict, name: str) -> bytes:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
-
-
-if __name__ == "__main__":
-    print(fetch_released())

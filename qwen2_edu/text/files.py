@@ -47,7 +47,8 @@ SAID = (*PARTS, "model_max_length", "padding_side", "truncation_side", "split_sp
 # Entries of tokenizer_config.json that would change ids or text, with what Qwen2 has there.
 FIXED = {"add_prefix_space": False, "add_bos_token": False, "add_eos_token": False}
 FIXED |= {"errors": "replace"}
-ADDING = ("add_bos_token", "add_eos_token")  # counts without a tokenizer.json alone
+# Of these, what counts without a tokenizer.json alone: which token to add, and where.
+ADDING = {"add_bos_token": ("bos_token", "before"), "add_eos_token": ("eos_token", "after")}
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False}  # no Qwen2's added token has any
 
 # The parts of tokenizer.json that say what happens to a text. They are the same for every Qwen2.
@@ -123,9 +124,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         added = _special_after(vocab)
     contents = {token.content: i for i, token in added.items()}
     if merges_file != whole:
-        for adds, part, where in zip(
-            ADDING, ("bos_token", "eos_token"), ("before", "after"), strict=True
-        ):
+        for adds, (part, where) in ADDING.items():
             if config.get(adds) and config.get(part) in contents:
                 config[where] = [contents[config[part]]]
     settings = _settings(config, vocab, added)
@@ -205,9 +204,8 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict, list[int], list[
     expected, found = _steps_of({**STEPS, "model": MODEL}), _steps_of(data)
     for name, value in expected.items():
         if found[name] != value:  # it takes other steps, so our ids would not be its ids
-            raise ValueError(
-                f"{path} is no Qwen2 tokenizer: {name} is {found[name]!r}, not {value!r}"
-            )
+            other = f"{name} is {found[name]!r}, not {value!r}"
+            raise ValueError(f"{path} is no Qwen2 tokenizer: {other}")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     added = ((token.get("id"), token) for token in data.get("added_tokens") or [])
     return model["vocab"], merges, _parse_added(added, path), *_around(data, path)

@@ -24,9 +24,7 @@ _left: ContextVar[list[int]] = ContextVar("steps left to the template that runs"
 # What gives more than it was given, as a product of lengths and numbers: methods and filters.
 _GROWING = """join replace translate center ljust rjust zfill expandtabs indent wordwrap batch
 slice""".split()
-_WIDE = re.compile(
-    r"\*|\d{5}|:[^}]*\{"
-)  # in a format: as wide as a large number or a variable says
+_WIDE = re.compile(r"\*|\d{5}|:[^}]*\{")  # in a format: as wide as a large number says, or a name
 _SPOKEN = bytes(byte | SPOKEN for byte in range(256))
 
 

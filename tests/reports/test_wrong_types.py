@@ -213,3 +213,12 @@ def test_a_huge_number_is_refused_or_obeyed(things, name, value, huge):
         things["ForCausalLM"].generate(IDS, **{"max_time": 0, **beams, name: value(huge)})
     except (TypeError, ValueError) as error:
         assert str(error).startswith(name), error
+
+
+def test_arguments_that_do_not_bind_are_told_what_there_is():
+    for call in (lambda: Qwen2Config(1, 2), lambda: Qwen2Config.from_json_file(), released_config):
+        with pytest.raises(
+            TypeError, match=r"^[\w.]+\(.*\).*: (too many|missing a) .*argument"
+        ) as c:
+            call()
+        assert "qwen2_edu" in Path(traceback.extract_tb(c.tb)[-1].filename).parts

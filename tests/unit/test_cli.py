@@ -367,6 +367,28 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("generate -m Qwen3 x", 1, "'Qwen3' is neither"),
         ("generate -m qwen2 x", 1, "tokenizer only"),
         ("generate -m ./nowhere x", 1, "there is no folder './nowhere'"),
+        ("generate -m FOLDER x --device meta", 1, "no device 'meta' here"),
+        ("generate -m FOLDER x --device xla", 1, "no device 'xla' here"),
+        ("generate -m FOLDER x --device cuda:99", 1, "no device 'cuda:99' here"),
+        ("generate -m FOLDER x --temperature x", 2, "--temperature"),
+        ("generate -m FOLDER x --sample --temperature nan", 1, "temperature must be a number"),
+        ("generate -m FOLDER x --max-new-tokens -1", 1, "must be a positive integer, not -1"),
+        ("generate -m FOLDER x --max-new-tokens 1.5", 2, "--max-new-tokens"),
+        ("generate -m FOLDER x --sample --top-k -1", 1, "top_k must be an integer, 0 or more"),
+        ("generate -m FOLDER x --sample --min-p 2", 1, "min_p must be a number in [0, 1]"),
+        ("generate -m FOLDER x --repetition-penalty nan", 1, "repetition_penalty must be"),
+        ("generate -m FOLDER x --beams 99999999999", 1, "num_beams must be an integer in"),
+        ("generate -m FOLDER x --beams 2 --greedy --stop a", 1, "do not go with num_beams=2"),
+        ("generate -m FOLDER x --seed 99999999999999999999", 1, "seed must be an integer in"),
+        ("generate -m FOLDER x --seed x", 2, "--seed"),
+        ("generate -m FOLDER x --stop", 2, "'--stop' requires an argument"),
+        ("generate -m FOLDER x --stop=", 1, "stop_strings must not be empty"),
+        ("generate -m FOLDER x --quantize int3", 1, "one of ['int8', 'int4'], not 'int3'"),
+        ("generate -m PACKED x --quantize int4", 1, "is quantised already"),
+        ("chat -m FOLDER --max-new-tokens 0", 1, "must be a positive integer, not 0"),
+        ("chat -m FOLDER --beams 2", 2, "No such option: --beams"),
+        ("tokenize x y", 2, "unexpected extra argument"),
+        ("info qwen2", 1, "tokenizer only, no config"),
         ("chat -m nobody/nothing", 1, "downloads are off"),
         ("chat -m FOLDER --sample --temperature -1", 1, "temperature must be a number above 0"),
         ("tokenize x --model ./nowhere", 1, "there is no folder './nowhere'"),
@@ -376,8 +398,12 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("download ./nowhere", 1, "there is no folder './nowhere'"),
     ],
 )
-def test_failures_are_one_sentence(folder, arguments, code, says):
-    result = run(*(str(folder) if word == "FOLDER" else word for word in arguments.split()))
+def test_failures_are_one_sentence(folder, tmp_path, arguments, code, says):
+    places = {"FOLDER": str(folder), "PACKED": str(tmp_path)}
+    if "PACKED" in arguments:
+        Qwen2ForCausalLM.from_pretrained(folder, quantize="int8").save_pretrained(tmp_path)
+        Qwen2TokenizerFast.from_pretrained(folder).save_pretrained(tmp_path)
+    result = run(*(places.get(word, word) for word in arguments.split()))
     assert result.exit_code == code and result.stdout == ""
     assert result.stderr.startswith("Error: ") and says in result.stderr
     only_a_sentence(result.stderr)

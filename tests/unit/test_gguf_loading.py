@@ -107,7 +107,7 @@ def test_another_config_is_refused(file):
     [
         ("FOLDER", "other.gguf", FileNotFoundError, "no file 'other.gguf'"),
         ("FOLDER", "../small.gguf", ValueError, "must be a plain file name"),
-        ("FOLDER", "small.bin", ValueError, "must be a plain file name that ends in .gguf"),
+        ("FOLDER", "small.bin", ValueError, "must be a plain file name ending in .gguf"),
         ("tiny", "small.gguf", ValueError, "is for folders and hub ids, not for 'tiny'"),
         ("FOLDER/small.bin", None, ValueError, "give the folder that holds it, or a GGUF file"),
     ],
