@@ -246,7 +246,6 @@ class StaticCache(Cache):
         self.pads = 0
 
 
-# What runs once a text, not once a step, looks at what it is given.
-for _name in ("__init__", "key_positions", "crop", "reorder"):
+for _name in ("__init__", "key_positions", "crop", "reorder"):  # not what runs at each step
     setattr(Cache, _name, checked(getattr(Cache, _name)))
 StaticCache.__init__ = checked(StaticCache.__init__)

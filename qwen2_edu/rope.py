@@ -100,11 +100,9 @@ def _check(rope: dict, D: int) -> None:
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(f"unknown rope type {kind!r}; known: {', '.join(_OPTIONS)}")
-    unknown = set(rope) - {"rope_type", "rope_theta"} - _OPTIONS[kind]
-    if unknown:
-        raise ValueError(
-            f"rope type {kind!r} has no option {sorted(unknown)}; known: {sorted(_OPTIONS[kind])}"
-        )
+    if unknown := sorted(set(rope) - {"rope_type", "rope_theta"} - _OPTIONS[kind]):
+        known = sorted(_OPTIONS[kind])
+        raise ValueError(f"rope type {kind!r} has no option {unknown}; known: {known}")
     given = dict.fromkeys(_RANGES) | rope
     check_numbers(given, _RANGES)
     one_of("truncate", given.get("truncate"), (True, False, None))

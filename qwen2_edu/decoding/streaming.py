@@ -66,8 +66,5 @@ class TextPieces:
 
     def of(self, ids: Iterable[int]) -> Iterator[str]:
         """The pieces of a whole answer; empty ones are left out."""
-        for token in ids:
-            if piece := self.push(token):
-                yield piece
-        if piece := self.flush():
-            yield piece
+        yield from filter(None, map(self.push, ids))
+        yield from filter(None, [self.flush()])

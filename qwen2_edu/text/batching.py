@@ -124,9 +124,8 @@ def batch(
             raise ValueError(f"rows of {few} to {many} tokens make no tensor: use padding=True")
         known = {"input_ids", *FILLERS}
         for name, column in columns.items():
-            kind = torch.long if name in known else None
-            columns[name] = torch.tensor(column, dtype=kind)
-            columns[name] = columns[name].numpy() if return_tensors == "np" else columns[name]
+            tensor = torch.tensor(column, dtype=torch.long if name in known else None)
+            columns[name] = tensor.numpy() if return_tensors == "np" else tensor
     result = BatchEncoding(columns)
     if words is not None:
         result.__dict__["_words"] = words

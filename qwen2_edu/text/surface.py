@@ -183,8 +183,7 @@ class Surface(Vocabulary):
             TypeError: not ids, such as tokens or floats.
             ValueError: a negative id.
         """
-        ids = token_ids.get("input_ids") if isinstance(token_ids, Mapping) else token_ids
-        ids = plain(ids)
+        ids = plain(token_ids.get("input_ids") if isinstance(token_ids, Mapping) else token_ids)
         ids = [ids] if type(ids) is int else ids
         if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):
             ids = list(ids)
