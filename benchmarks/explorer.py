@@ -74,6 +74,23 @@ CHOOSE = """([layer, head]) => new Promise((resolve) => {
   look();
 })"""
 
+# A key on the map or on the chosen head, until another map has been drawn.
+PRESS = """async ([place, key]) => {
+  const root = [...document.querySelectorAll(".qx")].at(-1);
+  const map = root.querySelector(".qx-maps canvas"), before = map.getAttribute("aria-label");
+  const heads = root.querySelector(".qx-heads");
+  const options = heads.querySelectorAll("[role=option]");
+  const chosen = heads.querySelector("[aria-selected=true]") ?? options[0];
+  const at = place === "map" ? map : chosen, start = performance.now();
+  at.focus();
+  at.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+  while (map.getAttribute("aria-label") === before && performance.now() - start < 30000) {
+    await new Promise(requestAnimationFrame);
+  }
+  await new Promise(requestAnimationFrame);
+  return performance.now() - start;
+}"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -4,6 +4,7 @@ from qwen2_edu import viz
 viz.attention_explorer(model, tokenizer, "A red kite")
 """
 
+from .beside import side_by_side
 from .chat import chat
 from .explorer import attention_explorer
 from .masks import masks
@@ -12,4 +13,13 @@ from .split import split
 from .steps import steps
 from .tokens import tokens
 
-__all__ = ["attention_explorer", "chat", "masks", "sampling", "split", "steps", "tokens"]
+__all__ = [
+    "attention_explorer",
+    "chat",
+    "masks",
+    "sampling",
+    "side_by_side",
+    "split",
+    "steps",
+    "tokens",
+]

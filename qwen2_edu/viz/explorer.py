@@ -171,11 +171,16 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     @traitlets.validate("layer", "head", "query")
     def _check(self, proposal: Any) -> int:
-        name, value, r = proposal["trait"].name, proposal["value"], self.recording
-        known = {"layer": r.layers, "head": range(r.maps.shape[1]), "query": range(len(r.ids))}
-        if value not in known[name]:
-            raise ValueError(f"{name}={value}: choose one of {known[name]}")
+        name, value = proposal["trait"].name, proposal["value"]
+        if value not in (known := self.choices(name)):
+            raise ValueError(f"{name}={value}: choose one of {known}")
         return value
+
+    def choices(self, name: str) -> Sequence[int]:
+        """What "layer", "head" or "query" can be."""
+        r = self.recording
+        known = {"layer": r.layers, "head": range(r.maps.shape[1]), "query": range(len(r.ids))}
+        return known[name]
 
     def _answer(self, _: Any, message: dict[str, Any], buffers: list) -> None:
         """The browser looks at something for the first time: send it."""
@@ -304,7 +309,12 @@ class AttentionExplorer(anywidget.AnyWidget):
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget, and a picture for where there is none: on GitHub, or without its kernel."""
+        """The widget, and a picture for where there is none, as on GitHub.
+
+        JupyterLab takes the picture only in a notebook that it does not trust. In a trusted one
+        that is opened again without its kernel it says "model not found", unless Settings ▸ Save
+        Widget State Automatically was on: then the widget itself is there, with the layer seen.
+        """
         if (bundle := super()._repr_mimebundle_(**kwargs)) is None:
             return None  # it is closed
         png = io.BytesIO()

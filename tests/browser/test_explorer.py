@@ -51,8 +51,8 @@ while not Path("go on").exists():
     time.sleep(0.1)
 """
 BESIDE = """
-from ipywidgets import HBox
-HBox([attention_explorer(model, tokenizer, "a cat"), attention_explorer(model, tokenizer, "a b")])
+from qwen2_edu.viz import side_by_side
+side_by_side(*(attention_explorer(model, tokenizer, text) for text in ("a cat", "a b")))
 """
 PADS, T, GUTTER = 2, 25, 88
 
@@ -949,12 +949,19 @@ def test_two_explorers_stand_side_by_side(lab):
     boxes = [one.bounding_box() for one in (left, right)]
     assert all(box["width"] >= 320 for box in boxes), boxes
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"] and boxes[0]["y"] == boxes[1]["y"]
-    right.locator("[data-layer='2'][data-head='3']").click()  # each chooses for itself
-    right.get_by_role("heading", name="Layer 2, head 3").wait_for()
+    right.locator("[data-layer='2'][data-head='3']").click()  # and they choose together
+    for one in (right, left):
+        one.get_by_role("heading", name="Layer 2, head 3").wait_for()
     left.locator("[data-layer='1'][data-head='1']").focus()
     lab.keyboard.press("Enter")
-    left.get_by_role("heading", name="Layer 1, head 1").wait_for()
-    assert right.get_by_role("heading", name="Layer 2, head 3").is_visible()
+    for one in (left, right):
+        one.get_by_role("heading", name="Layer 1, head 1").wait_for()
+    token(left, 4).click()  # the other text has no fifth token
+    eventually(lambda: left.locator(".qx-readout").inner_text()[:7], "Query 4")
+    assert not right.locator(".qx-readout").inner_text().startswith("Query 4")
+    token(left, 1).click()
+    for one in (left, right):
+        eventually(lambda one=one: one.locator(".qx-readout").inner_text()[:7], "Query 1")
     lab.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
     beside.locator(".qx").first.wait_for(state="detached")
 

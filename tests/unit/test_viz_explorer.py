@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 from qwen2_edu.attention import sdpa_attention
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
-from qwen2_edu.viz import attention_explorer, explorer, record
+from qwen2_edu.viz import attention_explorer, explorer, record, side_by_side
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
 
 BLAME = "rounding in 8 layers explains {}, so the cache may be at fault"
@@ -729,6 +729,44 @@ def test_the_figure_shows_the_chosen_head(model, bytewise, given):
     hatched = [text.get_text() for text in legend.get_texts()] if legend else []
     assert ("padding" in hatched) is (given == "padded")
     assert not legend or legend.get_frame().get_alpha() == 1  # no hatching behind its words
+
+
+# -- side by side ----------------------------------------------------------------------------------
+
+
+def test_two_texts_choose_together(model, bytewise):
+    left, right = (attention_explorer(model, bytewise, text) for text in (TEXT, "a cat"))
+    left.layer, left.head = 2, 3
+    assert list(side_by_side(left, right).children) == [left, right]
+    assert (right.layer, right.head) == (2, 3)
+    right.layer, left.head, left.query = 0, 5, 4
+    assert (
+        (left.layer, left.head, left.query) == (right.layer, right.head, right.query) == (0, 5, 4)
+    )
+    left.query = 15  # the other text ends before
+    assert right.query == 4
+    right.query = 1
+    assert left.query == 1
+
+
+def test_two_models_choose_together_as_far_as_both_have_it(model, bytewise, small_config):
+    deep = small_config(vocab_size=260, eos_token_id=256, num_hidden_layers=5)
+    left, right = (attention_explorer(m, bytewise, TEXT) for m in (model, Qwen2ForCausalLM(deep)))
+    side_by_side(left, right)
+    left.layer = 1
+    right.layer = 4
+    assert (left.layer, right.layer) == (1, 4)
+
+
+def test_what_does_not_stand_side_by_side_is_refused(model, bytewise):
+    one, two = (attention_explorer(model, bytewise, TEXT) for _ in range(2))
+    with pytest.raises(TypeError, match="expected what attention_explorer made, not str"):
+        side_by_side(one, TEXT)
+    with pytest.raises(ValueError, match="one explorer: make a second"):
+        side_by_side(one, one)
+    two.tokenizer = Qwen2TokenizerFast(bytewise.vocab, [], added_tokens={256: "<|end|>"})
+    with pytest.raises(ValueError, match="tokenizers differ, 259 and 257 tokens"):
+        side_by_side(one, two)
 
 
 # -- the browser's part ----------------------------------------------------------------------------

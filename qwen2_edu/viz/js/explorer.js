@@ -8,6 +8,8 @@ const HELP = "A bracket joins the query heads that share one key/value head. Bri
   + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
   + "it chooses its query and its key.";
 
+const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead
+
 export default { render };
 
 /** In a notebook: draw, and draw anew when Python has read another text. */
@@ -94,17 +96,21 @@ function explore(el, source) {
     for (const index of needed) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
     if (mine !== turn) return clearTimeout(waiting); // a later change draws
     state.key ??= shared.strongest(state); // a query was chosen: begin at what it looks at
-    const looks = state.sort === "cell" ? await shared.looking() : null;
-    clearTimeout(waiting);
-    if (mine !== turn) return;
-    ready.looks = looks;
-    if (notice.textContent === excuse) notice.textContent = "";
     if (ready.name !== state.colours) {
       Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });
     }
     root.classList.toggle("qx-comparing", Boolean(state.pinned));
-    for (const part of [overview, ...maps, text, steps, lens, cause, toolbar, legend]) part.draw();
+    for (const part of [...maps, text, steps, lens, cause, toolbar, legend]) part.draw();
     say(null);
+    const looks = state.sort === "cell" ? await shared.looking() : null; // of all heads: the map does not wait
+    clearTimeout(waiting);
+    if (mine !== turn) return;
+    ready.looks = looks;
+    if (notice.textContent === excuse) notice.textContent = "";
+    overview.draw();
+    for (const index of overview.beside()) { // likely to be looked at soon
+      if (T * T * data.heads < AHEAD) source.load(`layer ${index}`);
+    }
   }
 
   const repaint = () => ready.palette && (maps.forEach((map) => map.paint()), legend.draw());
@@ -122,6 +128,7 @@ function explore(el, source) {
   draw();
   return () => {
     for (const observer of [resized, themed]) observer.disconnect();
+    overview.close();
     dark.removeEventListener("change", repaint);
     window.removeEventListener("hashchange", elsewhere);
     source.close();

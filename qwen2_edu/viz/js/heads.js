@@ -18,15 +18,23 @@ function makeOverview(shared) {
   const help = h("p", { class: "qx-note" });
   const filter = h("span", { class: "qx-filter" }, order, keep, kept);
   const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
-  walkable(list, (option) => change({ ...headOf(option), ...fresh() }));
+  const beyond = (option, step) => { // in the grid: the same head, one layer on
+    const rows = [...list.querySelectorAll(".qx-layer")], row = rows[rows.indexOf(option.closest(".qx-layer")) + step];
+    return rows.length ? row?.querySelector(`[data-head="${option.dataset.head}"]`) ?? null : undefined;
+  };
+  walkable(list, (option) => change({ ...headOf(option), ...fresh() }), false, beyond);
   list.addEventListener("keydown", (event) => {
     const option = event.target.closest("[role=option]");
     if (event.key === "o" && option) switchHeads([headOf(option)]), event.stopPropagation();
   });
   let drawn = null, sought = null;
+  let made = new Map(), madeAs = null; // "layer.head" -> its element, for one view in one set of colours
+  const seen = new IntersectionObserver((changes) => { // a picture is drawn when it first comes into sight
+    for (const { isIntersecting, target } of changes) if (isIntersecting) fill(target), seen.unobserve(target);
+  }, { rootMargin: "100px" });
 
-  function thumbnail(layer, head, caption) {
-    const side = data.thumbnail, at = data.layers.indexOf(layer);
+  function fill(option) {
+    const side = data.thumbnail, { layer, head } = headOf(option), at = data.layers.findIndex(({ index }) => index === layer);
     const view = data.views.findIndex(({ name }) => name === state.view) * data.layers.length;
     const start = ((view + at) * data.heads + head) * side * side;
     const colours = new Uint32Array(side * side);
@@ -34,11 +42,26 @@ function makeOverview(shared) {
       const future = i % side > Math.floor(i / side);
       colours[i] = future ? 0 : ready.palette.words[ready.thumbnails[start + i]];
     }
+    pixels(side, colours, option.firstChild);
+  }
+
+  function thumbnail(layer, head, caption = "") {
+    const name = `${layer.index}.${head}`;
+    if (!made.has(name)) made.set(name, option(layer, head));
+    const [, small] = made.get(name).children;
+    if (small.textContent !== caption) small.textContent = caption;
+    return made.get(name);
+  }
+
+  function option(layer, head) {
+    const at = data.layers.indexOf(layer), side = data.thumbnail;
     const scores = data.behaviours.filter((b) => scoresOf(b)[at][head] !== null)
       .map((b) => `${b.label} ${scoresOf(b)[at][head].toFixed(2)}`).join(", ");
     const label = `Layer ${layer.index} head ${head}, key head ${keyHead(head)}, ${layer.badge}. ${scores}`;
-    return h("div", { role: "option", "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
-      pixels(side, colours), ...(caption ? [h("small", {}, caption)] : []));
+    const element = h("div", { role: "option", "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
+      h("canvas", { width: side, height: side }), h("small", {}));
+    seen.observe(element);
+    return element;
   }
 
   function grid() {
@@ -90,6 +113,8 @@ function makeOverview(shared) {
     order.value = state.highFirst ? "high" : "low";
     views.value = state.view;
     if (now !== drawn) {
+      const as = [state.colours, state.view].join();
+      if (as !== madeAs) seen.disconnect(), made = new Map(), madeAs = as;
       list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
       filter.hidden = !behaviour || !list.querySelector("[role=option]");
       columns.hidden = Boolean(behaviour);
@@ -100,7 +125,7 @@ function makeOverview(shared) {
     }
     heat.element.hidden = !behaviour || !many;
     if (!heat.element.hidden) heat.draw(scoresOf(behaviour), behaviour.label);
-    const is = (at) => (option) => at && headOf(option).layer === at.layer && headOf(option).head === at.head;
+    const is = (at) => ({ dataset }) => at && dataset.layer === `${at.layer}` && dataset.head === `${at.head}`;
     for (const option of list.querySelectorAll("[role=option]")) {
       option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
       option.classList.toggle("qx-off", isOff(headOf(option)));
@@ -108,6 +133,15 @@ function makeOverview(shared) {
     const one = mark(list, is(state));
     if (one && one !== sought) bring(one);
     sought = one;
+  }
+
+  /** Layers of the heads where an arrow key would lead, and of the layers before and after. */
+  function beside() {
+    const options = [...list.querySelectorAll("[role=option]")], at = options.indexOf(sought);
+    const near = at < 0 ? [] : options.slice(Math.max(0, at - 1), at + 3).map((option) => headOf(option).layer);
+    const place = data.layers.findIndex(({ index }) => index === state.layer);
+    const next = [data.layers[place + 1], data.layers[place - 1]].filter(Boolean).map(({ index }) => index);
+    return new Set([...near, ...next]);
   }
 
   /** Scroll the box, and not the page, to a head. */
@@ -119,5 +153,5 @@ function makeOverview(shared) {
   }
   const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), h("label", {}, "Weights ", views), filter);
   const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
-  return { draw, element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
+  return { draw, beside, close: () => seen.disconnect(), element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
 }

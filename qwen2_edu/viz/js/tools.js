@@ -32,8 +32,9 @@ const clip = (text, length) => {
   return chars.length > length ? chars.slice(0, length - 1).join("") + "…" : text;
 };
 
-/** Arrow keys walk over the options of a listbox, of which one at a time can be tabbed to. */
-function walkable(list, choose, backwards = false) {
+/** Arrow keys walk over the options of a listbox, of which one at a time can be tabbed to. beyond(option,
+ * step): the one above or below, where that is known; else the nearest is looked for. */
+function walkable(list, choose, backwards = false, beyond = () => undefined) {
   list.addEventListener("keydown", (event) => {
     const options = [...list.querySelectorAll("[role=option]")];
     const here = event.target.closest("[role=option]");
@@ -44,7 +45,10 @@ function walkable(list, choose, backwards = false) {
     else if (event.key === "Enter" || event.key === " ") next = here;
     else if (event.key === "ArrowLeft") next = options[at + (backwards ? 1 : -1)];
     else if (event.key === "ArrowRight") next = options[at + (backwards ? -1 : 1)];
-    else if (event.key === "ArrowUp" || event.key === "ArrowDown") next = neighbour(options, here, event.key);
+    else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+      next = beyond(here, event.key === "ArrowUp" ? -1 : 1);
+      if (next === undefined) next = neighbour(options, here, event.key);
+    }
     else return;
     event.preventDefault();
     event.stopPropagation(); // a notebook would move to another cell
@@ -70,12 +74,14 @@ function neighbour(options, from, key) {
   return Number.isFinite(best) ? options[distances.indexOf(best)] : null;
 }
 
+/** One option becomes the chosen one. Of thousands only those are touched that change. */
 function mark(list, chosen) {
+  const put = (option, name, value) => option.getAttribute(name) !== value && option.setAttribute(name, value);
   const options = [...list.querySelectorAll("[role=option]")];
   const one = options.find(chosen) ?? null;
   for (const option of options) {
-    option.setAttribute("aria-selected", option === one);
-    option.tabIndex = option === (one ?? options[0]) ? 0 : -1;
+    put(option, "aria-selected", `${option === one}`);
+    put(option, "tabindex", option === (one ?? options[0]) ? "0" : "-1");
   }
   return one;
 }
@@ -124,8 +130,7 @@ function palette(bytes, name) {
 }
 
 /** A square of pixels: colours[i] each, 0 = transparent. */
-function pixels(side, colours) {
-  const canvas = h("canvas", { width: side, height: side });
+function pixels(side, colours, canvas = h("canvas", { width: side, height: side })) {
   canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colours.buffer), side, side), 0, 0);
   return canvas;
 }
