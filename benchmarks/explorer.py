@@ -5,6 +5,8 @@ The peers, bertviz and circuitsvis, get the same weights; install them for this 
 they write loads its JavaScript from the network, so only the making is timed.
 
     python benchmarks/explorer.py [--rounds 5] [--json figures.json]
+    python benchmarks/explorer.py --only browser --model released --lengths 120
+    python benchmarks/explorer.py --only scale      # random maps of the large models' shapes
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from tests.browser.lab import (  # noqa: E402
     running_jupyterlab,
 )
 
-LENGTHS = (64, 256, 512)
+LENGTHS = [64, 256, 512]
+SHAPES = [(24, 14, 2), (28, 28, 4), (80, 64, 8)]  # layers, heads, key/value heads: 0.5B, 7B, 72B
 LOAD = """
 import time, torch
 from qwen2_edu import AutoModelForCausalLM, AutoTokenizer
@@ -97,11 +100,18 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="in tokens")
+    parser.add_argument("--only", choices=["sizes", "browser", "peers", "scale"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {"sizes": sizes(arguments.model)}
-    figures["browser"] = in_the_browser(arguments.model, arguments.rounds)
-    figures["peers"] = peers(arguments.model, arguments.rounds)
+    LENGTHS[:] = arguments.lengths
+    kinds = {
+        "sizes": lambda: sizes(arguments.model),
+        "browser": lambda: in_the_browser(arguments.model, arguments.rounds),
+        "peers": lambda: peers(arguments.model, arguments.rounds),
+        "scale": lambda: scale(arguments.rounds),
+    }
+    figures = {kind: measure() for kind, measure in kinds.items() if arguments.only in (None, kind)}
     report(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -143,6 +153,50 @@ def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
             again[length] += [page.evaluate(CHOOSE, [layer, 2]) for layer in (0, 3)]
     kinds = {"call to paint": paints, "head of a new layer": first, "head of a known layer": again}
     return {n: {kind: statistics.median(by[n]) for kind, by in kinds.items()} for n in LENGTHS}
+
+
+def scale(rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds to the first paint of random maps of 120 tokens, and from a key to its map."""
+    calls = [shape for shape in SHAPES for _ in range(rounds)]
+    load = (
+        f"import time\nfrom tests.browser.shapes import random_explorer\ncalls = enumerate({calls})"
+    )
+    make = "number, shape = next(calls)\nexplorer = random_explorer(*shape, 120)"
+    show = 'print(f"call {number} at {time.time() * 1000}")\nexplorer'
+    found: dict[str, dict[str, list[float]]] = {}
+    with (
+        tempfile.TemporaryDirectory() as home,
+        running_jupyterlab(Path(home)) as running,
+        running_chromium() as browser,
+    ):
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        for call, shape in enumerate(calls):
+            if call == 0:
+                open_notebook(page, *running, "scale.ipynb", [load, *[make, show] * len(calls)])
+                run_cell(page)
+            page.evaluate("jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
+            page.wait_for_function(
+                "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
+            )
+            run_cell(page)
+            end = page.evaluate(PAINTED, call)
+            printed = page.locator(".jp-OutputArea-output", has_text=f"call {call} at").inner_text()
+            by = found.setdefault("{} layers of {} heads".format(*shape), {})
+            by.setdefault("paint", []).append(end - float(re.search(r"at ([\d.]+)", printed)[1]))
+            keys = [("map", "ArrowUp"), ("map", "ArrowLeft"), ("head", "ArrowRight")] * 2
+            for place, key in keys:
+                by.setdefault(f"key on the {place}", []).append(page.evaluate(PRESS, [place, key]))
+                page.wait_for_timeout(300)
+            page.locator(".qx").last.get_by_label("Heads by").select_option("layer")
+            page.wait_for_timeout(1000)
+            for key in ("ArrowDown", "ArrowRight") * 2:
+                by.setdefault("key in the grid", []).append(page.evaluate(PRESS, ["head", key]))
+                page.wait_for_timeout(300)
+    return {
+        shape: {kind: statistics.median(times) for kind, times in by.items()}
+        for shape, by in found.items()
+    }
 
 
 def peers(name: str, rounds: int) -> dict[str, dict[int, list[float]]]:
@@ -192,20 +246,19 @@ def tokens(length: int) -> torch.Tensor:
 
 
 def report(figures: dict) -> None:
-    print("In JupyterLab, medians in ms:")
-    for length, row in figures["browser"].items():
-        size = figures["sizes"][length]
-        told = ", ".join(f"{kind} {ms:.0f}" for kind, ms in row.items())
-        print(
-            f"  {length} tokens: {told}; page {size['page']:.2f} MB, layer {size['layer']:.2f} MB"
-        )
-    print("Making it, ms and MB of HTML:")
-    for maker, rows in figures["peers"].items():
+    for length, size in figures.get("sizes", {}).items():
+        print(f"{length} tokens: page {size['page']:.2f} MB, layer {size['layer']:.2f} MB")
+    for kind in ("browser", "scale"):
+        for what, row in figures.get(kind, {}).items():
+            told = ", ".join(f"{step} {ms:.0f}" for step, ms in row.items())
+            what = what if kind == "scale" else f"{what} tokens"
+            print(f"In JupyterLab, medians in ms, {what}: {told}")
+    for maker, rows in figures.get("peers", {}).items():
         told = ", ".join(f"{n}: {ms:.0f} ms {mb:.2f} MB" for n, (ms, mb) in rows.items())
-        print(f"  {maker}: {told}")
+        print(f"Making it, ms and MB of HTML, {maker}: {told}")
     for peer in ("bertviz", "circuitsvis"):
-        if not importlib.util.find_spec(peer):
-            print(f"  {peer}: not measured, since it is not installed")
+        if "peers" in figures and not importlib.util.find_spec(peer):
+            print(f"{peer}: not measured, since it is not installed")
 
 
 if __name__ == "__main__":
