@@ -158,11 +158,11 @@ def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
 def scale(rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds to the first paint of random maps of 120 tokens, and from a key to its map."""
     calls = [shape for shape in SHAPES for _ in range(rounds)]
-    load = (
-        f"import time\nfrom tests.browser.shapes import random_explorer\ncalls = enumerate({calls})"
-    )
-    make = "number, shape = next(calls)\nexplorer = random_explorer(*shape, 120)"
-    show = 'print(f"call {number} at {time.time() * 1000}")\nexplorer'
+    load = "import time\nfrom tests.browser.shapes import random_explorer\n"
+    show = """number, shape = next(calls)
+explorer = random_explorer(*shape, 120)
+print(f"call {number} at {time.time() * 1000}")
+explorer"""
     found: dict[str, dict[str, list[float]]] = {}
     with (
         tempfile.TemporaryDirectory() as home,
@@ -171,15 +171,10 @@ def scale(rounds: int) -> dict[str, dict[str, float]]:
     ):
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(PATIENCE)
+        open_notebook(page, *running, "scale.ipynb", [f"{load}calls = enumerate({calls})", show])
+        run_cell(page)
         for call, shape in enumerate(calls):
-            if call == 0:
-                open_notebook(page, *running, "scale.ipynb", [load, *[make, show] * len(calls)])
-                run_cell(page)
-            page.evaluate("jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
-            page.wait_for_function(
-                "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
-            )
-            run_cell(page)
+            page.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
             end = page.evaluate(PAINTED, call)
             printed = page.locator(".jp-OutputArea-output", has_text=f"call {call} at").inner_text()
             by = found.setdefault("{} layers of {} heads".format(*shape), {})
