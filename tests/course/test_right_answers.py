@@ -7,6 +7,7 @@ comes from the solutions.
 from __future__ import annotations
 
 import bisect
+import codecs
 import itertools
 import math
 import re
@@ -44,6 +45,20 @@ def match_with_two_ends(piece, vocab):
         tokens.append(piece[start:end])
         start = end
     return tokens
+
+
+def match_in_numpy(piece, vocab):
+    start, tokens = 0, []
+    while start < len(piece):
+        fits = np.array([piece[start:e] in vocab for e in range(start + 1, len(piece) + 1)])
+        tokens.append(piece[start : start + 1 + int(fits.nonzero()[0].max())])
+        start += len(tokens[-1])
+    return tokens
+
+
+def stream_by_decoder(chunks):
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    return [decoder.decode(chunk) for chunk in chunks]
 
 
 def stream_by_error_position(chunks):
@@ -116,6 +131,15 @@ def norm_gradient_formula(x, weight, upstream, eps):
     s = 1 / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
     g = upstream * weight
     return s * g - s**3 * x * (g * x).sum(-1, keepdim=True) / E
+
+
+def norm_gradient_einsum(x, weight, upstream, eps):
+    """By the matrix of derivatives of each row, s - s^3 x x^T / E."""
+    E = x.shape[-1]
+    s = (torch.einsum("te,te->t", x, x) / E + eps) ** -0.5
+    outer = torch.einsum("t,ti,tj->tij", s**3 / E, x, x)
+    matrix = torch.einsum("t,ij->tij", s, torch.eye(E)) - outer
+    return torch.einsum("tij,j,tj->ti", matrix, weight, upstream)
 
 
 def norm_gradient_numpy(x, weight, upstream, eps):
@@ -347,6 +371,13 @@ def ring_torch(read, window):
     return slots
 
 
+def ring_by_writing(read, window):
+    slots = [-1] * window
+    for position in range(read):
+        slots[position % window] = position
+    return tuple(slots)
+
+
 def earliest_loop(position, sliding, window):
     for slides in sliding:
         position = max(0, position - window + 1) if slides else 0
@@ -412,6 +443,20 @@ def block_copied(x, attention, mlp, first, second):
     return out
 
 
+def block_stacked(x, attention, mlp, first, second):
+    parts = [x, attention(first(x))]
+    parts.append(mlp(second(torch.stack(parts).sum(0))))
+    return torch.stack(parts).sum(0)
+
+
+def block_einsum(x, attention, mlp, first, second):
+    def add(*pair):
+        return torch.einsum("n...->...", torch.stack(pair))
+
+    x = add(x, attention(first(x)))
+    return add(x, mlp(second(x)))
+
+
 # --- 08
 
 
@@ -450,6 +495,10 @@ def first_torch(rows, tolerance):
     return rows[beyond[0]][0] if len(beyond) else None
 
 
+def first_by_search(rows, tolerance):
+    return next((name for name, gap in rows if not gap <= tolerance), None)
+
+
 # --- 0: the piece of each lesson
 
 
@@ -474,6 +523,34 @@ def merge_recursively(piece, ranks):
         return parts
     i = int(np.argmin(pairs))
     return merge_recursively((*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]), ranks)
+
+
+def merge_by_rounds(piece, ranks):
+    """All places of the best pair in one round."""
+    tokens = [piece[i : i + 1] for i in range(len(piece))]
+    while pairs := {a + b for a, b in itertools.pairwise(tokens)} & ranks.keys():
+        best, merged = min(pairs, key=ranks.get), []
+        for token in tokens:
+            joins = merged and merged[-1] + token == best
+            merged = [*merged[:-1], best] if joins else [*merged, token]
+        tokens = merged
+    return tokens
+
+
+def merge_by_sorting(piece, ranks):
+    cuts = list(range(len(piece) + 1))
+    while True:
+        ways = zip(range(1, len(cuts)), cuts, cuts[2:], strict=False)
+        ways = sorted((ranks[piece[a:b]], i) for i, a, b in ways if piece[a:b] in ranks)
+        if not ways:
+            return [piece[a:b] for a, b in itertools.pairwise(cuts)]
+        del cuts[ways[0][1]]
+
+
+def norm_numpy(x, weight, eps):
+    wide = x.float().numpy()
+    unit = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps)
+    return torch.from_numpy(unit).to(x.dtype) * weight
 
 
 def norm_loop(x, weight, eps):
@@ -573,6 +650,19 @@ def visible_back(q_pos, k_pos, window):
     return ((back >= 0) & near & (k_pos >= 0)[:, None]).unsqueeze(1)
 
 
+def visible_outer(q_pos, k_pos, window):
+    reach = 1 << 40 if window is None else window
+    rows = [
+        torch.le(k[None], q[:, None]) & torch.gt(k[None], q[:, None] - reach) & k.ge(0)
+        for q, k in zip(q_pos, k_pos, strict=True)
+    ]
+    return torch.stack(rows)[:, None]
+
+
+def swiglu_torch(x, gate, up, down):
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+
 def swiglu_units(x, gate, up, down):
     out = torch.zeros_like(x)
     for g, u, d in zip(gate, up, down.T, strict=True):
@@ -616,15 +706,26 @@ def logits_one_hot(ids, table, blocks, norm):
     return norm(x).numpy() @ table.numpy().T
 
 
+def logits_by_rows(ids, table, blocks, norm):
+    texts = []
+    for row in ids:
+        x = torch.stack([table[int(i)] for i in row])[None]
+        for attention, mlp, first, second in blocks:
+            x = x + attention(first(x))
+            x = x + mlp(second(x))
+        texts.append(norm(x) @ table.T)
+    return torch.cat(texts)
+
+
 PIECES = {
-    "ex01_0": [merge_pairs, merge_recursively],
-    "ex02_0": [norm_loop, norm_functional, norm_einsum],
+    "ex01_0": [merge_pairs, merge_recursively, merge_by_rounds, merge_by_sorting],
+    "ex02_0": [norm_loop, norm_functional, norm_einsum, norm_numpy],
     "ex03_0": [rope_pairs, rope_complex, rope_numpy, rope_roll],
     "ex04_0": [heads_loop, heads_sdpa, heads_einsum, heads_numpy],
     "ex05_0": [heads_loop, heads_sdpa, heads_einsum, heads_numpy],
-    "ex06_0": [visible_loop, visible_numpy, visible_back],
-    "ex07_0": [swiglu_units, swiglu_numpy, swiglu_einsum],
-    "ex08_0": [logits_recursive, logits_in_place, logits_one_hot],
+    "ex06_0": [visible_loop, visible_numpy, visible_back, visible_outer],
+    "ex07_0": [swiglu_units, swiglu_numpy, swiglu_einsum, swiglu_torch],
+    "ex08_0": [logits_recursive, logits_in_place, logits_one_hot, logits_by_rows],
 }
 
 GROWTH = (1 + 0.1 * math.log(8)) ** 2
@@ -638,8 +739,13 @@ RIGHT = {
         lambda text: token_to_text(bytes(text, "utf8")),
         lambda text: "".join(BYTE_TO_CHAR[int(b)] for b in np.frombuffer(text.encode(), np.uint8)),
     ],
-    "ex01_2": [match_by_regex, match_recursively, match_with_two_ends],
-    "ex01_3": [stream_by_error_position, stream_by_difference, stream_by_lead_byte],
+    "ex01_2": [match_by_regex, match_recursively, match_with_two_ends, match_in_numpy],
+    "ex01_3": [
+        stream_by_error_position,
+        stream_by_difference,
+        stream_by_lead_byte,
+        stream_by_decoder,
+    ],
     "ex01_4": [
         groups_backwards,
         lambda d: [d[max(0, e - 3) : e] for e in range(len(d) % 3 or 3, len(d) + 1, 3)],
@@ -678,6 +784,7 @@ RIGHT = {
         norm_gradient_formula,
         norm_gradient_numpy,
         norm_gradient_loop,
+        norm_gradient_einsum,
     ],
     "ex03_1": [turn_by_matrix, turn_complex, turn_numpy, turn_loop],
     "ex03_2": [
@@ -742,7 +849,7 @@ RIGHT = {
         lambda n, use, first: use & (np.arange(n) >= first),
         lambda n, use, first: (torch.arange(n) >= first) & use,
     ],
-    "ex06_3": [ring_by_slot, ring_numpy, ring_torch],
+    "ex06_3": [ring_by_slot, ring_numpy, ring_torch, ring_by_writing],
     "ex06_4": [
         earliest_loop,
         lambda p, sliding, w: 0 if False in sliding else max(p - (w - 1) * len(sliding), 0),
@@ -769,7 +876,7 @@ RIGHT = {
         lambda E: int(np.ceil(8 * E / 384)) * 128,
         lambda E: (8 * E + 383) // 384 * 128,
     ],
-    "ex07_5": [block_steps, block_copied],
+    "ex07_5": [block_steps, block_copied, block_stacked, block_einsum],
     "ex08_1": [
         lambda n, tied: 12 * n + 3 - tied,
         lambda n, tied: sum(12 for _ in range(n)) + (2 if tied else 3),
@@ -777,7 +884,7 @@ RIGHT = {
         lambda n, tied: torch.tensor(12 * n + 2 + (not tied)),
     ],
     "ex08_2": [next_gather, next_int32, next_numpy, next_list],
-    "ex08_3": [first_loop, first_numpy, first_torch],
+    "ex08_3": [first_loop, first_numpy, first_torch, first_by_search],
     "ex08_4": [
         "layer 1, after attention",
         "Layer 1, after attention",

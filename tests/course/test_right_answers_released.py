@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -83,11 +84,34 @@ def name_loop(name):
     return f"{stem}{'_proj' * short}.{leaf}"
 
 
+PARTS = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_output": "self_attn.o_proj",
+    **{f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"},
+    **{f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+}
+OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def name_by_table(name):
+    match name.split("."):
+        case ["blk", i, part, leaf]:
+            return f"model.layers.{i}.{PARTS[part]}.{leaf}"
+        case [part, leaf]:
+            return f"{OUTSIDE[part]}.{leaf}"
+
+
+def name_by_regex(name):
+    name = re.sub(r"^blk\.(\d+)\.(\w+)", lambda m: f"model.layers.{m[1]}.{PARTS[m[2]]}", name)
+    return re.sub(r"^(output_norm|output|token_embd)\b", lambda m: OUTSIDE[m[1]], name)
+
+
 RIGHT = {
     "ex09_1": [span_loop, span_from_the_end, span_numpy, span_torch],
     "ex09_2": [block_loop, block_struct, block_numpy, block_torch],
-    "ex09_3": [name_loop, parameter_name],
-    "ex09_4": [ex09.HURT, f" {ex09.HURT.upper()} "],
+    "ex09_3": [name_loop, parameter_name, name_by_table, name_by_regex],
+    "ex09_4": [ex09.HURT, f" {ex09.HURT.upper()} ", ex09.HURT.title(), f"{ex09.HURT}\n"],
 }
 
 
