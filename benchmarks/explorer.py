@@ -19,8 +19,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +39,6 @@ from tests.browser.lab import (  # noqa: E402
     running_jupyterlab,
 )
 
-LENGTHS = [64, 256, 512]
 SHAPES = [(24, 14, 2), (28, 28, 4), (80, 64, 8)]  # layers, heads, key/value heads: 0.5B, 7B, 72B
 LOAD = """
 import time, torch
@@ -100,16 +101,16 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="in tokens")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 512], help="in tokens")
     parser.add_argument("--only", choices=["sizes", "browser", "peers", "scale"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    LENGTHS[:] = arguments.lengths
+    name, lengths, rounds = arguments.model, arguments.lengths, arguments.rounds
     kinds = {
-        "sizes": lambda: sizes(arguments.model),
-        "browser": lambda: in_the_browser(arguments.model, arguments.rounds),
-        "peers": lambda: peers(arguments.model, arguments.rounds),
-        "scale": lambda: scale(arguments.rounds),
+        "sizes": lambda: sizes(name, lengths),
+        "browser": lambda: in_the_browser(name, lengths, rounds),
+        "peers": lambda: peers(name, lengths, rounds),
+        "scale": lambda: scale(rounds),
     }
     figures = {kind: measure() for kind, measure in kinds.items() if arguments.only in (None, kind)}
     report(figures)
@@ -117,22 +118,20 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def sizes(name: str) -> dict[int, dict[str, float]]:
+def sizes(name: str, lengths: list[int]) -> dict[int, dict[str, float]]:
     """MB of the page, and of one layer on its way."""
     model, tokenizer = load(name)
     found = {}
-    for length in LENGTHS:
+    for length in lengths:
         shown = attention_explorer(model, tokenizer, {"input_ids": tokens(length)})
         page = len(shown.to_html().encode())
         found[length] = {"page": page / 1e6, "layer": len(shown.payload(0)) / 1e6}
     return found
 
 
-def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
-    """Milliseconds from the call to the paint, and from a click on a head to its map."""
-    calls = [length for length in LENGTHS for _ in range(rounds)]
-    cells = [LOAD.format(name=name, lengths=calls), SHOW]
-    paints, first, again = ({length: [] for length in LENGTHS} for _ in range(3))
+@contextmanager
+def notebook(*cells: str) -> Iterator[Any]:
+    """The page of a notebook of these cells in JupyterLab, of which the first has been run."""
     with (
         tempfile.TemporaryDirectory() as home,
         running_jupyterlab(Path(home)) as running,
@@ -140,19 +139,32 @@ def in_the_browser(name: str, rounds: int) -> dict[int, dict[str, float]]:
     ):
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(PATIENCE)
-        open_notebook(page, *running, "bench.ipynb", cells)
+        open_notebook(page, *running, "bench.ipynb", list(cells))
         run_cell(page)
+        yield page
+
+
+def painted(page: Any, call: int) -> float:
+    """Milliseconds from what a cell prints, "call 3 at 17…", to the explorer on the screen."""
+    end = page.evaluate(PAINTED, call)
+    printed = page.locator(".jp-OutputArea-output", has_text=f"call {call} at").inner_text()
+    return end - float(re.search(r"at ([\d.]+)", printed)[1])
+
+
+def in_the_browser(name: str, lengths: list[int], rounds: int) -> dict[int, dict[str, float]]:
+    """Milliseconds from the call to the paint, and from a click on a head to its map."""
+    calls = [length for length in lengths for _ in range(rounds)]
+    paints, first, again = ({length: [] for length in lengths} for _ in range(3))
+    with notebook(LOAD.format(name=name, lengths=calls), SHOW) as page:
         for call, length in enumerate(calls):
             page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
-            end = page.evaluate(PAINTED, call)
-            printed = page.locator(".jp-OutputArea-output", has_text=f"call {call} at").inner_text()
-            paints[length].append(end - float(re.search(r"at ([\d.]+)", printed)[1]))
+            paints[length].append(painted(page, call))
             # Above 100 heads it opens on a ranking: the grid has them all.
             page.locator(".qx").last.get_by_label("Heads by").select_option("layer")
             first[length].append(page.evaluate(CHOOSE, [3, 1]))  # its layer has to be fetched
             again[length] += [page.evaluate(CHOOSE, [layer, 2]) for layer in (0, 3)]
     kinds = {"call to paint": paints, "head of a new layer": first, "head of a known layer": again}
-    return {n: {kind: statistics.median(by[n]) for kind, by in kinds.items()} for n in LENGTHS}
+    return {n: {kind: statistics.median(by[n]) for kind, by in kinds.items()} for n in lengths}
 
 
 def scale(rounds: int) -> dict[str, dict[str, float]]:
@@ -164,21 +176,12 @@ explorer = random_explorer(*shape, 120)
 print(f"call {number} at {time.time() * 1000}")
 explorer"""
     found: dict[str, dict[str, list[float]]] = {}
-    with (
-        tempfile.TemporaryDirectory() as home,
-        running_jupyterlab(Path(home)) as running,
-        running_chromium() as browser,
-    ):
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-        open_notebook(page, *running, "scale.ipynb", [f"{load}calls = enumerate({calls})", show])
-        run_cell(page)
+    with notebook(f"{load}calls = enumerate({calls})", show) as page:
         for call, shape in enumerate(calls):
             page.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
-            end = page.evaluate(PAINTED, call)
-            printed = page.locator(".jp-OutputArea-output", has_text=f"call {call} at").inner_text()
+            paint = painted(page, call)
             by = found.setdefault("{} layers of {} heads".format(*shape), {})
-            by.setdefault("paint", []).append(end - float(re.search(r"at ([\d.]+)", printed)[1]))
+            by.setdefault("paint", []).append(paint)
             keys = [("map", "ArrowUp"), ("map", "ArrowLeft"), ("head", "ArrowRight")] * 2
             for place, key in keys:
                 by.setdefault(f"key on the {place}", []).append(page.evaluate(PRESS, [place, key]))
@@ -194,11 +197,11 @@ explorer"""
     }
 
 
-def peers(name: str, rounds: int) -> dict[str, dict[int, list[float]]]:
+def peers(name: str, lengths: list[int], rounds: int) -> dict[str, dict[int, list[float]]]:
     """Milliseconds to make what is shown, and its MB: ours as a page, the peers' as HTML."""
     model, tokenizer = load(name)
     found: dict[str, dict[int, list[float]]] = {}
-    for length in LENGTHS:
+    for length in lengths:
         for maker, make in makers(model, tokenizer, tokens(length)).items():
             found.setdefault(maker, {})[length] = [timed(make, rounds), len(make().encode()) / 1e6]
     return found

@@ -124,6 +124,12 @@ def run_cell(page: Any) -> None:
     page.evaluate("jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
 
 
+def wait_for_kernel(page: Any) -> None:
+    """Wait until what runs in the notebook is done."""
+    kernel = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.wait_for_function(f"{kernel}.status === 'idle'")
+
+
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
     for _ in range(PATIENCE // 500):
         if server.poll() is not None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.browser.lab import open_notebook, run_cell
+from tests.browser.lab import open_notebook, run_cell, wait_for_kernel
 from tests.browser.test_explorer import SETUP, eventually, readout, selected
 
 pytestmark = pytest.mark.browser
@@ -31,9 +31,7 @@ def test_a_trusted_notebook_without_its_kernel(jupyterlab, new_page, saves_state
         run_cell(page)
         page.wait_for_selector(".qx-heads [role=option]")
         expected = [readout(page), selected(page)]
-        page.wait_for_function(
-            "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
-        )
+        wait_for_kernel(page)
         page.evaluate("jupyterapp.commands.execute('docmanager:save')")
     finally:
         if saves_state:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from benchmarks.explorer import PAINTED, PRESS
-from tests.browser.lab import open_notebook, run_cell
+from benchmarks.explorer import PRESS, painted
+from tests.browser.lab import open_notebook, run_cell, wait_for_kernel
 from tests.browser.shapes import random_explorer
 
 pytestmark = pytest.mark.browser
@@ -32,13 +31,9 @@ def test_many_heads_paint_and_answer_at_once(jupyterlab, new_page, shape):
     page, twin, (layers, heads, _) = new_page(), random_explorer(*shape), shape
     open_notebook(page, *jupyterlab, f"{layers}.ipynb", [MAKE.format(*shape), SHOW])
     run_cell(page)
-    page.wait_for_function(
-        "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
-    )
+    wait_for_kernel(page)
     run_cell(page)
-    end = page.evaluate(PAINTED, 0)
-    printed = page.locator(".jp-OutputArea-output", has_text="call 0 at").inner_text()
-    assert end - float(re.search(r"at ([\d.]+)", printed)[1]) < PAINT
+    assert painted(page, 0) < PAINT
     title = page.locator(".qx-maps h3").first
     assert title.inner_text() == f"Layer {twin.layer}, head {twin.head}"
     options = page.locator(".qx-heads [role=option]")

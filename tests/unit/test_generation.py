@@ -169,17 +169,10 @@ IMPOSSIBLE = [
     ({"do_sample": True, "top_p": 0.0}, r"top_p.*\(0, 1\].*0.0"),
     ({"do_sample": True, "top_p": 1.1}, "top_p.*1.1"),
     ({"do_sample": True, "top_k": -1}, "top_k.*0 or more, not -1"),
-    ({"do_sample": "yes"}, "do_sample.*'yes'"),
     ({"temperature": "0.7"}, "temperature must be a number, not '0.7'"),
     ({"repetition_penalty": "1.1"}, "repetition_penalty must be a number above 0, not '1.1'"),
-    ({"eos_token_id": "a"}, "eos_token_id must be int.*'a'"),
-    ({"eos_token_id": [1, 2.5]}, "eos_token_id must be int.*2.5"),
-    ({"pad_token_id": "a"}, "pad_token_id must be an integer.*, not 'a'"),
-    ({"seed": 1.5, "do_sample": True}, "seed must be an integer.*, not 1.5"),
-    ({"attention_mask": [[1] * 5]}, r"attention_mask must be Tensor.*\[\[1, 1"),
-    ({"past_key_values": [1]}, r"past_key_values must be Cache.*\[1\]"),
-    ({"vocab_limit": "9"}, "vocab_limit must be int . None, not '9'"),
-    ({"generator": 1}, "generator must be Generator . None, not 1"),
+    ({"pad_token_id": "a"}, r"pad_token_id must be an integer in \[-2,147,.*,647\], not 'a'"),
+    ({"seed": 1.5, "do_sample": True}, r"seed must be an integer in \[-9,223,.*,615\], not 1.5"),
     ({"do_sample": True, "top_k": 2.5}, "top_k.*2.5"),
     ({"do_sample": True, "min_p": 1.5}, "min_p.*1.5"),
     ({"repetition_penalty": 0.0}, "repetition_penalty.*0.0"),
@@ -198,12 +191,8 @@ IMPOSSIBLE = [
     ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size.*0 or more, not -1"),
     ({"bad_words_ids": [[97]]}, r"bad_words_ids hold \[97\]: each is ids from 0 to 96"),
     ({"bad_words_ids": [[]]}, r"bad_words_ids hold \[\]"),
-    ({"bad_words_ids": [3]}, r"bad_words_ids must be list\[list\[int\]\]"),
     ({"max_time": "1"}, "max_time must be a number.*'1'"),
-    ({"use_cache": 1}, "use_cache must be bool.*, not 1"),
-    ({"output_scores": "yes"}, "output_scores must be bool.*, not 'yes'"),
     ({"inputs": IDS}, "inputs and input_ids"),
-    ({"use_cache": False, "past_key_values": "cache"}, "past_key_values must be Cache"),
     ({"use_cache": False, "cache_implementation": "static"}, "need use_cache=True"),
     ({"typical_p": 0.9}, "typical_p=0.9 is not offered.*logits_processor"),
     ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 is not offered.*num_beams"),
@@ -213,16 +202,36 @@ IMPOSSIBLE = [
     ({"inputs_embeds": IDS}, r"inputs_embeds must be \(B, T, 48\), not \(1, 5\)"),
     ({"inputs_embeds": torch.zeros(1, 4, 48)}, r"\(1, 5\) do not go with inputs_embeds \(1, 4, 48"),
     ({"inputs_embeds": torch.zeros(1, 5, 48).half()}, "torch.float16 .* torch.float32"),
-    ({"inputs_embeds": [1]}, "inputs_embeds must be Tensor"),
     ({"seed": 1, "generator": torch.Generator(), "do_sample": True}, "seed=1.*generator"),
     ({"attention_mask": torch.ones(1, 4)}, r"\(1, 4\).*\(1, 5\)"),
     ({"attention_mask": torch.zeros(1, 5)}, "row 0 of attention_mask shows no token"),
 ]
+OF_ANOTHER_TYPE = [
+    ({"do_sample": "yes"}, "do_sample.*'yes'"),
+    ({"eos_token_id": "a"}, "eos_token_id must be int.*'a'"),
+    ({"eos_token_id": [1, 2.5]}, "eos_token_id must be int.*2.5"),
+    ({"attention_mask": [[1] * 5]}, r"attention_mask must be Tensor.*\[\[1, 1"),
+    ({"past_key_values": [1]}, r"past_key_values must be Cache.*\[1\]"),
+    ({"vocab_limit": "9"}, "vocab_limit must be int . None, not '9'"),
+    ({"generator": 1}, "generator must be Generator . None, not 1"),
+    ({"bad_words_ids": [3]}, r"bad_words_ids must be list\[list\[int\]\]"),
+    ({"use_cache": 1}, "use_cache must be bool.*, not 1"),
+    ({"output_scores": "yes"}, "output_scores must be bool.*, not 'yes'"),
+    ({"use_cache": False, "past_key_values": "cache"}, "past_key_values must be Cache"),
+    ({"inputs_embeds": [1]}, "inputs_embeds must be Tensor"),
+]
 
 
-@pytest.mark.parametrize(("options", "message"), IMPOSSIBLE, ids=lambda x: str(x)[:40])
-def test_impossible_options_raise_with_their_values(ascii_model, options, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+@pytest.mark.parametrize(
+    ("options", "message", "error"),
+    [
+        *((*case, ValueError) for case in IMPOSSIBLE),
+        *((*case, TypeError) for case in OF_ANOTHER_TYPE),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_impossible_options_raise_with_their_values(ascii_model, options, message, error):
+    with pytest.raises(error, match=message):
         generate(ascii_model, **{"input_ids": IDS, **options})
 
 
