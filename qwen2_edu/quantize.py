@@ -49,17 +49,17 @@ def round_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     groups = weight.float().unflatten(1, (-1, GROUP))  # (N, K/32, 32)
     farthest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    best = torch.full_like(farthest, torch.inf)
-    scales, numbers = torch.zeros_like(farthest), torch.zeros_like(groups)
+
+    def numbers(scale: Tensor) -> Tensor:
+        return (groups / scale.where(scale != 0, 1)).round_().clamp_(-8, 7)
+
+    best, scales = torch.full_like(farthest, torch.inf), torch.zeros_like(farthest)
     for share in (8.0, 7.6, 7.2, 6.8, 8.4):
         tried = (farthest / -share).half().float()
-        q = (groups / tried.where(tried != 0, 1)).round().clamp(-8, 7)
-        error = (q * tried - groups).square().sum(-1, keepdim=True)
+        error = numbers(tried).mul_(tried).sub_(groups).square_().sum(-1, keepdim=True)
         better = error < best
-        best, scales, numbers = (
-            a.where(better, b) for a, b in ((error, best), (tried, scales), (q, numbers))
-        )
-    bits = (numbers + 8).to(torch.uint8)
+        best, scales = error.where(better, best), tried.where(better, scales)
+    bits = (numbers(scales) + 8).to(torch.uint8)
     packed = bits[..., :16] | bits[..., 16:] << 4  # (N, K/32, 16)
     return packed.flatten(1), scales[..., 0].half()
 
