@@ -225,8 +225,8 @@ class StaticCache(Cache):
     def __init__(
         self, config: Qwen2Config, max_length: int, device: torch.device | str | None = None
     ):
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        if not 1 <= max_length < 2**31:
+            raise ValueError(f"max_length must be from 1 to 2**31 - 1 tokens, not {max_length}")
         self.max_length = max_length
         super().__init__(config)
         self.length = torch.zeros((), dtype=torch.int64, device=device)

@@ -57,6 +57,8 @@ def option(kind: Any, text: str, *names: str) -> Any:
 
 # Control characters but tab and line feed, half characters, and those that turn the reading order.
 STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+FLAGS = {"do_sample=False": "--greedy", "do_sample=True": "--sample"}
+FLAGS |= {"num_beams": "--beams", "stop_strings": "--stop"}
 HELP = "Qwen2 from the bytes up. A model is a folder, a name on the hub, or the built-in tiny."
 app = typer.Typer(cls=OneSentence, help=HELP, pretty_exceptions_enable=False, add_completion=False)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
@@ -241,8 +243,8 @@ def verify(
 
 
 def as_flags(text: object) -> str:
-    """What the package says of an option, as it is spelled on the command line."""
-    return str(text).replace("do_sample=False", "--greedy").replace("do_sample=True", "--sample")
+    """What the package says of options, as they are spelled on the command line."""
+    return re.sub("|".join(FLAGS), lambda found: FLAGS[found[0]], str(text))
 
 
 def read_stdin(one_line: bool = False) -> str:

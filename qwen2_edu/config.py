@@ -118,6 +118,11 @@ class Qwen2Config:
         self.attn_implementation: str = fields.pop("attn_implementation", None) or "sdpa"
         vars(self).update({name: fields.pop(name) for name in FIELDS if name in fields})
         self.extra: dict[str, Any] = fields
+        for name, value in fields.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{name} must be what config.json can hold: {error}") from None
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         own = {name: getattr(self, name) for name in FIELDS}

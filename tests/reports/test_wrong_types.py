@@ -215,6 +215,18 @@ def test_a_huge_number_is_refused_or_obeyed(things, name, value, huge):
         assert str(error).startswith(name), error
 
 
+@pytest.mark.parametrize("length", [10**30, 2**31, 0, -(10**30)])
+def test_a_cache_of_an_impossible_length_is_refused_when_made(length):
+    with pytest.raises(ValueError, match=rf"^max_length must be from 1 to .*, not {length}$"):
+        StaticCache(Qwen2Config(**SMALL), length)
+
+
+@pytest.mark.parametrize("value", [OBJECT, LISTED, {"a": OBJECT}, {(1, 2): 3}, b"x"])
+def test_a_field_that_no_config_file_can_hold_is_refused_when_made(value):
+    with pytest.raises(TypeError, match=r"^extra must be what config.json can hold: "):
+        Qwen2Config(**SMALL, extra=value)
+
+
 def test_arguments_that_do_not_bind_are_told_what_there_is():
     for call in (lambda: Qwen2Config(1, 2), lambda: Qwen2Config.from_json_file(), released_config):
         with pytest.raises(
