@@ -20,21 +20,20 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
-from ..checks import Range, check_numbers
 from ..config import SLIDING
 from . import record
 from .effects import trace_of, without
 from .labels import chance, reads_right_to_left, token_labels
+from .lens import lens_places, lens_rows, lens_sentence
 from .static import explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
-PARTS = "tools source weights heat heads map text causes page explorer".split()
+PARTS = "tools source weights heat heads map text lens causes page explorer".split()
 MODULE = "\n".join((HERE / "js" / f"{part}.js").read_text("utf-8") for part in PARTS)
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
 FINE_PAGE = 12_000_000  # beyond it the weights of a page are rounded
 ROUNDINGS = (1, 3, 5)  # to multiples of so much, out of 255
-LENS_ROWS = 3000  # of a page: each is a product with the whole vocabulary
 
 
 def attention_explorer(
@@ -184,25 +183,32 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def _answer(self, _: Any, message: dict[str, Any], buffers: list) -> None:
         """The browser looks at something for the first time: send it."""
+        try:
+            found = self._find(message)
+        except (ValueError, RuntimeError) as error:  # too large, too long; no memory left
+            self.send({**message, "error": str(error)})
+        else:
+            if isinstance(found, bytes):
+                self.send(message, [found])
+            elif found is not None:
+                self.send({**message, "rows": found})
+
+    def _find(self, message: dict[str, Any]) -> bytes | list | dict | None:
         kind, *of = message["name"].split()
         if kind == "layer":
-            self.send(message, [self.payload(int(of[0]))])
-        elif kind == "cell":
-            found = record.looking(self.recording, int(of[0]), int(of[1]), of[2])
-            self.send({**message, "rows": _rows(found)})
-        elif kind in ("page", "without", "read"):
-            try:
-                if kind == "read":
-                    self.read(message["text"])  # the new data is the answer
-                elif kind == "page":
-                    self.send(message, [self._page(view=message["view"]).encode()])
-                else:
-                    self.send({**message, "rows": self.without(int(of[0]), of[1], of[2:])})
-            except (ValueError, RuntimeError) as error:  # too large, too long; no memory left
-                self.send({**message, "error": str(error)})
-        else:
-            stream = self.recording.hidden[:, int(of[0])]
-            self.send({**message, "rows": lens_rows(self.model, self.tokenizer, stream)})
+            return self.payload(int(of[0]))
+        if kind == "cell":
+            return _rows(record.looking(self.recording, int(of[0]), int(of[1]), of[2]))
+        if kind == "lens":
+            return lens_rows(self.model, self.tokenizer, self.recording.hidden[:, int(of[0])])
+        if kind == "grid":
+            stream = self.recording.hidden[int(of[0])]
+            return [best for (best,) in lens_rows(self.model, self.tokenizer, stream, 1)]
+        if kind == "page":
+            return self._page(view=message["view"]).encode()
+        if kind == "without":
+            return self.without(int(of[0]), of[1], of[2:])
+        return self.read(message["text"])  # the new data is the answer
 
     def payload(self, layer: int, step: int = 1) -> bytes:
         """One layer as it travels: the maps of its heads, then its mask, T*T bytes each.
@@ -231,14 +237,6 @@ class AttentionExplorer(anywidget.AnyWidget):
             f"the page would have at least {size / 1e6:.1f} MB, more than "
             f"{LARGEST_PAGE / 1e6:.0f}: pass attention_explorer fewer layers=[…], or a shorter text"
         )
-
-    def _lens_places(self, every: int | None) -> list[int]:
-        """Which places of the stream a page's lens reads: 0 = the embedding, then after layers."""
-        check_numbers({"lens": every}, {"lens": Range(0, whole=True)})
-        read = len(self.data["lens"])  # 0 for a model without a head
-        if every is None:
-            every = math.ceil(read * len(self.recording.ids) / LENS_ROWS)
-        return list(range(read - 1, -1, -every))[::-1] if every else []
 
     def mask(self, layer: int) -> torch.Tensor:
         """Why which query of a layer cannot look at which key; see `record.effective_mask`."""
@@ -278,7 +276,8 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def _page(self, lens: int | None = None, view: str = "") -> str:
         """The page; `view` is what of it is seen at first, as its address would tell it."""
-        r, places = self.recording, self._lens_places(lens)
+        r, read = self.recording, self.data["lens"]
+        places = lens_places(len(read), len(r.ids), lens)
         blobs = {"thumbnails": self.thumbnails, "norms": self.norms, "colours": self.colours}
         blobs = {name: _packed(blob) for name, blob in blobs.items()}
         # Sizes come first: the lens, of 200 bytes or fewer a row, is what takes time.
@@ -291,7 +290,8 @@ class AttentionExplorer(anywidget.AnyWidget):
             rows = lens_rows(self.model, self.tokenizer, stream)
             by_token = [rows[i : i + len(places)] for i in range(0, len(rows), len(places))]
             blobs["lens"] = _packed(json.dumps(by_token).encode())
-        data = self.data | {"lens": [self.data["lens"][i] for i in places]}
+        data = self.data | {"lens": [read[i] for i in places]}
+        data["lensNote"] = data["lensNote"] or lens_sentence(len(read), places)
         data["rounded"] = rounding_sentence(step)
         page = {"data": data, "layer": self.layer, "head": self.head, "query": self.query}
         page |= {"blobs": blobs, "view": view}
@@ -370,6 +370,7 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
         "steps": [_step(tokenizer, step) for step in r.steps],
         "check": check_sentence(r.cache_error, model.dtype, config.num_hidden_layers),
         "lens": names if head else [],
+        "lensNote": "" if head else "This model has no head over the vocabulary.",
         "rounded": "",
     }
 
@@ -390,22 +391,6 @@ def layer_facts(config: Any, layers: Sequence[int]) -> list[dict[str, Any]]:
             {"index": i, "sliding": sliding, "badge": badge, "why": why, "heading": heading}
         )
     return facts
-
-
-@torch.no_grad()
-def lens_rows(model: Any, tokenizer: Any, hidden: torch.Tensor) -> list[list[dict[str, Any]]]:
-    """The five likeliest next tokens, read off the stream at any places of it.
-
-    Args:
-        hidden: (rows, E), such as one token after each layer.
-    """
-    rows = []
-    for some in hidden.split(256):  # (256, V) at a time: V is large
-        best = record.predictions(model, some).topk(5)
-        words = iter(token_labels(tokenizer, best.indices.flatten().tolist()))
-        for chances in best.values.tolist():
-            rows.append([chance(word, p) for p, word in zip(chances, words, strict=False)])
-    return rows
 
 
 def rounding_sentence(step: int) -> str:

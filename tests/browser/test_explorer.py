@@ -13,7 +13,9 @@ from axe_playwright_python.sync_playwright import Axe
 
 from qwen2_edu.viz import explorer as viz
 from qwen2_edu.viz import record
+from qwen2_edu.viz.lens import lens_rows
 from tests.browser.lab import open_notebook, run_cell
+from tests.browser.shapes import random_explorer
 
 pytestmark = pytest.mark.browser
 
@@ -612,7 +614,7 @@ def test_the_logit_lens_follows_the_chosen_token(page, python):
     page.get_by_role("tab", name="Logit lens").click()
     for place in (15, 6):
         token(page, place).click()
-        expected = viz.lens_rows(python.model, python.tokenizer, python.recording.hidden[:, place])
+        expected = lens_rows(python.model, python.tokenizer, python.recording.hidden[:, place])
         eventually(
             lambda: [r.locator("td span").all_text_contents() for r in rows.all()],
             [[chance["text"] for chance in row] for row in expected],
@@ -624,6 +626,120 @@ def test_the_logit_lens_follows_the_chosen_token(page, python):
     assert "does come is underlined" in told()
     token(page, T - 1).click()  # nothing comes after it
     eventually(lambda: "underlined" in told(), False)
+
+
+WIDE, HIGH, NAMES = 64, 19, 70  # of the lens's grid, in pixels
+
+
+def lens_cell(page, place, token):
+    """The middle of a cell of the grid, in pixels of its canvas, as far as it is scrolled."""
+    left, top = page.locator(".qx-grid").evaluate("box => [box.scrollLeft, box.scrollTop]")
+    return {"x": NAMES + (token + 0.5) * WIDE - left, "y": (place + 1.5) * HIGH - top}
+
+
+def lens_said(python, place, token):
+    names, tokens = python.data["lens"], python.data["tokens"]
+    before = f"Read off after {names[place]}, token {token} “{tokens[token]['text']}”: "
+    if token < PADS:
+        return before + "it is padding"
+    stream = python.recording.hidden[place, token][None]
+    [[best]] = lens_rows(python.model, python.tokenizer, stream, 1)
+    return before + f"“{best['text']}” {digits(max(best['probability'], 1e-9))}"
+
+
+def test_the_lens_as_a_grid_by_mouse_and_by_keyboard(page, python):
+    """A cell chooses its token and its layer, and all maps follow."""
+    page.get_by_role("tab", name="Logit lens").click()
+    grid, told = page.locator(".qx-grid canvas"), page.locator(".qx-lens .qx-read")
+    eventually(told.inner_text, lens_said(python, 1, 12))  # the layer and token that are chosen
+    grid.click(position=lens_cell(page, 3, 14))
+    eventually(told.inner_text, lens_said(python, 3, 14))
+    assert selected(page) == [2, 0] and readout(page).startswith("Query 14 ")
+    for key, at in [
+        ("ArrowLeft", (3, 13)),
+        ("ArrowUp", (2, 13)),
+        ("ArrowRight", (2, 14)),
+        ("ArrowDown", (3, 14)),
+        ("ArrowDown", (3, 14)),
+        ("End", (3, T - 1)),
+        ("ArrowRight", (3, T - 1)),
+        ("Home", (3, 0)),
+    ]:
+        page.keyboard.press(key)
+        eventually(told.inner_text, lens_said(python, *at))
+        assert lens_said(python, *at) in grid.get_attribute("aria-label")
+        assert selected(page) == [at[0] - 1, 0]
+    for _ in range(3):
+        page.keyboard.press("ArrowUp")
+    eventually(told.inner_text, lens_said(python, 0, 0))  # the embedding is no layer of heads
+    assert selected(page) == [0, 0]
+    head(page, 1, 3).click()  # chosen elsewhere
+    eventually(told.inner_text, lens_said(python, 2, 0))
+    token(page, 9).click()
+    eventually(told.inner_text, lens_said(python, 2, 9))
+    grid.hover(position=lens_cell(page, 1, 8))
+    assert page.locator(".qx-lens .qx-tip").inner_text() == lens_said(python, 1, 8)
+    found = Axe().run(page, context=".qx-lens").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+
+
+def test_the_grid_of_the_lens_is_coloured_by_probability(page, python):
+    page.get_by_role("tab", name="Logit lens").click()
+    token(page, 8).click()
+    grid = page.locator(".qx-grid canvas")
+    eventually(page.locator(".qx-lens .qx-read").inner_text, lens_said(python, 1, 8))
+    grounds = grid.evaluate(
+        """c => { const {color, backgroundColor, caretColor} = getComputedStyle(c);
+        return [color, backgroundColor, caretColor] }"""
+    )
+    ink, paper, hue = (torch.tensor([*map(int, re.findall(r"\d+", c)[:3])]) for c in grounds)
+    for place, one in [(0, 8), (1, 9), (3, 10)]:
+        at = lens_cell(page, place, one)
+        seen = grid.evaluate(
+            """(c, {x, y}) => { const r = c.width / c.clientWidth;
+            return [...c.getContext("2d").getImageData(x * r, y * r, 1, 1).data].slice(0, 3) }""",
+            {"x": at["x"] - 0.5 * WIDE + 2, "y": at["y"] - 7},  # beside its text
+        )
+        stream = python.recording.hidden[place, one][None]
+        [[best]] = lens_rows(python.model, python.tokenizer, stream, 1)
+        tint, part = 0.05 * ink + 0.95 * paper, 0.75 * best["probability"]
+        assert (torch.tensor(seen) - (part * hue + (1 - part) * tint)).abs().max() <= 3
+
+
+def test_the_grid_of_a_long_text_scrolls_in_its_own_box(new_page, tmp_path):
+    """24 layers, 120 tokens: the page stays as it is, and what is chosen comes into sight."""
+    shown = random_explorer(24, 14, 2, 120)
+    page = new_page(shown.to_html(tmp_path / "long.html", lens=1).as_uri())
+    page.get_by_role("tab", name="Logit lens").click()
+    box, told = page.locator(".qx-grid"), page.locator(".qx-lens .qx-read")
+    sizes = box.evaluate("b => [b.scrollWidth, b.scrollHeight, b.clientWidth, b.clientHeight]")
+    assert sizes[:2] == [NAMES + 120 * WIDE, 26 * HIGH] and sizes[3] <= 330
+    wide = "document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(wide) and sizes[2] < 1400
+    page.locator(".qx-grid canvas").focus()
+    for key in ("Home", *["ArrowUp"] * 24, "End", *["ArrowDown"] * 24):
+        page.keyboard.press(key)
+    told.get_by_text("after layer 23, token 119").wait_for()
+    at = lens_cell(page, 24, 119)
+    assert NAMES < at["x"] < sizes[2] and HIGH < at["y"] < sizes[3]
+    page.keyboard.press("Home")
+    told.get_by_text("after layer 23, token 0 ").wait_for()
+    assert NAMES < lens_cell(page, 24, 0)["x"] < sizes[2]
+    box.hover()
+    page.mouse.wheel(0, -2000)
+    eventually(lambda: box.evaluate("b => b.scrollTop"), 0)
+    page.locator(".qx-grid canvas").click(position=lens_cell(page, 2, 3))
+    told.get_by_text("after layer 1, token 3 ").wait_for()
+    assert not page.errors
+
+
+def test_a_page_without_the_lens_says_how_to_get_it(new_page, python, tmp_path):
+    page = new_page(python.to_html(tmp_path / "none.html", lens=0).as_uri())
+    page.get_by_role("tab", name="Logit lens").click()
+    told = "The logit lens was left out of this page; to_html(lens=1) writes it too."
+    assert page.locator(".qx-lens").inner_text() == told
+    token(page, 5).click()
+    assert not page.errors
 
 
 # -- all of it -------------------------------------------------------------------------------------
@@ -748,14 +864,14 @@ def test_a_narrow_view_stacks_and_hides_no_head_without_a_cue(new_page, many, wi
 def test_tabs_by_keyboard(page):
     generation, lens = (page.get_by_role("tab", name=n) for n in ("Generation", "Logit lens"))
     generation.focus()
-    token(page, 8).click()
+    token(page, 11).click()
     told = page.locator(".qx-lens p")
     before = told.text_content()
     generation.focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".qx-lens table").is_visible()
-    assert "after token 8 " not in before  # what is not seen is not computed
-    told.get_by_text("after token 8 ").wait_for()
+    assert "after token 11 " not in before  # what is not seen is not computed
+    told.get_by_text("after token 11 ").wait_for()
     assert not page.locator(".qx-steps .qx-told").is_visible()
     assert lens.get_attribute("aria-selected") == "true"
     page.keyboard.press("ArrowLeft")

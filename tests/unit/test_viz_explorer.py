@@ -19,6 +19,7 @@ from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassificat
 from qwen2_edu.attention import sdpa_attention
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer, explorer, record, side_by_side
+from qwen2_edu.viz import lens as viz_lens
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
 
 BLAME = "rounding in 8 layers explains {}, so the cache may be at fault"
@@ -270,7 +271,7 @@ def test_a_layer_says_why_it_slides_or_not(small_config, layer, changes, reason)
 
 def test_the_logit_lens_ends_in_the_answer_of_the_model(model, bytewise):
     shown = attention_explorer(model, bytewise, TEXT)
-    rows = explorer.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
+    rows = viz_lens.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
     out = model(ids_of(bytewise), output_hidden_states=True)
     first = model.lm_head(model.model.norm(out.hidden_states[0][0, 4])).softmax(-1).topk(5)
     last = out.logits[0, 4].softmax(-1).topk(5)
@@ -400,7 +401,9 @@ def test_a_model_without_a_vocabulary_head_has_no_lens(bytewise, small_config):
         small_config(vocab_size=260, eos_token_id=256)
     ).eval()
     shown = attention_explorer(classifier, bytewise, TEXT)
-    assert shown.data["lens"] == [] and "lens" not in page_of(shown.to_html())["blobs"]
+    page = page_of(shown.to_html())
+    assert shown.data["lens"] == [] and "lens" not in page["blobs"]
+    assert page["data"]["lensNote"] == "This model has no head over the vocabulary."
     with pytest.raises(TypeError, match="SequenceClassification cannot generate"):
         attention_explorer(classifier, bytewise, TEXT, max_new_tokens=2)
 
@@ -493,8 +496,16 @@ def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise, monkeypatch):
     assert "more than 0: pass attention_explorer fewer layers" in content["error"] and not data
     shown._answer(None, {"name": "lens 4"}, [])
     (content, _) = sent.pop()
-    expected = explorer.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
+    expected = viz_lens.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
     assert content == {"name": "lens 4", "rows": expected}
+    for place in (0, 3):
+        shown._answer(None, {"name": f"grid {place}"}, [])
+        (content, _) = sent.pop()
+        stream = shown.recording.hidden[place]
+        best = model.lm_head(model.model.norm(stream)).softmax(-1).max(-1)
+        assert [row["id"] for row in content["rows"]] == best.indices.tolist()
+        chances = [row["probability"] for row in content["rows"]]
+        assert chances == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
 def test_a_saved_notebook_has_a_picture_of_it(model, bytewise):
@@ -635,7 +646,7 @@ def test_the_page_holds_everything(model, bytewise, tmp_path, capsys):
     assert page["data"] == shown.data and page["query"] == shown.query
     assert [blobs[f"layer {i}"] for i in range(3)] == [shown.payload(i) for i in range(3)]
     T = len(shown.recording.ids)
-    lens = [explorer.lens_rows(model, bytewise, shown.recording.hidden[:, t]) for t in range(T)]
+    lens = [viz_lens.lens_rows(model, bytewise, shown.recording.hidden[:, t]) for t in range(T)]
     assert json.loads(blobs["lens"]) == lens
     assert "http" not in text.replace(page["blobs"]["lens"], "")
 
@@ -681,15 +692,19 @@ def test_a_large_page_is_rounded_and_says_so(model, bytewise, monkeypatch, step)
 def test_the_lens_of_a_page_reads_as_often_as_asked(
     model, bytewise, monkeypatch, every, rows, expected
 ):
-    monkeypatch.setattr(explorer, "LENS_ROWS", rows)
+    monkeypatch.setattr(viz_lens, "LENS_ROWS", rows)
     shown = attention_explorer(model, bytewise, TEXT)
     page = page_of(shown.to_html(lens=every))
     assert page["data"]["lens"] == [shown.data["lens"][place] for place in expected]
+    said = {0: "was left out of this page; to_html(lens=1)", 1: "after the last layer alone"}
+    said |= {2: "off every 2 layers; to_html(lens=1)", 4: ""}
+    note = page["data"]["lensNote"]
+    assert said[len(expected)] in note if len(expected) < 4 else note == ""
     if not expected:
         return
     lens = json.loads(zlib.decompress(base64.b64decode(page["blobs"]["lens"])))
     for token, rows in enumerate(lens):
-        assert rows == explorer.lens_rows(model, bytewise, shown.recording.hidden[expected, token])
+        assert rows == viz_lens.lens_rows(model, bytewise, shown.recording.hidden[expected, token])
 
 
 @pytest.mark.parametrize("lens", [-1, True, 1.5, "all"])

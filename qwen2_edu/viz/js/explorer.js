@@ -113,7 +113,7 @@ function explore(el, source) {
     }
   }
 
-  const repaint = () => ready.palette && (maps.forEach((map) => map.paint()), legend.draw());
+  const repaint = () => ready.palette && ([...maps, lens].forEach((part) => part.paint()), legend.draw());
   const resized = new ResizeObserver(repaint);
   resized.observe(root);
   const themed = new MutationObserver(repaint); // JupyterLab names its theme on the body

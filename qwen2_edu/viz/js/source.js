@@ -1,6 +1,6 @@
 // Where the numbers come from: the kernel of a notebook, or the page itself.
 
-/** Ask the kernel: load(name) answers bytes, or for "lens 5" the rows of a table. */
+/** Ask the kernel: load(name) answers bytes, or for "lens 5" and "grid 5" the rows of a table. */
 function fromKernel(model) {
   const asked = new Map(); // name -> the promise of an answer
   const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
@@ -52,10 +52,11 @@ function fromPage(page) {
     return loaded.get(name);
   };
   const load = async (name) => {
-    if (!name.startsWith("lens ")) return blob(name);
+    const [kind, at] = name.split(" ");
+    if (kind !== "lens" && kind !== "grid") return blob(name);
     const rows = loaded.get("rows") ?? JSON.parse(new TextDecoder().decode(await blob("lens")));
     loaded.set("rows", rows);
-    return rows[Number(name.slice(5))];
+    return kind === "lens" ? rows[at] : rows.map((places) => places[at][0]);
   };
   const nothing = () => {};
   const recall = () => location.hash.slice(1) || page.view;

@@ -1,12 +1,12 @@
-// The text, the steps of generation, the logit lens.
+// The text, and the steps of generation.
 
 function makeText(shared) {
-  const { data, T, state, change, chosenToken, cell } = shared;
+  const { data, T, state, change, chosenToken, chooseToken, cell } = shared;
   const list = h("div", { role: "listbox", "aria-label": "Tokens", class: "qx-text", dir: data.rtl ? "rtl" : "ltr" });
   const spans = data.tokens.map(({ text, special }, i) =>
     h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
   spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
-  walkable(list, (option) => choose(Number(option.dataset.token)), data.rtl);
+  walkable(list, (option) => chooseToken(Number(option.dataset.token)), data.rtl);
   const group = unique();
   const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
   const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
@@ -33,13 +33,6 @@ function makeText(shared) {
     const { offsetTop: top, offsetHeight: height } = mark(list, (span) => Number(span.dataset.token) === one);
     const hidden = top < list.scrollTop || top + height > list.scrollTop + list.clientHeight;
     if (hidden) list.scrollTop = top - list.clientHeight / 2; // the box alone, not the page
-  }
-
-  /** Choose a token, and with it the step of generation that read it. */
-  function choose(token) {
-    const step = data.steps.findIndex((s) => s.position === token) + 1;
-    const anew = state.direction === "query" ? { key: null } : {};
-    change({ ...anew, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step) });
   }
 
   return { draw, element };
@@ -70,29 +63,4 @@ function makeSteps({ data, state, change, name }) {
   }
   return { draw, element: h("div", { class: "qx-steps" },
     h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
-}
-
-function makeLens({ source, data, chosenToken, name }) {
-  const body = h("tbody", {}), told = h("p", { class: "qx-note" });
-  const table = h("table", { "aria-label": "Logit lens" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "after"),
-    ...[1, 2, 3, 4, 5].map((rank) => h("th", { scope: "col" }, `${rank}`)))), body);
-  if (!data.lens.length) told.textContent = "This model has no head over the vocabulary.";
-  const element = h("div", { class: "qx-lens" }, told, ...(data.lens.length ? [table] : []));
-  let shown = null;
-
-  async function draw() {
-    const token = chosenToken();
-    if (!data.lens.length || shown === token || element.hidden) return;
-    shown = token;
-    const rows = await source.load(`lens ${token}`);
-    if (shown !== token) return; // another was chosen meanwhile
-    const next = data.tokens[token + 1]?.id;
-    told.textContent = `What would come after token ${name(token)} if the stream were read off here.`
-      + (next === undefined ? "" : " The token that does come is underlined.");
-    body.replaceChildren(...rows.map((row, i) => h("tr", {}, h("th", { scope: "row" }, data.lens[i]),
-      ...row.map(({ text, id, probability }) => h("td",
-        { style: `--part: ${probability}`, title: `id ${id}`, class: id === next ? "qx-drawn" : "" },
-        h("span", {}, text), h("small", {}, chance(probability)))))));
-  }
-  return { draw, element };
 }

@@ -1,9 +1,16 @@
 // The numbers that are drawn, as the chosen view weighs them.
 
 /** What is told of tokens, layers and cells; of `layers` and `ready` as far as they have been loaded. */
-function reading({ source, data, T, state, layers, ready }) {
+function reading({ source, data, T, state, layers, ready, change }) {
   const name = (i) => `${i} “${data.tokens[i].text}”`;
   const chosenToken = () => (state.direction === "query" ? state.query : state.key);
+
+  /** Choose a token, and with it the step of generation that read it. */
+  function chooseToken(token, more = {}) {
+    const step = data.steps.findIndex((s) => s.position === token) + 1;
+    const anew = state.direction === "query" ? { key: null } : {};
+    change({ ...anew, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step), ...more });
+  }
   const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
   const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
 
@@ -78,5 +85,5 @@ function reading({ source, data, T, state, layers, ready }) {
     return why ? `hidden: ${REASONS[why]}` : `${what} ${digits(weight)}`;
   }
 
-  return { name, chosenToken, aboutLayer, keyHead, weight, cell, members, scoresOf, looking, measure, fresh, strongest, sentence, told };
+  return { name, chosenToken, chooseToken, aboutLayer, keyHead, weight, cell, members, scoresOf, looking, measure, fresh, strongest, sentence, told };
 }
