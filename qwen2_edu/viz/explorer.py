@@ -29,7 +29,7 @@ from .static import explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
-PARTS = "tools source weights heat heads map text lens causes page explorer".split()
+PARTS = "tools source weights heat heads map controls text lens causes page explorer".split()
 MODULE = "\n".join((HERE / "js" / f"{part}.js").read_text("utf-8") for part in PARTS)
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
 FINE_PAGE = 12_000_000  # beyond it the weights of a page are rounded

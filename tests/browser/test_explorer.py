@@ -335,6 +335,57 @@ def test_the_map_of_a_key_group_and_of_a_layer(page, python, over, heads, view):
     switch.select_option("head")
 
 
+def marked(page):
+    """The heads with a corner, as (layer, head)."""
+    options = page.locator(".qx-heads .qx-marked").all()
+    return sorted(tuple(int(o.get_attribute(f"data-{x}")) for x in ("layer", "head")) for o in options)
+
+
+@pytest.mark.parametrize("view", ["raw", "value"])
+def test_the_mean_of_heads_marked_by_mouse_and_by_keyboard(page, python, view):
+    """Of any layers: what one of the marked heads can see is not hidden."""
+    r, title = python.recording, page.locator(".qx-maps h3").first
+    note, over = page.locator(".qx-maps .qx-note").first, page.get_by_label("Map of")
+    page.get_by_label("Weights", exact=True).select_option(view)
+    over.select_option("marked")
+    eventually(title.inner_text, "Layer 0, head 0: none is marked")
+    assert note.inner_text().startswith("Choose a head and press Mark, or the key m on it")
+    head(page, 2, 1).click()
+    page.get_by_role("button", name="Mark").click()
+    eventually(title.inner_text, "1 marked head")
+    head(page, 0, 5).focus()
+    for key in ("m", "ArrowRight", "m", "m"):  # the second is marked and no more
+        page.keyboard.press(key)
+    eventually(title.inner_text, "2 marked heads")
+    assert note.inner_text() == "mean of layer·head 2·1, 0·5"
+    assert marked(page) == [(0, 5), (2, 1)]
+    seen = record.weigh(record.from_bytes(r.maps), view, r.first, r.norms)
+    mean = (seen[2, 1] + seen[0, 5]) / 2
+    what = {"raw": "weight", "value": "share by value"}[view]
+    for query, key in [(20, 18), (20, 4)]:  # the window of 8 hides the second from layer 2
+        canvas, at = point(page, query, key)
+        canvas.click(position=at)
+        expected = f"mean of 2 heads, {what} {digits(float(mean[query, key]))}"
+        eventually(lambda: readout(page).split(": ")[-1].split(" (")[0], expected)
+    byte, table = int((mean[10, 6].sqrt() * 255).round()), viz.colour_tables()
+    eventually(lambda: pixel(page, 10, 6), list(table[3 * byte : 3 * byte + 3]))
+    page.get_by_label("Heads by").select_option("entropy")
+    eventually(page.locator(".qx-ranking [role=option]").count, 18)
+    assert marked(page) == [(0, 5), (2, 1)]  # in the ranking too
+    head(page, 1, 3).click()
+    page.get_by_role("button", name="Compare").click()  # what is kept is a head, and no mean
+    titles = page.locator(".qx-maps figure:visible h3").all_inner_texts
+    kept = "Layer 1, head 3, kept: now choose another"
+    eventually(titles, ["2 marked heads", kept])
+    page.get_by_role("button", name="Compare").click()
+    head(page, 2, 1).focus()
+    page.keyboard.press("m")
+    eventually(lambda: marked(page), [(0, 5)])
+    page.keyboard.press("m")
+    page.get_by_role("button", name="Clear marks").click()
+    eventually(lambda: marked(page), [])
+
+
 @pytest.mark.parametrize("view", ["raw", "rest", "value"])
 def test_which_heads_look_from_this_query_to_this_key(page, python, view):
     canvas, at = point(page, 12, 9)
@@ -760,7 +811,7 @@ def test_the_tab_key_reaches_every_control_once(page):
     inside = [name for name in reached if name]
     assert [name.split()[0] for name in inside] == [
         *("input", "option", "select", "select", "option"),  # text, heads
-        *("select", "button", "button", "button", "input", "select", "application"),  # map
+        *("select", *["button"] * 4, "input", "select", "application"),  # map
         *("tab", "button", "input", "button"),  # scrubber
     ]
     assert all(name.endswith("ringed") for name in inside[1:])
@@ -1004,6 +1055,7 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     page.keyboard.press("Enter")
     page.get_by_label("Weights", exact=True).select_option("value")
     page.get_by_label("Colours", exact=True).select_option("cividis")
+    page.get_by_role("button", name="Mark").click()
     page.get_by_label("Heads by").select_option("entropy")
     page.get_by_label("is seen by").check()
     page.locator(".qx-maps canvas").first.focus()
@@ -1019,13 +1071,14 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     assert again.get_by_label("Heads by").input_value() == "entropy"
     assert again.get_by_label("Colours", exact=True).input_value() == "cividis"
     assert again.get_by_label("is seen by").is_checked()
+    assert marked(again) == [(2, 1)]
     drawn = "canvases => canvases.map((canvas) => canvas.getAttribute('aria-label'))"
     maps = [one.locator(".qx-maps canvas").evaluate_all(drawn) for one in (page, again)]
     assert maps[0] == maps[1]
     again.evaluate("location.hash = 'layer=0&head=5&query=20&zoom=1&head=no&view=odd'")
     eventually(lambda: readout(again).startswith("Query 20 "), True)
     assert again.get_by_role("heading", name="Layer 0, head 5").is_visible()
-    wrong = new_page(f"{disk.url.split('#')[0]}#layer=99&head=x&pinned=7&sort=<b>")
+    wrong = new_page(f"{disk.url.split('#')[0]}#layer=99&head=x&pinned=7&marked=7.1+x&sort=<b>")
     eventually(lambda: selected(wrong), [python.layer, python.head])
     assert wrong.errors == again.errors == page.errors == []
 

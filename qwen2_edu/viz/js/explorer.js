@@ -6,7 +6,7 @@
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
 const HELP = "A bracket joins the query heads that share one key/value head. Bright means much weight; colours follow √weight, "
   + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
-  + "it chooses its query and its key.";
+  + "it chooses its query and its key. On a head, the key m marks it: the map can show the mean of the marked heads.";
 
 const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead
 
@@ -35,6 +35,7 @@ function explore(el, source) {
     key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
     direction: "query", // the chosen token is the query, or the key
     over: "head", view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    marked: [], // heads, {layer, head}, of which the mean can be drawn
     off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
     step: 0, // 1 … steps, 0 = nothing was generated
   };
@@ -46,7 +47,7 @@ function explore(el, source) {
   const live = !source.whole && data.lens.length > 0; // there is a model to ask what a change does
   // What the parts share: each takes from it what it needs.
   const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
-  Object.assign(shared, reading(shared), switching(shared));
+  Object.assign(shared, reading(shared), switching(shared), marking(shared));
   const overview = makeOverview(shared);
   const maps = [makeMap(shared, () => state), makeMap(shared, () => state.pinned)];
   const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
@@ -67,7 +68,7 @@ function explore(el, source) {
   /** Tell about a cell and its row; null = the chosen one. */
   function say(at) {
     at ??= { layer: state.layer, head: state.head, query: state.query, key: state.key };
-    if (!layers.has(at.layer)) return;
+    if (!shared.loaded(at)) return;
     readout.textContent = shared.sentence(at);
     for (const map of maps) map.list(at);
   }
@@ -88,7 +89,7 @@ function explore(el, source) {
   let turn = 0;
   async function draw() {
     const mine = ++turn;
-    const needed = [state.layer, ...(state.pinned ? [state.pinned.layer] : [])];
+    const needed = [state.layer, ...(state.pinned ? [state.pinned.layer] : []), ...(state.over === "marked" ? state.marked.map(({ layer }) => layer) : [])];
     const waiting = setTimeout(() => (notice.textContent = excuse), 2000);
     ready.thumbnails ??= await source.load("thumbnails");
     ready.tables ??= await source.load("colours");

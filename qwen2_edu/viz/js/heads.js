@@ -3,7 +3,7 @@
 const MOST_RANKED = 100; // heads of a ranking: more are a picture, and no list
 
 function makeOverview(shared) {
-  const { data, state, ready, many, change, fresh, measure, scoresOf, keyHead, isOff, switchHeads } = shared;
+  const { data, state, ready, many, change, fresh, measure, scoresOf, keyHead, switchHeads, markHead } = shared;
   const heat = makeHeat(shared);
   const list = h("div", { role: "listbox", "aria-label": "Heads" });
   const columns = h("div", { class: "qx-layer", "aria-hidden": true }); // each head says its key head
@@ -26,8 +26,10 @@ function makeOverview(shared) {
   list.addEventListener("keydown", (event) => {
     const option = event.target.closest("[role=option]");
     if (event.key === "o" && option) switchHeads([headOf(option)]), event.stopPropagation();
+    if (event.key === "m" && option) markHead(headOf(option)), event.stopPropagation();
   });
-  let drawn = null, sought = null;
+  let drawn = null, sought = null, stop = null; // the chosen element; the one that the tab key leads to
+  const flagged = new Map(); // class -> the elements that have it
   let made = new Map(), madeAs = null; // "layer.head" -> its element, for one view in one set of colours
   const seen = new IntersectionObserver((changes) => { // a picture is drawn when it first comes into sight
     for (const { isIntersecting, target } of changes) if (isIntersecting) fill(target), seen.unobserve(target);
@@ -58,7 +60,7 @@ function makeOverview(shared) {
     const scores = data.behaviours.filter((b) => scoresOf(b)[at][head] !== null)
       .map((b) => `${b.label} ${scoresOf(b)[at][head].toFixed(2)}`).join(", ");
     const label = `Layer ${layer.index} head ${head}, key head ${keyHead(head)}, ${layer.badge}. ${scores}`;
-    const element = h("div", { role: "option", "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
+    const element = h("div", { role: "option", "aria-selected": "false", tabindex: -1, "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
       h("canvas", { width: side, height: side }), h("small", {}));
     seen.observe(element);
     return element;
@@ -125,14 +127,27 @@ function makeOverview(shared) {
     }
     heat.element.hidden = !behaviour || !many;
     if (!heat.element.hidden) heat.draw(scoresOf(behaviour), behaviour.label);
-    const is = (at) => ({ dataset }) => at && dataset.layer === `${at.layer}` && dataset.head === `${at.head}`;
-    for (const option of list.querySelectorAll("[role=option]")) {
-      option.classList.toggle("qx-pinned", Boolean(is(state.pinned)(option)));
-      option.classList.toggle("qx-off", isOff(headOf(option)));
-    }
-    const one = mark(list, is(state));
+    flag("qx-pinned", state.pinned ? [state.pinned] : []);
+    flag("qx-marked", state.marked);
+    flag("qx-off", state.off.map((one) => one.split(".")).map(([layer, head]) => ({ layer, head })));
+    choose(made.get(`${state.layer}.${state.head}`));
+  }
+
+  /** These heads have a class, and no others. Of thousands of elements those are touched that change. */
+  function flag(name, some) {
+    const now = new Set(some.map(({ layer, head }) => made.get(`${layer}.${head}`)).filter(Boolean));
+    for (const option of flagged.get(name) ?? []) if (!now.has(option)) option.classList.remove(name);
+    for (const option of now) option.classList.add(name);
+    flagged.set(name, now);
+  }
+
+  /** One head becomes the chosen one, and the one that the tab key leads to; else the first. */
+  function choose(option) {
+    const one = option?.parentNode && list.contains(option) ? option : null, first = one ?? list.querySelector("[role=option]");
+    if (sought !== one) sought?.setAttribute("aria-selected", "false"), one?.setAttribute("aria-selected", true);
+    if (stop !== first) stop?.setAttribute("tabindex", -1), first?.setAttribute("tabindex", 0);
     if (one && one !== sought) bring(one);
-    sought = one;
+    [sought, stop] = [one, first];
   }
 
   /** Layers of the heads where an arrow key would lead, and of the layers before and after. */

@@ -22,7 +22,7 @@ function makeHeat(shared) {
     const [width, height] = [LEFT + WIDE * data.heads + 2, TOP + HIGH * rows + 2];
     Object.assign(heat, { width: width * ratio, height: height * ratio });
     Object.assign(heat.style, { width: `${width}px`, height: `${height}px` });
-    const pen = heat.getContext("2d"), { color: ink } = getComputedStyle(shared.root);
+    const pen = heat.getContext("2d"), { color: ink, backgroundColor: paper } = getComputedStyle(shared.root);
     pen.scale(ratio, ratio);
     const all = scores.flat().filter((score) => score !== null), low = Math.min(...all, 0), high = Math.max(...all, low + 1e-9);
     scores.forEach((row, i) => row.forEach((score, head) => {
@@ -44,7 +44,14 @@ function makeHeat(shared) {
       pen.strokeRect(LEFT + at.head * WIDE - 1, TOP + data.layers.indexOf(aboutLayer(at.layer)) * HIGH - 1, WIDE + 1, HIGH + 1);
     }
     pen.setLineDash([]);
-    for (const [colour, line] of [[getComputedStyle(shared.root).backgroundColor, 4], [ink, 2]]) { // off: crossed out
+    const corner = ({ layer, head }) => [LEFT + (head + 1) * WIDE - 1, TOP + data.layers.indexOf(aboutLayer(layer)) * HIGH];
+    for (const [colour, side] of [[paper, 7], [ink, 5]]) { // marked: a corner
+      pen.fillStyle = colour;
+      pen.beginPath();
+      for (const [x, y] of state.marked.map(corner)) pen.moveTo(x - side, y), pen.lineTo(x, y), pen.lineTo(x, y + side);
+      pen.fill();
+    }
+    for (const [colour, line] of [[paper, 4], [ink, 2]]) { // off: crossed out
       Object.assign(pen, { strokeStyle: colour, lineWidth: line });
       pen.beginPath();
       for (const one of state.off) {

@@ -1,11 +1,11 @@
-// One head's map, its controls and its legend.
+// The map of one head, or of the mean of several.
 
 const GUTTER = 88; // pixels for the labels left of a map and above it
 const LABEL = 11; // pixels a label needs
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, sentence, told } = shared;
+  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told } = shared;
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
@@ -76,14 +76,14 @@ function makeMap(shared, which) {
   }
 
   function render(where) {
-    const now = [where.layer, ...members(where), state.colours, state.mask, state.view].join();
+    const now = [where.layer, ...members(where).map(({ layer, head }) => `${layer}.${head}`), state.colours, state.mask, state.view].join();
     if (now === imageOf) return;
-    const bytes = layers.get(where.layer), start = where.head * T * T, reasons = data.heads * T * T;
+    const [one, ...more] = members(where), why = reasons(where);
+    const bytes = state.view === "raw" && !more.length && layers.get(one.layer).subarray(one.head * T * T); // as they are
     const colours = new Uint32Array(T * T);
     for (let i = 0; i < colours.length; i++) {
-      const hidden = state.mask && bytes[reasons + i];
-      const byte = state.view === "raw" && state.over === "head" ? bytes[start + i]
-        : Math.round(255 * Math.sqrt(cell(where, Math.floor(i / T), i % T)[0]));
+      const hidden = state.mask && why[i];
+      const byte = bytes ? bytes[i] : Math.round(255 * Math.sqrt(cell(where, Math.floor(i / T), i % T)[0]));
       colours[i] = hidden ? 0 : ready.palette.words[byte];
     }
     image = pixels(T, colours);
@@ -92,8 +92,7 @@ function makeMap(shared, which) {
 
   /** Lay hatching over the cells hidden for one reason. */
   function veil(pen, where, reason, size, ratio, ink) {
-    const bytes = layers.get(where.layer), reasons = data.heads * T * T;
-    const shape = new Uint32Array(T * T).map((_, i) => (bytes[reasons + i] === reason ? 0xff000000 : 0));
+    const why = reasons(where), shape = new Uint32Array(T * T).map((_, i) => (why[i] === reason ? 0xff000000 : 0));
     const sheet = h("canvas", { width: Math.round(size * ratio), height: Math.round(size * ratio) });
     const over = sheet.getContext("2d");
     over.imageSmoothingEnabled = false;
@@ -107,7 +106,7 @@ function makeMap(shared, which) {
 
   function paint() {
     const where = which();
-    if (!where || !layers.has(where.layer) || !canvas.clientWidth) return;
+    if (!where || !loaded(where) || !canvas.clientWidth) return;
     const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth;
     const size = side(), each = size / view.span;
     canvas.width = canvas.height = Math.round(width * ratio);
@@ -177,14 +176,18 @@ function makeMap(shared, which) {
   function draw() {
     const where = which();
     element.hidden = top.hidden = !where;
-    if (!where || !layers.has(where.layer)) return;
+    if (!where || !loaded(where)) return;
     const layer = aboutLayer(where.layer);
     const same = where.layer === state.layer && where.head === state.head, count = members(where).length;
     const kept = where !== state.pinned ? "" : same ? ", kept: now choose another" : ", kept";
-    const whose = { head: `head ${where.head}`, group: `key group ${keyHead(where.head)}`, layer: "all heads" }[state.over];
-    title.textContent = `Layer ${where.layer}, ${whose}${kept}`;
-    const mean = { head: `key head ${keyHead(where.head)}`, group: `mean of its ${count} heads`, layer: `mean of ${count} heads` }[state.over];
-    note.textContent = `${mean} · ${layer.badge}: ${layer.why}`;
+    const { over } = state, marked = over === "marked" && !where.kept;
+    const whose = { group: `key group ${keyHead(where.head)}`, layer: "all heads" }[over] ?? `head ${where.head}`;
+    const mean = { group: `mean of its ${count} heads`, layer: `mean of ${count} heads` }[over] ?? `key head ${keyHead(where.head)}`;
+    const alone = `Layer ${where.layer}, ${whose}${kept}`, about = `${mean} · ${layer.badge}: ${layer.why}`;
+    const names = members(where).map(({ layer, head }) => `${layer}·${head}`);
+    title.textContent = !marked ? alone : state.marked.length ? `${count} marked head${count > 1 ? "s" : ""}` : `${alone}: none is marked`;
+    note.textContent = !marked ? about : !state.marked.length ? "Choose a head and press Mark, or the key m on it; then the next one."
+      : `mean of layer·head ${names.slice(0, 12).join(", ")}${count > 12 ? ` and ${count - 12} more` : ""}`;
     follow();
     paint();
     const told = sentence({ ...where, query: state.query, key: state.key });
@@ -194,53 +197,14 @@ function makeMap(shared, which) {
   /** The largest weights in the row of a cell; or in its column, of the queries that see the key. */
   function list({ query, key }) {
     const where = which();
-    if (!where || !layers.has(where.layer)) return;
+    if (!where || !loaded(where)) return;
     const asQuery = state.direction === "query", one = asQuery ? query : key;
     const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
     const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
-    const head = state.pinned ? `, layer ${where.layer} head ${where.head}` : "";
+    const head = state.pinned ? `, ${title.textContent.replace(/, kept.*|,/g, "").toLowerCase()}` : "";
     barsTitle.textContent = (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`) + head;
     bars.replaceChildren(...best.map(([i, [weight]]) => bar(name(i), weight, digits(weight))));
     if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
   }
   return { draw, paint, list, element, top };
-}
-
-/** What holds for the maps together. */
-function makeToolbar({ state, change, zoom }) {
-  const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
-  const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
-  const over = select("Map of", [["head", "one head"], ["group", "its key group"], ["layer", "its layer"]], (value) => change({ over: value }));
-  const here = () => ({ layer: state.layer, head: state.head });
-  const pin = button("Compare", null, () => change({ pinned: state.pinned ? null : here() }));
-  const draw = () => {
-    pin.setAttribute("aria-pressed", Boolean(state.pinned));
-    mask.checked = state.mask;
-    over.value = state.over;
-    colours.value = state.colours;
-    pin.title = state.pinned ? "Show one head again" : "Keep this head beside the next ones";
-  };
-  return { draw, element: h("div", { class: "qx-tools" }, h("label", {}, "Map of ", over), pin,
-    h("span", { role: "group", "aria-label": "Zoom" },
-      button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))),
-    h("label", {}, mask, " Mask"), h("label", {}, "Colours ", colours)) };
-}
-
-function makeLegend(shared) {
-  const { data, state, ready, aboutLayer } = shared;
-  const element = h("div", { class: "qx-legend" });
-
-  function draw() {
-    const ticks = [0, 0.05, 0.25, 0.5, 1];
-    const ink = getComputedStyle(shared.root).color;
-    const slides = [state, state.pinned].some((shown) => shown && aboutLayer(shown.layer).sliding);
-    const reasons = state.mask ? data.reasons.filter((reason) => reason !== 2 || slides) : [];
-    element.replaceChildren(
-      h("div", { class: "qx-scale", role: "img", "aria-label": "Colours of the weights from 0 to 1" },
-        h("div", { style: `background: ${ready.palette.gradient}` }),
-        ...ticks.map((w) => h("span", { style: `left: ${100 * Math.sqrt(w)}%` }, `${w}`))),
-      ...reasons.map((reason) => h("span", {},
-        h("i", { style: `background-image: url(${hatch(reason, ink).toDataURL()})` }), REASONS[reason])));
-  }
-  return { draw, element };
 }

@@ -5,7 +5,7 @@ function recalled({ source, data, T }) {
   const upTo = (count) => Array.from({ length: count }, (_, i) => i);
   const known = {
     layer: data.layers.map((layer) => layer.index), head: upTo(data.heads), query: upTo(T), key: upTo(T),
-    direction: ["query", "key"], over: ["head", "group", "layer"], view: data.views.map((view) => view.name), highFirst: [true, false],
+    direction: ["query", "key"], over: ["head", "group", "layer", "marked"], view: data.views.map((view) => view.name), highFirst: [true, false],
     sort: ["", "cell", ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
     zoom: upTo(12).map((i) => 2 ** i),
   };
@@ -15,7 +15,10 @@ function recalled({ source, data, T }) {
     if (value !== undefined) to[name] = value;
   }
   const [layer, head] = (told.get("pinned") ?? "").split(".").map(Number);
-  if (known.layer.includes(layer) && known.head.includes(head)) to.pinned = { layer, head };
+  if (known.layer.includes(layer) && known.head.includes(head)) to.pinned = { layer, head, kept: true };
+  const marked = (told.get("marked") ?? "").split(" ").map((one) => one.split(".").map(Number));
+  to.marked = marked.filter(([layer, head]) => known.layer.includes(layer) && known.head.includes(head))
+    .map(([layer, head]) => ({ layer, head }));
   if (["layer", "head", "query"].some((one) => one in to) && !("key" in to)) to.key = null;
   return to;
 }
@@ -25,6 +28,7 @@ function address(state) {
   const { pinned } = state, told = new URLSearchParams();
   for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom"]) told.set(one, state[one]);
   if (pinned) told.set("pinned", `${pinned.layer}.${pinned.head}`);
+  if (state.marked.length) told.set("marked", state.marked.map((one) => `${one.layer}.${one.head}`).join(" "));
   return told.toString();
 }
 

@@ -20,13 +20,26 @@ function reading({ source, data, T, state, layers, ready, change }) {
   /** The same in what is drawn, which may be the mean of several heads; and if hidden, why. */
   const cell = (at, q, k) => {
     const heads = members(at);
-    const sum = heads.reduce((before, head) => before + weight({ layer: at.layer, head }, q, k), 0);
-    return [sum / heads.length, layers.get(at.layer)[(data.heads * T + q) * T + k]];
+    return [heads.reduce((sum, one) => sum + weight(one, q, k), 0) / heads.length, reasons(at)[q * T + k]];
   };
-  const members = ({ head }) => {
-    if (state.over === "head") return [head];
+  const members = ({ layer, head, kept }) => {
+    const marked = state.over === "marked";
+    if (marked && state.marked.length && !kept) return state.marked;
+    if (marked || state.over === "head") return [{ layer, head }];
     const size = state.over === "group" ? data.heads / data.groups : data.heads;
-    return Array.from({ length: size }, (_, i) => Math.floor(head / size) * size + i);
+    return Array.from({ length: size }, (_, i) => ({ layer, head: Math.floor(head / size) * size + i }));
+  };
+
+  const loaded = (at) => [at, ...members(at)].every(({ layer }) => layers.has(layer));
+
+  /** Why each cell is hidden, T*T; marked heads of several layers show what one of them can see. */
+  const masks = new Map();
+  const reasons = (at) => {
+    const own = (layer) => layers.get(layer).subarray(data.heads * T * T);
+    const all = [...new Set(members(at).map(({ layer }) => layer))], name = all.join();
+    if (all.length === 1) return own(all[0]);
+    if (!masks.has(name)) masks.set(name, own(all[0]).map((why, i) => (all.some((layer) => !own(layer)[i]) ? 0 : why)));
+    return masks.get(name);
   };
 
   /** What the view multiplies the weights on a key with, before each row is shared out anew. */
@@ -80,10 +93,10 @@ function reading({ source, data, T, state, layers, ready, change }) {
 
   function told(at) {
     const [weight, why] = cell(at, at.query, at.key);
-    const mean = state.over === "head" ? "" : `mean of ${members(at).length} heads, `;
+    const count = members(at).length, mean = count > 1 ? `mean of ${count} heads, ` : "";
     const what = mean + { raw: "weight", rest: "share without the first token", value: "share by value" }[state.view];
     return why ? `hidden: ${REASONS[why]}` : `${what} ${digits(weight)}`;
   }
 
-  return { name, chosenToken, chooseToken, aboutLayer, keyHead, weight, cell, members, scoresOf, looking, measure, fresh, strongest, sentence, told };
+  return { name, chosenToken, chooseToken, aboutLayer, keyHead, weight, cell, members, loaded, reasons, scoresOf, looking, measure, fresh, strongest, sentence, told };
 }
