@@ -338,7 +338,8 @@ def test_the_map_of_a_key_group_and_of_a_layer(page, python, over, heads, view):
 def marked(page):
     """The heads with a corner, as (layer, head)."""
     options = page.locator(".qx-heads .qx-marked").all()
-    return sorted(tuple(int(o.get_attribute(f"data-{x}")) for x in ("layer", "head")) for o in options)
+    read = [[o.get_attribute(f"data-{x}") for x in ("layer", "head")] for o in options]
+    return sorted((int(layer), int(number)) for layer, number in read)
 
 
 @pytest.mark.parametrize("view", ["raw", "value"])
