@@ -1,4 +1,4 @@
-"""What is lost without some heads? The explorer's question to `causes`, answered in plain data."""
+"""What do changes cause? The explorer's question to `causes`, answered in plain data."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..causes import Trace, ablate, effect, follow
+from ..causes import Edit, Trace, ablate, cut, effect, follow, patch
 from .labels import chance, token_labels
-from .record import Recording
+from .record import Recording, encode
 
 
 def trace_of(model: Any, recording: Recording) -> Trace:
@@ -18,20 +18,41 @@ def trace_of(model: Any, recording: Recording) -> Trace:
     return follow(model, ids[None].to(model.device))
 
 
+def trace_of_other(model: Any, tokenizer: Any, recording: Recording, text: str) -> Trace:
+    """The same of another text, with the tokens that were generated after the first one.
+
+    Raises:
+        ValueError: it has not as many tokens, so that places in one are none in the other.
+    """
+    ids, _ = encode(tokenizer, text)
+    ids = torch.cat((ids[0], torch.tensor(recording.ids[recording.prompt :], dtype=torch.long)))
+    new, wanted = len(recording.ids) - recording.prompt, int(recording.real.sum())
+    if len(ids) != wanted:
+        counts = f"the other text has {len(ids) - new} tokens and this one {wanted - new}"
+        raise ValueError(f"{counts}: change words for words of as many tokens")
+    return follow(model, ids[None].to(model.device))
+
+
 @torch.no_grad()
-def without(
+def changed(
     trace: Trace,
     tokenizer: Any,
     recording: Recording,
-    heads: Sequence[tuple[int, int]],
     query: int,
+    *,
+    off: Sequence[tuple[int, int]] = (),
     to: str = "zero",
+    cuts: Sequence[tuple[int | None, int | None, int, int]] = (),
+    patches: Sequence[tuple[int, int | str, int]] = (),
+    other: Trace | None = None,
 ) -> dict[str, Any]:
-    """What would the model say after a token if these heads, (layer, head), were off?
+    """What would the model say after a token if all this were so?
 
     Args:
-        query: a place in the explorer's text, padding counted.
-        to: what an ablated head says instead, as in `causes.ablate`.
+        query: a place in the explorer's text, padding counted, as all places here.
+        off: heads, (layer, head). to: what they say instead, as in `causes.ablate`.
+        cuts: (layer, head, query, key), a key that a query cannot see; None = all layers or heads.
+        patches: (layer, part, place), taken from `other`; part as in `causes.patch`.
 
     Returns:
         "token": the one asked about, that comes next, or after the last token the likeliest;
@@ -39,15 +60,28 @@ def without(
         "after": the five likeliest, each a word, its id and its probability.
 
     Raises:
-        ValueError: a query that is padding; a head that is not there.
+        ValueError: a place that is padding; a layer, head or part that is not there.
     """
-    if not recording.real[query]:
-        raise ValueError(f"token {query} is padding: the model says nothing after it")
-    position = int(recording.real[:query].sum())
-    before = trace.logits(position)
+
+    def position(place: int) -> int:
+        if not recording.real[place]:
+            raise ValueError(f"token {place} is padding: the model says nothing there")
+        return int(recording.real[:place].sum())
+
+    config = trace.model.config
+    edits: list[Edit] = [ablate(trace, *head, to) for head in off]
+    for layer, head, seeing, seen in cuts:
+        edits += [
+            cut(trace, one, each, position(seeing), position(seen))
+            for one in (range(config.num_hidden_layers) if layer is None else [layer])
+            for each in (range(config.num_attention_heads) if head is None else [head])
+        ]
+    edits += [patch(trace, other, layer, part, [position(at)]) for layer, part, at in patches]
+    at = position(query)
+    before = trace.logits(at)
     last = query == len(recording.ids) - 1 or not recording.real[query + 1]
     token = int(before.argmax()) if last else recording.ids[query + 1]
-    found = effect(trace, [ablate(trace, *head, to) for head in heads], token, position)
+    found = effect(trace, edits, token, at)
     chances = [logits.softmax(-1) for logits in (before, found.logits)]
     top = chances[0].topk(5)
     tops = [list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), found.top]

@@ -20,9 +20,10 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
+from ..causes import Trace
 from ..config import SLIDING
 from . import record
-from .effects import trace_of, without
+from .effects import changed, trace_of, trace_of_other
 from .labels import chance, reads_right_to_left, token_labels
 from .lens import lens_places, lens_rows, lens_sentence
 from .static import explorer_figure
@@ -156,7 +157,8 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def _look_at(self, recording: record.Recording) -> dict[str, Any]:
         """From now on this is shown: what the traits become."""
-        self.recording, self._trace = recording, None  # traced when a head is first switched off
+        self.recording, self._trace = recording, None  # traced when a change is first looked at
+        self._other: tuple[str | None, Trace | None] = (None, None)  # another text, and its trace
         layer, head, query, _ = record.opening(recording)
         return {
             "thumbnails": b"".join(_bytes(recording.thumbnails[view]) for view in record.VIEWS),
@@ -206,8 +208,8 @@ class AttentionExplorer(anywidget.AnyWidget):
             return [best for (best,) in lens_rows(self.model, self.tokenizer, stream, 1)]
         if kind == "page":
             return self._page(view=message["view"]).encode()
-        if kind == "without":
-            return self.without(int(of[0]), of[1], of[2:])
+        if kind == "effect":
+            return self.changed(**json.loads(message["name"].removeprefix("effect ")))
         return self.read(message["text"])  # the new data is the answer
 
     def payload(self, layer: int, step: int = 1) -> bytes:
@@ -244,12 +246,17 @@ class AttentionExplorer(anywidget.AnyWidget):
         window = config.window_by_type[config.layer_types[layer]]
         return record.effective_mask(self.recording.real, window)
 
-    def without(self, query: int, to: str, heads: Sequence[str]) -> dict[str, Any]:
-        """What `effects.without` says of heads named "layer.head", after a query."""
+    def changed(
+        self, query: int, *, patches: Sequence = (), other: str | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        """What `effects.changed` says after a query; `other` is the text that patches come from."""
         if self._trace is None:
             self._trace = trace_of(self.model, self.recording)
-        named = [tuple(map(int, head.split("."))) for head in heads]
-        return without(self._trace, self.tokenizer, self.recording, named, query, to)
+        if patches and self._other[0] != other:
+            parts = self.model, self.tokenizer, self.recording
+            self._other = other, trace_of_other(*parts, other or "")
+        given = {"patches": patches, "other": self._other[1], **changes}
+        return changed(self._trace, self.tokenizer, self.recording, query, **given)
 
     def to_html(
         self, path: str | os.PathLike[str] | None = None, *, lens: int | None = None

@@ -930,26 +930,34 @@ def test_tabs_by_keyboard(page):
     assert page.locator(".qx-steps .qx-told").is_visible()
 
 
+def caused(first, python, query, **changes):
+    """The tab says what the same changes come to here."""
+    found = python.changed(query, **changes)
+    sign = "−" if found["delta"] < 0 else "+"
+    chances = [digits(max(p, 1e-9)) for p in found["chances"]]
+    label = f"{query} “{python.data['tokens'][query]['text']}”"
+    how = "comes next" if found["comes"] else "is likeliest"
+    eventually(
+        first.locator(".qx-cause .qx-told").inner_text,
+        f"After token {label}, “{found['token']}” {how}: its logit changes by "
+        f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}.",
+    )
+    for i, name in enumerate(("before", "after")):
+        bars = first.locator(".qx-cause .qx-bars").nth(i).locator("li")
+        words = [f"“{row['text']}”" for row in found[name]]
+        assert bars.locator("span").all_inner_texts() == words
+    return found
+
+
 def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     """What the answer loses without a head, its group or its layer, as the kernel computes it."""
     first = lab.locator(".jp-CodeCell").first
-    told, off = first.locator(".qx-cause .qx-told"), first.locator(".qx-heads .qx-off")
+    off = first.locator(".qx-heads .qx-off")
+    told = first.locator(".qx-cause .qx-told")
 
     def agrees(heads, query, to="zero"):
-        found = python.without(query, to, heads)
-        sign = "−" if found["delta"] < 0 else "+"
-        chances = [digits(max(p, 1e-9)) for p in found["chances"]]
-        label = f"{query} “{python.data['tokens'][query]['text']}”"
-        how = "comes next" if found["comes"] else "is likeliest"
-        eventually(
-            told.inner_text,
-            f"After token {label}, “{found['token']}” {how}: its logit changes by "
-            f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}.",
-        )
-        for i, name in enumerate(("before", "after")):
-            bars = first.locator(".qx-cause .qx-bars").nth(i).locator("li")
-            words = [f"“{row['text']}”" for row in found[name]]
-            assert bars.locator("span").all_inner_texts() == words
+        named = [tuple(map(int, one.split("."))) for one in heads]
+        found = caused(first, python, query, off=named, to=to)
         assert off.count() == len(heads)
         return abs(found["delta"])
 
@@ -957,7 +965,7 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     first.get_by_label("looks at").check()
     head(first, 1, 4).click()
     token(first, 14).click()
-    first.get_by_role("tab", name="Heads off").click()
+    first.get_by_role("tab", name="Causes").click()
     agrees([], 14)
     first.get_by_role("button", name="Switch off this head").click()
     assert agrees(["1.4"], 14) > 0.01
@@ -977,7 +985,7 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     token(first, 1).click()
     told.get_by_text("token 1 is padding").wait_for()
     token(first, 14).click()
-    first.get_by_role("button", name="Switch all heads on again").click()
+    first.get_by_role("button", name="Undo all").click()
     agrees([], 14)
     head(first, 1, 4).focus()
     for key in ("o", "ArrowRight", "o"):
@@ -988,10 +996,102 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     agrees(["1.4"], 14)
     found = Axe().run(lab, context=".qx-cause").response["violations"]
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
-    first.get_by_role("button", name="Switch all heads on again").focus()
+    first.get_by_role("button", name="Undo all").focus()
     lab.keyboard.press("Enter")
     agrees([], 14)
-    assert disk.get_by_role("tab", name="Heads off").count() == 0  # a page has no model
+    assert disk.get_by_role("tab", name="Causes").count() == 0  # a page has no model
+
+
+def test_looks_cut_by_mouse_and_by_keyboard(lab, python):
+    first = lab.locator(".jp-CodeCell").first
+    first.get_by_role("tab", name="Causes").click()
+    first.get_by_role("button", name="Undo all").press("Enter")
+    first.get_by_label("looks at").check()
+    head(first, 1, 4).click()
+    canvas, at = point(first, 14, 11)
+    before = pixel(first, 14, 11)
+    canvas.click(position=at)
+    knife = first.get_by_role("button", name=re.compile("^Cut the look of 14 .* → 11 "))
+    knife.click()
+    assert abs(caused(first, python, 14, cuts=[(1, 4, 14, 11)])["delta"]) > 0.01
+    assert knife.get_attribute("aria-pressed") == "true"
+    assert pixel(first, 14, 11) != before  # crossed out on the map
+    undo = first.locator(".qx-changes button")
+    assert re.fullmatch("cut 14 “.*” → 11 “.*” in 1·4 ✕", undo.inner_text())
+    token(first, 18).click()  # another question: the cut stays
+    caused(first, python, 18, cuts=[(1, 4, 14, 11)])
+    first.get_by_label("Where to cut").select_option("all heads of its layer")
+    canvas.click(position=point(first, 18, 16)[1])
+    canvas.focus()
+    lab.keyboard.press("x")
+    both = [(1, 4, 14, 11), (1, None, 18, 16)]
+    assert abs(caused(first, python, 18, cuts=both)["delta"]) > 0.01
+    assert undo.count() == 2 and "in layer 1 ✕" in undo.nth(1).inner_text()
+    lab.keyboard.press("x")  # joined again
+    caused(first, python, 18, cuts=both[:1])
+    first.get_by_label("Where to cut").select_option("all layers")
+    canvas.press("x")
+    caused(first, python, 18, cuts=[both[0], (None, None, 18, 16)])
+    undo.first.focus()
+    lab.keyboard.press("Enter")
+    caused(first, python, 18, cuts=[(None, None, 18, 16)])
+    assert undo.evaluate("b => b === document.activeElement")  # the next one has the focus
+    lab.keyboard.press("Enter")
+    assert caused(first, python, 18)["delta"] == 0 and undo.count() == 0
+    canvas.click(position=point(first, 14, 17)[1])  # in the future
+    knife = first.get_by_role("button", name=re.compile("^Cut the look of 14 .* → 17 "))
+    assert (knife.get_attribute("aria-disabled"), knife.get_attribute("title")) == (
+        "true",
+        "hidden: in the future",
+    )
+    knife.press("Enter")
+    canvas.press("x")
+    assert undo.count() == 0
+    first.get_by_label("Where to cut").select_option("this head")
+
+
+def test_another_text_is_put_in_by_mouse_and_by_keyboard(lab, python):
+    first = lab.locator(".jp-CodeCell").first
+    first.get_by_role("tab", name="Causes").click()
+    first.get_by_role("button", name="Undo all").press("Enter")
+    head(first, 1, 4).click()
+    canvas, at = point(first, 14, 10)
+    canvas.click(position=at)
+    text = first.get_by_label("Another text, of as many tokens")
+    assert text.input_value() == python.data["text"] == "a cat\n saw é cat"
+    other = "a cot\n sew é cat"  # tokens 5 and 9 of the padded text
+    text.fill(other)
+    first.get_by_label("What of it").select_option("the stream before its layer")
+    first.get_by_label("At which token").select_option("key")
+    first.get_by_role("button", name="Put in what").click()
+    patches = [(1, "stream", 10)]
+    assert abs(caused(first, python, 14, patches=patches, other=other)["delta"]) > 0.01
+    undo = first.locator(".qx-changes button")
+    assert undo.inner_text().startswith("put in the stream before layer 1 at 10 “")
+    first.get_by_label("What of it").select_option("what this head says")
+    first.get_by_label("At which token").select_option("query")
+    first.get_by_role("button", name="Put in what").focus()
+    lab.keyboard.press("Enter")
+    patches.append((1, 4, 14))
+    caused(first, python, 14, patches=patches, other=other)
+    assert undo.nth(1).inner_text().startswith("put in 1·4 at 14 “")
+    first.get_by_label("What of it").select_option("what its layer's MLP says")
+    first.get_by_role("button", name="Put in what").click()
+    patches.append((1, "mlp", 14))
+    caused(first, python, 14, patches=patches, other=other)
+    text.fill("a cat")
+    text.press("Tab")  # all of them are taken from the new text
+    told = "the other text has 5 tokens and this one 17: change words for words of as many tokens"
+    eventually(first.locator(".qx-cause .qx-told").inner_text, told)
+    third = "a dog\n saw é cat"
+    text.fill(third)
+    text.press("Tab")
+    caused(first, python, 14, patches=patches, other=third)
+    found = Axe().run(lab, context=".qx-cause").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    first.get_by_role("button", name="Undo all").focus()
+    lab.keyboard.press("Enter")
+    assert caused(first, python, 14)["delta"] == 0 and undo.count() == 0
 
 
 def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
@@ -1022,7 +1122,7 @@ def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
     box.fill("a dog saw a dog")
     page.get_by_role("button", name="Read it").click()
     agrees("a dog saw a dog")
-    page.get_by_role("tab", name="Heads off").click()  # asks about the new text
+    page.get_by_role("tab", name="Causes").click()  # asks about the new text
     head(page, 0, 1).focus()
     page.keyboard.press("o")
     changes = twin.without(twin.query, "zero", ["0.1"])["delta"]

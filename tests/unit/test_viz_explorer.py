@@ -13,9 +13,16 @@ from io import BytesIO
 import matplotlib
 import pytest
 import torch
+import transformers
 from matplotlib.image import imread
 
-from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from qwen2_edu import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
 from qwen2_edu.attention import sdpa_attention
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer, explorer, record, side_by_side
@@ -411,11 +418,11 @@ def test_a_model_without_a_vocabulary_head_has_no_lens(bytewise, small_config):
 def test_another_text_is_shown_as_one_of_its_own(model, bytewise):
     shown = attention_explorer(model, bytewise, TEXT, layers=[1, 2], max_tokens=30)
     other = attention_explorer(model, bytewise, "a dog", layers=[1, 2])
-    shown.without(4, "zero", ["0.2"])
+    shown.changed(4, off=[(0, 2)])
     shown._answer(None, {"name": "read", "text": "a dog"}, [])
     names = ("data", "thumbnails", "norms", "first", "layer", "head", "query")
     assert all(getattr(shown, name) == getattr(other, name) for name in names)
-    assert shown.without(3, "zero", ["0.2"]) == other.without(3, "zero", ["0.2"])
+    assert shown.changed(3, off=[(0, 2)]) == other.changed(3, off=[(0, 2)])
     sent, before = [], shown.data
     shown.send = lambda content, buffers=None: sent.append(content)
     shown._answer(None, {"name": "read", "text": "a" * 31}, [])
@@ -440,7 +447,7 @@ def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, g
     with torch.no_grad():
         before, after = model(ids).logits[0], cut(ids).logits[0]
     for place in (3, ids.shape[1] - 1):
-        told = shown.without(place + pads, "zero", ["0.2", "2.5"])
+        told = shown.changed(place + pads, off=[(0, 2), (2, 5)])
         last = place == ids.shape[1] - 1
         token = int(before[place].argmax() if last else ids[0, place + 1])
         chances = [each[place].softmax(-1) for each in (before, after)]
@@ -449,20 +456,157 @@ def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, g
         for name, mine, chance in zip(("before", "after"), told["chances"], chances, strict=True):
             assert abs(mine - float(chance[token])) < 1e-4
             assert [row["id"] for row in told[name]] == chance.topk(5).indices.tolist()
-    nothing = shown.without(place + pads, "zero", [])
+    nothing = shown.changed(place + pads)
     assert nothing["delta"] == 0 and nothing["before"] == nothing["after"]
 
 
-def test_heads_off_that_cannot_be_are_told_to_the_browser(model, bytewise):
+def hooked(model, ids, hooks):
+    """The logits of a plain forward pass with hooks of torch, (T, V)."""
+    handles = [make(hook) for make, hook in hooks]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+    [handle.remove() for handle in handles]
+    return logits
+
+
+def agrees(shown, told, before, after, place, token):
+    assert told["id"] == token
+    assert abs(told["delta"] - float(after[place, token] - before[place, token])) < 1e-3
+    assert told["delta"] != 0  # something happens
+    chances = after[place].softmax(-1)
+    assert [row["id"] for row in told["after"]] == chances.topk(5).indices.tolist()
+    assert abs(told["chances"][1] - float(chances[token])) < 1e-4
+
+
+@pytest.fixture(params=["constructed", "tiny"])
+def pair(request, model, bytewise):
+    """A model, its tokenizer, a text, and another of as many tokens."""
+    if request.param == "constructed":
+        return model, bytewise, TEXT, "the cow saw the cat"
+    tiny = AutoModelForCausalLM.from_pretrained("tiny", dtype=torch.float32)
+    tokens = AutoTokenizer.from_pretrained("tiny")
+    text = "Tom has a red ball. Mia wants the ball"
+    return tiny, tokens, text, text.replace("Mia", "Ben")
+
+
+@pytest.mark.parametrize("heads", [[1], None])
+def test_a_cut_look_is_one_less_in_the_mean(pair, heads):
+    """By hooks: what the layer's heads say at one query is their mean over the other keys."""
+    model, tokenizer, text, _ = pair
+    config, ids = model.config, tokenizer(text).input_ids
+    layer, query, key, D = 0, len(ids) - 3, len(ids) - 5, model.config.head_dim
+    attention, seen = model.model.layers[layer].self_attn, {}
+    weights = model(torch.tensor([ids]), output_attentions=True).attentions[layer][0]  # (H, T, T)
+
+    def keep(module, inputs, output):
+        seen["values"] = output[0].view(len(ids), -1, D)  # (T, G, D)
+
+    def say(module, inputs):
+        x = inputs[0].clone()  # (1, T, H * D)
+        for head in range(config.num_attention_heads) if heads is None else heads:
+            left = weights[head, query].clone()
+            left[key] = 0
+            group = head * config.num_key_value_heads // config.num_attention_heads
+            x[0, query, head * D : head * D + D] = left / left.sum() @ seen["values"][:, group]
+        return (x,)
+
+    before = hooked(model, ids, [])
+    after = hooked(
+        model,
+        ids,
+        [
+            (attention.v_proj.register_forward_hook, keep),
+            (attention.o_proj.register_forward_pre_hook, say),
+        ],
+    )
+    shown = attention_explorer(model, tokenizer, text)
+    for place in (query, len(ids) - 2):
+        cuts = [(layer, heads and heads[0], query, key)]
+        told = shown.changed(place, cuts=cuts)
+        agrees(shown, told, before, after, place, ids[place + 1])
+
+
+def test_a_look_cut_everywhere_is_a_key_masked_in_transformers(bytewise, small_config, randomise):
+    config = small_config(vocab_size=260, eos_token_id=256)
+    model = randomise(Qwen2ForCausalLM(config))
+    theirs = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**config.to_dict(), attn_implementation="eager")
+    ).eval()
+    theirs.load_state_dict(model.state_dict())
+    ids, T = ids_of(bytewise), len(TEXT)
+    mask = torch.full((T, T), -1e30).triu(1)[None, None]
+    with torch.no_grad():
+        before = theirs(ids, attention_mask=mask.clone()).logits[0]
+        mask[..., 15, 8] = -1e30
+        after = theirs(ids, attention_mask=mask).logits[0]
+    shown = attention_explorer(model, bytewise, TEXT)
+    told = shown.changed(17, cuts=[(None, None, 15, 8)])
+    agrees(shown, told, before, after, 17, int(ids[0, 18]))
+
+
+@pytest.mark.parametrize("part", [2, "mlp", "stream"])
+def test_a_patch_is_what_a_hook_puts_in(pair, part):
+    model, tokenizer, text, other = pair
+    layer, D = 1, model.config.head_dim
+    ids, others = (tokenizer(one).input_ids for one in (text, other))
+    place = next(i for i, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b)
+    block, seen = model.model.layers[layer], {}
+    make = {"mlp": block.mlp.register_forward_hook, "stream": block.register_forward_pre_hook}.get(
+        part, block.self_attn.o_proj.register_forward_pre_hook
+    )
+    columns = slice(part * D, part * D + D) if part == 2 else slice(None)
+
+    def flows(inputs, output):
+        return output[0] if output else inputs[0]
+
+    def keep(module, inputs, *output):
+        seen["row"] = flows(inputs, output)[0, place, columns].clone()
+
+    def put(module, inputs, *output):
+        x = flows(inputs, output).clone()
+        x[0, place, columns] = seen["row"]
+        return x if output else (x, *inputs[1:])
+
+    before = hooked(model, ids, [])
+    hooked(model, others, [(make, keep)])
+    after = hooked(model, ids, [(make, put)])
+    shown = attention_explorer(model, tokenizer, text)
+    for at in (place, place + 2):
+        told = shown.changed(at, patches=[(layer, part, place)], other=other)
+        agrees(shown, told, before, after, at, ids[at + 1])
+    own = shown.changed(place, patches=[(layer, part, place)], other=text)
+    assert abs(own["delta"]) < 1e-4  # another `other` is read anew
+
+
+def test_a_patch_keeps_padding_apart_and_takes_the_generated_tokens_along(model, bytewise):
+    given = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
+    shown = attention_explorer(model, bytewise, given, max_new_tokens=2, eos_token_id=[])
+    plain = attention_explorer(model, bytewise, TEXT, max_new_tokens=2, eos_token_id=[])
+    assert shown.recording.ids[5:] == plain.recording.ids
+    other = "the cow saw the cat"
+    there = shown.changed(20, patches=[(1, "stream", 10)], cuts=[(0, 1, 20, 9)], other=other)
+    here = plain.changed(15, patches=[(1, "stream", 5)], cuts=[(0, 1, 15, 4)], other=other)
+    assert there == here and abs(here["delta"]) > 1e-3
+
+
+def test_changes_that_cannot_be_are_told_to_the_browser(model, bytewise):
     padded = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
     shown, sent = attention_explorer(model, bytewise, padded), []
     shown.send = lambda content, buffers=None: sent.append(content)
-    for name, error in [
-        ("without 2 zero 0.1", "token 2 is padding"),
-        ("without 9 half 0.1", "to must be one of"),
-        ("without 9 zero 7.1", "layer 7, head 1: there are 3 layers of 6 heads"),
+    for asked, error in [
+        ({"query": 2, "off": [[0, 1]]}, "token 2 is padding"),
+        ({"query": 9, "off": [[0, 1]], "to": "half"}, "to must be one of"),
+        ({"query": 9, "off": [[7, 1]]}, "layer 7, head 1: there are 3 layers of 6 heads"),
+        ({"query": 9, "cuts": [[0, 1, 9, 3]]}, "token 3 is padding"),
+        ({"query": 9, "cuts": [[0, 1, 9, 10]]}, "expected 0 ≤ key ≤ query"),
+        ({"query": 9, "patches": [[0, "mlps", 9]], "other": TEXT}, "part must be one of"),
+        (
+            {"query": 9, "patches": [[0, 1, 9]], "other": "a"},
+            "has 1 tokens and this one 19",
+        ),
+        ({"query": 9, "patches": [[0, 1, 9]], "other": ""}, "the text is empty"),
     ]:
-        shown._answer(None, {"name": name}, [])
+        shown._answer(None, {"name": f"effect {json.dumps(asked)}"}, [])
         assert error in sent.pop()["error"]
 
 

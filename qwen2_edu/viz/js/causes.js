@@ -1,4 +1,4 @@
-// Heads off: what do they cause?
+// Heads off, looks cut, another text's numbers put in: what do they cause?
 
 /** Which heads are off, and how to switch some. live: whether there is a model to ask. */
 function switching({ state, live, change }) {
@@ -13,38 +13,109 @@ function switching({ state, live, change }) {
   return { isOff, switchHeads };
 }
 
-function makeCause({ source, data, state, live, change, name, keyHead, isOff, switchHeads }) {
+/** Which looks are cut: {layer, head, query, key} each, null = in all layers, or all heads of the layer. */
+function cutting({ state, live, change, cell }) {
+  const scopes = { head: ({ layer, head }) => ({ layer, head }), layer: ({ layer }) => ({ layer, head: null }), all: () => ({ layer: null, head: null }) };
+  const look = () => ({ ...scopes[state.cutIn](state), query: state.query, key: state.key });
+  const same = (a, b) => ["layer", "head", "query", "key"].every((part) => a[part] === b[part]);
+  const isCut = () => state.cuts.some((one) => same(one, look()));
+
+  /** Cut the chosen look; join it again, if it is cut. */
+  function cutLook() {
+    if (!live || cell(state, state.query, state.key)[1]) return; // what is hidden is not looked at
+    change({ cuts: isCut() ? state.cuts.filter((one) => !same(one, look())) : [...state.cuts, look()] });
+  }
+
+  /** Cross out what is cut in one head. x, y: where a key and a query stand, in pixels; each: of a cell. */
+  function crossOut(pen, { layer, head }, x, y, each, [paper, ink]) {
+    pen.beginPath();
+    for (const one of state.cuts) {
+      if (![layer, null].includes(one.layer) || ![head, null].includes(one.head)) continue;
+      const [across, down, arm] = [x(one.key) + each / 2, y(one.query) + each / 2, Math.max(4, each / 2 - 1)];
+      for (const turn of [-arm, arm]) pen.moveTo(across - arm, down - turn), pen.lineTo(across + arm, down + turn);
+    }
+    for (const [colour, line] of [[paper, 4], [ink, 2]]) Object.assign(pen, { strokeStyle: colour, lineWidth: line }), pen.stroke();
+  }
+  return { isCut, cutLook, crossOut };
+}
+
+function makeCause({ source, data, state, live, change, name, cell, keyHead, isOff, switchHeads, isCut, cutLook }) {
   if (!live) return { draw: () => {}, element: null };
   const size = data.heads / data.groups;
   const some = (from, count) => Array.from({ length: count }, (_, i) => ({ layer: state.layer, head: from + i }));
   const sets = [["this head", () => some(state.head, 1)], ["its key group", () => some(keyHead(state.head) * size, size)],
     ["its layer", () => some(0, data.heads)]];
   const buttons = sets.map(([label, heads]) => button(label, `Switch off ${label}`, () => switchHeads(heads())));
-  const all = button("all on", "Switch all heads on again", () => change({ off: [] }));
+  const all = button("undo all", "Undo all: heads on, nothing cut, nothing put in", () => change({ off: [], cuts: [], patches: [] }));
   const to = select("What they say instead", [["zero", "nothing"], ["mean", "their mean"]], (value) => change({ to: value }));
-  const list = h("p", { class: "qx-note" }), told = h("output", { class: "qx-told" });
-  const [before, after] = ["as it is", "without them"].map((label) => {
+  const cutIn = select("Where to cut", [["head", "this head"], ["layer", "all heads of its layer"], ["all", "all layers"]], (value) => change({ cutIn: value }));
+  const knife = button("", null, cutLook);
+  const box = h("textarea", { "aria-label": "Another text, of as many tokens", rows: 2, spellcheck: "false", dir: "auto",
+    onkeydown: (event) => event.stopPropagation(), onchange: () => state.patches.length && change({ other: box.value }) });
+  box.value = data.text;
+  const part = select("What of it", [["head", "what this head says"], ["mlp", "what its layer's MLP says"], ["stream", "the stream before its layer"]], () => {});
+  const at = select("At which token", [["query", "query"], ["key", "key"]], () => {});
+  const put = button("Put in", "Put in what flowed in the other text", () => {
+    const one = [state.layer, part.value === "head" ? state.head : part.value, state[at.value]];
+    const others = state.patches.filter((other) => other.join() !== one.join());
+    change({ other: box.value, patches: [...others, one] });
+  });
+  const list = h("p", { class: "qx-note" }), told = h("output", { class: "qx-told" }), kept = h("ul", { class: "qx-changes", "aria-label": "Cut and put in" });
+  const [before, after] = ["as it is", "with these changes"].map((label) => {
     const bars = h("ol", { class: "qx-bars" });
     return { bars, element: h("div", {}, h("h3", {}, `The answer ${label}`), bars) };
   });
   const element = h("div", { class: "qx-cause" },
-    h("div", { class: "qx-tools" }, "Switch off ", h("span", { role: "group", "aria-label": "Switch off" }, ...buttons), all,
+    h("div", { class: "qx-tools" }, "Switch off ", h("span", { role: "group", "aria-label": "Switch off" }, ...buttons),
       h("label", {}, "They say ", to, " instead")),
-    list, told, h("div", { class: "qx-tops" }, before.element, after.element),
-    h("p", { class: "qx-note" }, "The key o switches the head off that has the focus. The difference is what the head causes here, "
-      + "with whatever later layers make of it; its weights alone do not tell that."));
+    h("div", { class: "qx-tools" }, h("label", {}, "Cut the chosen look in ", cutIn), knife),
+    h("div", { class: "qx-tools" }, h("label", { class: "qx-other" }, "From another text, of as many tokens, ", box),
+      h("label", {}, "take ", part), h("label", {}, "at the ", at), put),
+    h("div", { class: "qx-tools" }, list, all), kept, told, h("div", { class: "qx-tops" }, before.element, after.element),
+    h("p", { class: "qx-note" }, "Keys: o switches the head off that has the focus, x on the map cuts the chosen look. The change of the logit is what all of it "
+      + "causes after the chosen query, with whatever later layers make of it; weights alone do not tell that. Choose another query: the changes stay."));
   let shown = null;
+
+  /** A change that can be undone, as a button. */
+  function keptOne(text, undo) {
+    const one = button(`${text} ✕`, `Undo: ${text}`, () => {
+      const place = [...kept.children].indexOf(one.parentNode);
+      undo();
+      (kept.children[Math.min(place, kept.children.length - 1)]?.firstChild ?? all).focus();
+    });
+    return h("li", {}, one);
+  }
+
+  function drawKept() {
+    const without = (from, one) => change({ [from]: state[from].filter((other) => other !== one) });
+    const where = ({ layer, head }) => (layer === null ? "in all layers" : head === null ? `in layer ${layer}` : `in ${layer}·${head}`);
+    const what = (layer, part) => ({ mlp: `MLP ${layer}`, stream: `the stream before layer ${layer}` }[part] ?? `${layer}·${part}`);
+    kept.replaceChildren(
+      ...state.cuts.map((one) => keptOne(`cut ${name(one.query)} → ${name(one.key)} ${where(one)}`, () => without("cuts", one))),
+      ...state.patches.map((one) => keptOne(`put in ${what(one[0], one[1])} at ${name(one[2])}`, () => without("patches", one))));
+  }
 
   async function draw() {
     sets.forEach(([, heads], i) => buttons[i].setAttribute("aria-pressed", heads().every(isOff)));
-    all.setAttribute("aria-disabled", !state.off.length);
-    const named = state.off.slice(0, 12).map((one) => one.replace(".", "·")).join(", ");
-    const more = state.off.length > 12 ? ` and ${state.off.length - 12} more` : "";
-    list.textContent = state.off.length ? `Off, as layer·head: ${named}${more}.` : "No head is off.";
-    const asked = ["without", state.query, state.to, ...state.off].join(" ");
+    const { off, cuts, patches } = state, hidden = cell(state, state.query, state.key)[1];
+    all.setAttribute("aria-disabled", !(off.length + cuts.length + patches.length));
+    const named = off.slice(0, 12).map((one) => one.replace(".", "·")).join(", ");
+    const more = off.length > 12 ? ` and ${off.length - 12} more` : "";
+    list.textContent = off.length ? `Off, as layer·head: ${named}${more}.` : "No head is off.";
+    cutIn.value = state.cutIn;
+    knife.textContent = `${name(state.query)} → ${name(state.key)}`;
+    knife.setAttribute("aria-label", `Cut the look of ${knife.textContent}`);
+    knife.setAttribute("aria-pressed", isCut());
+    knife.setAttribute("aria-disabled", Boolean(hidden));
+    knife.title = hidden ? `hidden: ${REASONS[hidden]}` : "";
+    ["query", "key"].forEach((one, i) => (at.options[i].textContent = `${one} ${name(state[one])}`));
+    const now = JSON.stringify([cuts, patches]);
+    if (kept.dataset.of !== now) kept.dataset.of = now, drawKept();
+    const asked = `effect ${JSON.stringify({ query: state.query, to: state.to, off: off.map((one) => one.split(".").map(Number)),
+      cuts: cuts.map(({ layer, head, query, key }) => [layer, head, query, key]), patches, other: patches.length ? state.other : null })}`;
     if (element.hidden || asked === shown) return;
     shown = asked;
-    const excuse = setTimeout(() => (told.textContent = "The model reads the text without them …"), 300);
+    const excuse = setTimeout(() => (told.textContent = "The model reads the text with these changes …"), 300);
     let answer, fault;
     try {
       answer = await source.load(asked);

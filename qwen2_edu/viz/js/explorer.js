@@ -37,6 +37,7 @@ function explore(el, source) {
     over: "head", view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
     marked: [], // heads, {layer, head}, of which the mean can be drawn
     off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
+    cuts: [], cutIn: "head", patches: [], other: null, // see causes.js; patches: [layer, part, place] of the other text
     step: 0, // 1 … steps, 0 = nothing was generated
   };
   Object.assign(state, recalled({ source, data, T }));
@@ -48,6 +49,7 @@ function explore(el, source) {
   // What the parts share: each takes from it what it needs.
   const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
   Object.assign(shared, reading(shared), switching(shared), marking(shared));
+  Object.assign(shared, cutting(shared)); // needs what reading tells
   const overview = makeOverview(shared);
   const maps = [makeMap(shared, () => state), makeMap(shared, () => state.pinned)];
   const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
@@ -62,7 +64,7 @@ function explore(el, source) {
     h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
     h("div", { class: "qx-row qx-second" }, overview.element,
       h("div", { class: "qx-large" }, toolbar.element, h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend.element, rounded),
-      tabs([["Generation", steps], ["Logit lens", lens], ["Heads off", cause]].filter(([, { element }]) => element))));
+      tabs([["Generation", steps], ["Logit lens", lens], ["Causes", cause]].filter(([, { element }]) => element))));
   el.replaceChildren(root);
 
   /** Tell about a cell and its row; null = the chosen one. */

@@ -5,7 +5,7 @@ const LABEL = 11; // pixels a label needs
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told } = shared;
+  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut } = shared;
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
@@ -40,6 +40,7 @@ function makeMap(shared, which) {
 
   function press(event) {
     const { query, key } = state, last = T - 1;
+    if (event.key === "x") return cutLook(), event.stopPropagation();
     const to = {
       ArrowLeft: { key: key - 1 }, ArrowRight: { key: key + 1 }, Home: { key: 0 }, End: { key: last },
       ArrowUp: { query: query - 1 }, ArrowDown: { query: query + 1 },
@@ -138,6 +139,7 @@ function makeMap(shared, which) {
       const grow = Math.max(0, 7 - each) / 2;
       pen.strokeRect(x(state.key) - grow, y(state.query) - grow, each + 2 * grow, each + 2 * grow);
     }
+    crossOut(pen, where, x, y, each, [paper, ink]);
     pen.restore();
     pen.globalAlpha = 0.3;
     pen.strokeStyle = ink;
