@@ -1125,7 +1125,7 @@ def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
     page.get_by_role("tab", name="Causes").click()  # asks about the new text
     head(page, 0, 1).focus()
     page.keyboard.press("o")
-    changes = twin.without(twin.query, "zero", ["0.1"])["delta"]
+    changes = twin.changed(twin.query, off=[(0, 1)])["delta"]
     page.get_by_text(f"changes by {'−' if changes < 0 else '+'}{abs(changes):.2f}").wait_for()
     edit.focus()
     page.keyboard.press("Enter")
