@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .attention import weighted_values
 from .capture import capture
-from .checks import check_ids, one_of
+from .checks import Range, check_ids, check_numbers, checked, one_of
 from .masks import additive, visible
 
 
@@ -66,6 +66,7 @@ class Edit(NamedTuple):
     new: Tensor
 
 
+@checked
 @torch.no_grad()
 def follow(model: nn.Module, input_ids: Tensor) -> Trace:
     """Read one text without padding, (1, T), in one pass. ValueError: it is not that."""
@@ -98,6 +99,7 @@ def attribution(trace: Trace, token_id: int, position: int = -1) -> Attribution:
     return Attribution(embedding, (along * said).sum(-1) - biases, biases, mlps)
 
 
+@checked
 def ablate(trace: Trace, layer: int, head: int, to: str = "zero") -> Edit:
     """Switch a head off: it says nothing ("zero"), or at every position what it says on average
     over the positions of this text, which later layers are used to ("mean")."""
@@ -106,6 +108,7 @@ def ablate(trace: Trace, layer: int, head: int, to: str = "zero") -> Edit:
     return Edit(layer, "heads", head, list(range(len(said))), new)
 
 
+@checked
 def cut(trace: Trace, layer: int, head: int, query: int, key: int) -> Edit:
     """Hide a key from a query in one head, as a mask would: the other keys share its weight. A
     query with nothing left to see says nothing.
@@ -119,6 +122,7 @@ def cut(trace: Trace, layer: int, head: int, query: int, key: int) -> Edit:
     return Edit(layer, "weights", head, [query], stays)
 
 
+@checked
 def patch(
     trace: Trace, source: Trace, layer: int, part: int | str, positions: Sequence[int] | None = None
 ) -> Edit:
@@ -132,14 +136,18 @@ def patch(
     old, new = (_there(one, place, layer, head) for one in (trace, source))
     if len(old) != len(new):
         raise ValueError(f"texts of {len(old)} and of {len(new)} tokens: expected the same length")
-    rows = [range(len(new))[p] for p in (range(len(new)) if positions is None else positions)]
+    rows = _from_start(trace, range(len(new)) if positions is None else positions)
     return Edit(layer, place, head, rows, new[rows])
 
 
+@checked
 @torch.no_grad()
 def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -1) -> Effect:
     """What do these changes together do to the token after a position? At most one pass."""
-    position, before = range(trace.input_ids.shape[1])[position], trace.logits(position)
+    last = trace.model.config.vocab_size - 1
+    check_numbers({"token_id": token_id}, {"token_id": Range(0, last, whole=True)})
+    (position,) = _from_start(trace, [position])
+    before = trace.logits(position)
     after, first = before, min((p for edit in edits for p in edit.positions), default=position + 1)
     if first <= position:  # else nothing changes, or only the future
         changed = _read(trace, edits, min(edit.layer for edit in edits), first)
@@ -147,6 +155,13 @@ def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -
     chances, ids = after.softmax(-1).topk(5)
     top = list(zip(ids.tolist(), chances.tolist(), strict=True))
     return Effect((after - before)[token_id].item(), top, after)
+
+
+def _from_start(trace: Trace, positions: Sequence[int]) -> list[int]:
+    T = trace.input_ids.shape[1]
+    for position in positions:
+        check_numbers({"position": position}, {"position": Range(-T, T - 1, whole=True)})
+    return [range(T)[position] for position in positions]
 
 
 def _there(trace: Trace, place: str, layer: int, head: int | None) -> Tensor:

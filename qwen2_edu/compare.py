@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import checked
+
 
 class Row(NamedTuple):
     """The largest absolute difference at a station."""
@@ -40,6 +42,7 @@ class Comparison:
     __repr__ = __str__  # a notebook shows the table
 
 
+@checked
 def compare(
     model_a: nn.Module, model_b: nn.Module, input_ids: Tensor, tolerance: float = 1e-5
 ) -> Comparison:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import checked
+
 
 def chat_documents(
     tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, Any]]]
@@ -28,6 +30,7 @@ def chat_documents(
     return documents, labels
 
 
+@checked
 def pack(
     documents: Sequence[Sequence[int]], length: int, labels: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Tensor]:
@@ -86,6 +89,7 @@ def pack(
     return {name: torch.tensor(column) for name, column in columns}
 
 
+@checked
 class Shuffled:
     """Endless batches of rows, {name: (rows, …)} as of `pack`: item i depends on seed and i alone.
 
@@ -110,6 +114,7 @@ class Shuffled:
         return self._order[place]
 
 
+@checked
 def in_order(rows: Mapping[str, Tensor], batch_size: int) -> list[dict[str, Tensor]]:
     """All rows once, as they stand, as batches; the last may be smaller. To evaluate on."""
     starts = range(0, _count(rows, batch_size), batch_size)

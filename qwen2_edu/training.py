@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from .checks import Range, check_json, check_numbers, one_of
+from .checks import Range, check_json, check_numbers, checked, one_of
 from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
 from .packing import Shuffled
@@ -133,6 +133,7 @@ def weighted_losses(
             yield loss * (count / sum(counts))
 
 
+@checked
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> float:
     """The mean loss over all counted labels of some batches, without dropout."""
@@ -143,6 +144,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str = "auto"
     return loss
 
 
+@checked
 def train(
     model: nn.Module,
     batches: Batches,

@@ -17,15 +17,23 @@ from qwen2_edu import (
     GenerationConfig,
     Qwen2Config,
     StaticCache,
+    behaviour,
+    causes,
+    compare,
     hub,
+    packing,
+    quantize,
     released_config,
+    training,
 )
 
 OBJECT = object()
 LISTED, NAMED = [OBJECT], {"a": OBJECT}
 WRONG = [OBJECT, LISTED, 3.5, b"x", NAMED]
 # What may be so all the same: a number for a number, bytes for a list of integers.
-NUMBERS = "temperature min_p rope_theta repetition_penalty max_time length_penalty".split()
+NUMBERS = (
+    "tolerance temperature min_p rope_theta repetition_penalty max_time length_penalty".split()
+)
 RIGHT = dict.fromkeys(NUMBERS, 3.5) | dict.fromkeys(("ids_", "before", "after"), b"x")
 RIGHT |= {
     "messages": 3.5,
@@ -66,6 +74,9 @@ def things():
     found = {head: getattr(qwen2_edu, f"Qwen2{head}")(config) for head in HEADS}
     found["tokenizer"] = qwen2_edu.AutoTokenizer.from_pretrained("tiny")
     found["tiny"] = qwen2_edu.AutoModelForCausalLM.from_pretrained("tiny")
+    found |= dict.fromkeys(("model", "model_a", "model_b"), found["ForCausalLM"])
+    found |= dict.fromkeys(("trace", "source"), causes.follow(found["model"], IDS))
+    found["settings"] = training.TrainingSettings(steps=1)
     return found
 
 
@@ -161,6 +172,31 @@ for name in SETTINGS:
 for name in "temperature top_k eos_token_id stop_strings bad_words_ids seed extra".split():
     CALLS[f"settings {name}"] = lambda t, x, name=name: GenerationConfig.from_dict({name: x})
     CALLS[f"settings  {name}"] = lambda t, x, name=name: GenerationConfig(**{name: x})
+# What looks inside, learns and packs: of each call the arguments that are right, one after another
+# exchanged for a wrong one.
+ROWS_OF = {"rows": {"input_ids": torch.arange(12).view(4, 3)}, "batch_size": 2}
+EDIT = {"trace": None, "layer": 0, "head": 0}
+WHOLE = {
+    causes.follow: {"model": None, "input_ids": IDS},
+    causes.ablate: {**EDIT, "to": "zero"},
+    causes.cut: {**EDIT, "query": 2, "key": 1},
+    causes.patch: {"trace": None, "source": None, "layer": 0, "part": 0, "positions": [1]},
+    causes.effect: {"trace": None, "edits": [], "token_id": 3, "position": -1},
+    behaviour.find_heads: {"model": None, "ids": [*range(3, 90)], "rows": 2, "period": 5},
+    packing.pack: {"documents": [[1, 2, 3]], "length": 4, "labels": [[1, 2, 3]]},
+    packing.Shuffled: {**ROWS_OF, "seed": 0},
+    packing.in_order: ROWS_OF,
+    training.evaluate: {"model": None, "batches": [], "precision": "auto"},
+    training.train: {"model": None, "batches": [], "settings": None, "folder": None},
+    compare.compare: {"model_a": None, "model_b": None, "input_ids": IDS, "tolerance": 1e-5},
+    quantize.quantize: {"model": None, "kind": "int8"},
+}
+for function, right in WHOLE.items():
+    for name in right:
+        if name not in ("positions", "documents"):
+            CALLS[f"{function.__name__} {name}"] = lambda t, x, f=function, r=right, n=name: f(
+                **{k: t.get(k, v) for k, v in r.items()} | {n: x}
+            )
 for head in HEADS:
     names = ["start_positions", "attention_mask"] if "Question" in head else FORWARD
     for name in names[: None if head == "ForCausalLM" else 5]:
@@ -225,6 +261,19 @@ def test_a_cache_of_an_impossible_length_is_refused_when_made(length):
 def test_a_field_that_no_config_file_can_hold_is_refused_when_made(value):
     with pytest.raises(TypeError, match=r"^extra must be what config.json can hold: "):
         Qwen2Config(**SMALL, extra=value)
+
+
+def test_a_place_that_the_text_does_not_have_is_refused(things):
+    trace = things["trace"]
+    for position in (3, -4, 10**30):
+        for call in (
+            lambda at: causes.effect(trace, [], 3, at),
+            lambda at: causes.patch(trace, trace, 0, "mlp", [at]),
+        ):
+            with pytest.raises(ValueError, match=rf"^position must be .*\[-3, 2\], not {position}"):
+                call(position)
+    with pytest.raises(ValueError, match=r"^token_id must be .*\[0, 299\], not 300"):
+        causes.effect(trace, [], 300)
 
 
 def test_arguments_that_do_not_bind_are_told_what_there_is():
