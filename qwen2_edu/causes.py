@@ -136,7 +136,9 @@ def patch(
     old, new = (_there(one, place, layer, head) for one in (trace, source))
     if len(old) != len(new):
         raise ValueError(f"texts of {len(old)} and of {len(new)} tokens: expected the same length")
-    rows = _from_start(trace, range(len(new)) if positions is None else positions)
+    for position in positions or ():
+        check_numbers({"position": position}, {"position": Range(-len(new), len(new) - 1, True)})
+    rows = [range(len(new))[p] for p in (range(len(new)) if positions is None else positions)]
     return Edit(layer, place, head, rows, new[rows])
 
 
@@ -144,10 +146,10 @@ def patch(
 @torch.no_grad()
 def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -1) -> Effect:
     """What do these changes together do to the token after a position? At most one pass."""
-    last = trace.model.config.vocab_size - 1
-    check_numbers({"token_id": token_id}, {"token_id": Range(0, last, whole=True)})
-    (position,) = _from_start(trace, [position])
-    before = trace.logits(position)
+    T, V = trace.input_ids.shape[1], trace.model.config.vocab_size
+    ranges = {"token_id": Range(0, V - 1, whole=True), "position": Range(-T, T - 1, whole=True)}
+    check_numbers({"token_id": token_id, "position": position}, ranges)
+    position, before = range(T)[position], trace.logits(position)
     after, first = before, min((p for edit in edits for p in edit.positions), default=position + 1)
     if first <= position:  # else nothing changes, or only the future
         changed = _read(trace, edits, min(edit.layer for edit in edits), first)
@@ -155,13 +157,6 @@ def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -
     chances, ids = after.softmax(-1).topk(5)
     top = list(zip(ids.tolist(), chances.tolist(), strict=True))
     return Effect((after - before)[token_id].item(), top, after)
-
-
-def _from_start(trace: Trace, positions: Sequence[int]) -> list[int]:
-    T = trace.input_ids.shape[1]
-    for position in positions:
-        check_numbers({"position": position}, {"position": Range(-T, T - 1, whole=True)})
-    return [range(T)[position] for position in positions]
 
 
 def _there(trace: Trace, place: str, layer: int, head: int | None) -> Tensor:
