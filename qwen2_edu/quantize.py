@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 from . import kernels
 from .checks import checked, one_of
 from .files.blocks import nibbles
-from .files.gguf import GGUFFile
+from .files.gguf import GGUFFile, empty_for_weights
 
 GROUP = 32
 FEW = 12  # rows of input up to which the kernels are taken: faster at 8, slower at 16
@@ -129,8 +129,7 @@ class PackedLinear(Packed):
             raise ValueError(NO_TRAINING)
         few = x.numel() <= FEW * x.shape[-1] and self.in_features % GROUP == 0
         if few and x.device.type == "cpu" and x.dtype in kernels.FORMATS and not kernels.why_not():
-            matrix = [self.weight], [self.scales], [] if self.bias is None else [self.bias]
-            return torch.ops.qwen2_edu.linear(x.contiguous(), *matrix)
+            return torch.ops.qwen2_edu.linear(x, [self.weight], [self.scales], [self.bias])
         step = max(1, AT_ONCE // self.in_features)
         pieces = zip(self.weight.split(step), self.scales.split(step), strict=True)
         out = torch.cat([linear(x, unpack(*piece).to(x.dtype)) for piece in pieces], dim=-1)
@@ -229,7 +228,11 @@ def _replace(model: nn.Module, forms: dict[str, str], source: GGUFFile | None = 
         else:
             rows = weight.split(max(1, CACHED // weight.shape[1]))
             pieces = map(round_int8 if form == "int8" else round_int4, rows)
-            packed = [torch.cat(piece) for piece in zip(*pieces, strict=True)]
+            packed = []
+            for piece in zip(*pieces, strict=True):
+                shape = len(weight), piece[0].shape[1]
+                whole = empty_for_weights(shape, piece[0].dtype, weight.device)
+                packed.append(torch.cat(piece, out=whole))
         if name == "model.embed_tokens":
             trunk.embed_tokens = PackedEmbedding(*packed, trunk.norm)
         elif name == "lm_head":

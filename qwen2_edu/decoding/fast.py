@@ -1,6 +1,6 @@
 """A decode step that costs what reading the weights costs.
 
-On a CPU the step goes through the operators of `kernels/gemv.cpp`, six a block, with whatever cache
+On a CPU the step goes through the operators of `kernels/gemv.cpp`, two a layer, with whatever cache
 the model uses; nothing is traced, so there is nothing to wait for. On a GPU it is the model itself,
 compiled once into CUDA graphs, with a cache of fixed size.
 """
@@ -37,15 +37,19 @@ class FastStep:
 
     def __init__(self, model: nn.Module):
         self.model, self.trunk = model, model.model
-        self.blocks = []
-        for block in self.trunk.layers:
-            attention, mlp = block.self_attn, block.mlp
-            qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
-            parts = qkv, product(attention.o_proj), product(mlp.gate_proj, mlp.up_proj)
-            norms = block.input_layernorm, block.post_attention_layernorm
-            weights = [{"norm": norm.weight, "eps": norm.eps} for norm in norms]
-            self.blocks.append((*parts, product(mlp.down_proj), *weights))
-        self.head = product(model.lm_head)
+        # Between a layer's q, k, v and its attention stands the cache. So a call of the kernel goes
+        # from an attention to what comes before the next one, or, after the last, to the head.
+        layers = self.trunk.layers
+        heads = [[getattr(layer.self_attn, f"{name}_proj") for name in "qkv"] for layer in layers]
+        stages = [*zip(heads, (layer.input_layernorm for layer in layers), strict=True)]
+        stages.append(([model.lm_head], self.trunk.norm))
+        self.first = product(*stages[0])
+        self.rests = []
+        for layer, (after, norm) in zip(layers, stages[1:], strict=True):
+            mlp, norms = layer.mlp, [layer.post_attention_layernorm, norm]
+            parts = [layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, *after]
+            more = {"norms": [norm.weight for norm in norms], "eps": [norm.eps for norm in norms]}
+            self.rests.append(partial(torch.ops.qwen2_edu.block.default, **matrices(parts), **more))
         reaches = model.config.window_by_type.items()
         self.windows = {kind: reach or 1 << 40 for kind, reach in reaches}
 
@@ -65,19 +69,15 @@ class FastStep:
         keys = {kind: at.contiguous() for kind, at in cache.place(slots).items()}  # (B, S)
         angles = self.trunk.rotary_emb((slots - cache.pads).clamp(min=0), x.dtype)
         cos, sin = (part.expand(B, 1, T, D).reshape(B * T, D) for part in angles)
-        for i, (qkv, out, gate_up, down, norm_1, norm_2) in enumerate(self.blocks):
+        y = self.first(x)  # (B, T, (H + 2G) * D)
+        for i, rest in enumerate(self.rests):
             kind = config.layer_types[i]
-            y = qkv(x, **norm_1)  # (B, T, (H + 2G) * D)
             torch.ops.qwen2_edu.rotate_(y, cos, sin, H + G)
             q, k, v = y.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)  # (B, T, H or G, D)
             k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
-            y = torch.ops.qwen2_edu.attend(q, k, v, slots, keys[kind], self.windows[kind])
-            x = out(y, residual=x)
-            x = down(gate_up(x, **norm_2), gated=True, residual=x)  # (B, T, E)
+            x, y = rest(x, q, k, v, slots, keys[kind], self.windows[kind])  # y: at last (B, T, V)
         cache.advance(T)
-        norm = self.trunk.norm
-        logits = self.head(x[:, -logits_to_keep:], norm=norm.weight, eps=norm.eps)  # (B, T, V)
-        return SimpleNamespace(logits=logits, past_key_values=cache)
+        return SimpleNamespace(logits=y[:, -logits_to_keep:], past_key_values=cache)
 
 
 class GraphStep:
@@ -114,15 +114,17 @@ def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
     return FastStep(model)
 
 
-def product(*layers: nn.Module) -> Callable[..., Tensor]:
-    """Matrices that multiply the same input, in one call of the kernel, which see."""
-    packed = isinstance(layers[0], PackedLinear)  # then all are
-    return partial(
-        torch.ops.qwen2_edu.linear.default,
-        weights=[layer.weight for layer in layers],
-        scales=[layer.scales for layer in layers] if packed else [],
-        biases=[] if layers[0].bias is None else [layer.bias for layer in layers],
-    )
+def matrices(layers: list[nn.Module]) -> dict[str, list[Tensor | None]]:
+    """What the kernel wants of each layer; scales and biases are None where it has none."""
+    scales = [getattr(layer, "scales", None) for layer in layers]
+    biases = [layer.bias for layer in layers]
+    return {"weights": [layer.weight for layer in layers], "scales": scales, "biases": biases}
+
+
+def product(layers: list[nn.Module], norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Layers that read the same input, after a norm, in one call of the kernel."""
+    run = torch.ops.qwen2_edu.linear.default
+    return partial(run, **matrices(layers), norm=norm.weight, eps=norm.eps)
 
 
 def why_slow(model: nn.Module) -> str:

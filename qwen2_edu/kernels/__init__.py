@@ -35,7 +35,10 @@ def why_not() -> str:
         return f"no C++ kernels: {said.splitlines()[-1]}"
     shapes = {  # for what compiles, which runs on tensors without numbers
         "linear": lambda x, ws, *_: x.new_empty(*x.shape[:-1], sum(len(w) for w in ws)),
-        "attend": lambda q, *_: torch.empty_like(q.flatten(2)),
+        "block": lambda x, q, k, v, at, keys, window, ws, *_: (
+            torch.empty_like(x),
+            x.new_empty(*x.shape[:2], sum(len(w) for w in ws[4:])),
+        ),
         "rotate_": lambda *_: None,
     }
     for name, shape in shapes.items():

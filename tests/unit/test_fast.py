@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from qwen2_edu import DynamicCache, Qwen2ForCausalLM, StaticCache, capture, kernels
 from qwen2_edu.decoding.fast import FastStep, why_slow
@@ -44,9 +44,9 @@ def matrix(kind, N, K):
     whole = torch.randn(N, K)
     if kind in ("int8", "int4"):
         packed = {"int8": round_int8, "int4": round_int4}[kind](whole)
-        return packed[0], [packed[1]], unpack(*packed)
+        return packed[0], packed[1], unpack(*packed)
     whole = whole.to(getattr(torch, kind))
-    return whole, [], whole
+    return whole, None, whole
 
 
 @needs_kernels
@@ -57,7 +57,7 @@ def test_products(kind, K, M):
     dtype = torch.float32 if kind != "bfloat16" else torch.bfloat16
     x, bias = torch.randn(1, M, K).to(dtype), torch.randn(40).to(dtype)
     weight, scales, whole = matrix(kind, 40, K)
-    out = torch.ops.qwen2_edu.linear(x, [weight], scales, [bias], None, 0.0, False, None)
+    out = torch.ops.qwen2_edu.linear(x, [weight], [scales], [bias])
     right = linear(x.double(), whole.double(), bias.double())
     assert out.shape == (1, M, 40) and out.dtype == dtype
     assert (out - right).abs().max() < CLOSE[kind] * right.std()
@@ -65,30 +65,23 @@ def test_products(kind, K, M):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_stands_around_a_product(dtype):
-    """Several matrices at once, a norm or a gate before, a residual after: as the modules do it."""
-    x, more = torch.randn(2, 3, 64).to(dtype), torch.randn(2, 3, 40).to(dtype)
-    a, b = torch.randn(40, 64).to(dtype), torch.randn(8, 64).to(dtype)
+def test_several_matrices_after_a_norm(dtype):
+    """As the modules do it, of rows that do not lie one behind the other, too."""
+    x = torch.randn(2, 6, 64).to(dtype)[:, ::2]
+    a, b, bias = (torch.randn(size).to(dtype) for size in ((40, 64), (8, 64), 8))
     norm = RMSNorm(64, 1e-5).to(dtype)
     norm.weight.data.normal_()
+    right = torch.cat((linear(norm(x), a), linear(norm(x), b, bias)), -1)
+    lists = [a, b], [None, None], [None, bias]
+    out = torch.ops.qwen2_edu.linear(x, *lists, norm.weight, norm.eps)
     close = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
-    run = torch.ops.qwen2_edu.linear
-    normed = norm(x)
-    right = torch.cat((linear(normed, a), linear(normed, b)), -1)
-    out = run(x, [a, b], [], [], norm.weight, norm.eps, False, None)
-    assert (out - right).abs().max() <= close * right.std()
-    gate, up = x.split(32, -1)
-    right = more + linear(silu(gate) * up, a[:, :32].contiguous())
-    out = run(x, [a[:, :32].contiguous()], [], [], None, 0.0, True, more)
     assert (out - right).abs().max() <= close * right.std()
 
 
 @needs_kernels
 def test_a_matrix_that_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match="does not fit 64 features"):
-        torch.ops.qwen2_edu.linear(
-            torch.randn(1, 64), [torch.randn(8, 32)], [], [], None, 0.0, False, None
-        )
+        torch.ops.qwen2_edu.linear(torch.randn(1, 64), [torch.randn(8, 32)], [None], [None])
 
 
 @needs_kernels
@@ -98,7 +91,7 @@ def test_rows_do_not_depend_on_their_neighbours():
         weight, scales, _ = matrix(kind, 40, 896)
         x = torch.randn(7, 896, dtype=torch.bfloat16)
         run = lambda x, m=(weight, scales): torch.ops.qwen2_edu.linear(  # noqa: E731
-            x, [m[0]], m[1], [], None, 0.0, False, None
+            x, [m[0]], [m[1]], [None]
         )
         assert torch.equal(run(x), torch.cat([run(row) for row in x.split(1)])), kind
 
@@ -108,7 +101,7 @@ def test_it_compiles_and_leaves_small_numbers():
     weight, scales, whole = matrix("int8", 40, 64)
 
     def product(x):
-        return torch.ops.qwen2_edu.linear(x, [weight], scales, [], None, 0.0, False, None) * 2
+        return torch.ops.qwen2_edu.linear(x, [weight], [scales], [None]) * 2
 
     x = torch.randn(1, 64)
     compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
@@ -141,6 +134,21 @@ def test_step_equals_the_model(model_of, stack, kind, static):
         out = step(new, past_key_values=caches[1]).logits
         assert (out - right).abs().max() < {None: 1e-4, "int8": 5e-3}[kind] * right.std()
     assert caches[0].get_seq_length() == caches[1].get_seq_length()
+
+
+@needs_kernels
+@torch.no_grad()
+def test_biases_and_norms_that_are_not_usual(model_of):
+    """The step takes what the modules have, wherever they have it."""
+    model = model_of()
+    layer, ids = model.model.layers[0], torch.randint(3, 97, (1, 6))
+    parts = layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj, model.lm_head
+    for part in parts:
+        part.bias = torch.nn.Parameter(torch.randn(len(part.weight)))
+    layer.post_attention_layernorm.eps, model.model.norm.eps = 0.5, 2.0
+    caches = DynamicCache(model.config), DynamicCache(model.config)
+    right, out = model(ids, past_key_values=caches[0]), FastStep(model)(ids, caches[1])
+    torch.testing.assert_close(out.logits, right.logits, rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels
