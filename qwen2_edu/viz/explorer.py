@@ -30,7 +30,7 @@ from .static import explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
-PARTS = "tools source weights heat heads map controls text lens causes page explorer".split()
+PARTS = "tools source weights minus heat heads map controls text lens causes page explorer".split()
 MODULE = "\n".join((HERE / "js" / f"{part}.js").read_text("utf-8") for part in PARTS)
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
 FINE_PAGE = 12_000_000  # beyond it the weights of a page are rounded
@@ -132,6 +132,8 @@ class AttentionExplorer(anywidget.AnyWidget):
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
     query = traitlets.Int().tag(sync=True)
+    beside = traitlets.Dict().tag(sync=True)  # about the explorer beside it, see `side_by_side`
+    other: AttentionExplorer | None = None  # that explorer
 
     def __init__(
         self,
@@ -199,6 +201,10 @@ class AttentionExplorer(anywidget.AnyWidget):
         kind, *of = message["name"].split()
         if kind == "layer":
             return self.payload(int(of[0]))
+        if kind == "norms":
+            return self.norms
+        if kind == "beside":  # and of which reading: the browser asks each one anew
+            return self.other._find({"name": " ".join(of[1:])})
         if kind == "cell":
             return _rows(record.looking(self.recording, int(of[0]), int(of[1]), of[2]))
         if kind == "lens":

@@ -56,6 +56,12 @@ BESIDE = """
 from qwen2_edu.viz import side_by_side
 side_by_side(*(attention_explorer(model, tokenizer, text) for text in ("a cat", "a b")))
 """
+ALIKE = BESIDE.replace("a b", "a dog")
+PICTURE = """async (i) => {
+  const read = () => getComputedStyle(i).backgroundImage;
+  while (read() === "none") await new Promise(requestAnimationFrame);
+  return String(new Uint8Array(await (await fetch(read().slice(5, -2))).arrayBuffer()));
+}"""
 PADS, T, GUTTER = 2, 25, 88
 
 
@@ -71,7 +77,8 @@ def python():
 @pytest.fixture(scope="module")
 def lab(jupyterlab, new_page):
     """A notebook whose first cell shows the explorer, whose second sets it, and a third."""
-    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY, BESIDE]
+    cells = [SETUP + SHOW, "explorer.layer, explorer.head, explorer.query = 2, 1, 5", BUSY]
+    cells += [BESIDE, ALIKE]
     page = new_page()
     open_notebook(page, *jupyterlab, "test.ipynb", cells)
     run_cell(page)
@@ -278,7 +285,7 @@ def test_the_weights_that_matter(page, python, view):
     r = python.recording
     seen = record.weigh(record.from_bytes(r.maps), view, PADS, r.norms)
     head(page, 1, 3).click()
-    before = page.locator("[data-layer='1'][data-head='3'] canvas").evaluate("c => c.toDataURL()")
+    before = head(page, 1, 3).locator("i").evaluate(PICTURE)
     page.get_by_label("Weights", exact=True).select_option(view)
     canvas, at = point(page, 12, 8)
     canvas.click(position=at)
@@ -292,7 +299,7 @@ def test_the_weights_that_matter(page, python, view):
     best = [k for k in best if row[k] > 0]
     shown = page.locator(".qx-tops .qx-bars").first.locator("li b").all_inner_texts()
     assert shown == [digits(float(row[k])) for k in best]
-    after = page.locator("[data-layer='1'][data-head='3'] canvas").evaluate("c => c.toDataURL()")
+    after = head(page, 1, 3).locator("i").evaluate(PICTURE)
     assert after != before
     page.get_by_label("Heads by").select_option("previous_token")
     (told,) = [b for b in python.data["behaviours"] if b["name"] == "previous_token"]
@@ -512,6 +519,70 @@ def test_two_heads_side_by_side(page, python):
     assert page.locator(".qx-bars:visible").count() == 2 + 1  # and those of the scrubber
     page.get_by_role("button", name="Compare").click()
     eventually(figures.count, 1)
+
+
+def difference(one, less):
+    return f"{digits(one)} minus {digits(less)}, difference {'+' if one > less else '−'}" + digits(
+        abs(one - less)
+    )
+
+
+def blended(page, gap):
+    """The colour of a difference: between the paper's and one of two ends, by its root."""
+    read = """name => { const e = document.createElement("i");
+        document.querySelector(".qx").append(e);
+        e.style.color = `var(${name})`; const { color } = getComputedStyle(e); e.remove();
+        return color.match(/[0-9.]+/g).slice(0, 3).map(Number) }"""
+    zero, end = (page.evaluate(read, n) for n in ("--paper", "--more" if gap > 0 else "--less"))
+    part = round(255 * abs(gap) ** 0.5) / 255
+    return [from_ + part * (to - from_) for from_, to in zip(zero, end, strict=True)]
+
+
+def close(page, cells):
+    """Is each cell, (query, key), painted in the colour of its difference?"""
+    found = [(pixel(page, *cell), blended(page, gap)) for cell, gap in cells.items()]
+    return all(abs(a - b) <= 1 for one in found for a, b in zip(*one, strict=True)) or found
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+@pytest.mark.parametrize("view", ["raw", "value"])
+def test_a_head_minus_the_one_that_is_kept(page, python, view, by):
+    r = python.recording
+    seen = record.weigh(record.from_bytes(r.maps), view, r.first, r.norms)
+    page.get_by_label("Weights", exact=True).select_option(view)
+    minus, title = page.get_by_label("Minus"), page.locator(".qx-maps h3").first
+    assert not minus.is_visible()  # nothing is kept
+    head(page, 1, 5).click()
+    page.get_by_role("button", name="Compare").click()
+    head(page, 0, 3).click()
+    if by == "mouse":
+        minus.select_option("kept")
+    else:
+        minus.focus()
+        page.keyboard.press("ArrowDown")
+    eventually(title.inner_text, "Layer 0, head 3 − the kept head")
+    gaps = seen[0, 3] - seen[1, 5]
+    cells = {(q, k): float(gaps[q, k]) for q, k in [(16, 11), (15, 13), (9, 5)]}
+    cells[20, 4] = float(seen[0, 3, 20, 4])  # outside the window of the head that is kept
+    assert min(cells.values()) < 0 < max(cells.values())
+    eventually(lambda: close(page, cells), True)
+    what = {"raw": "weight", "value": "share by value"}[view]
+    for query, key in [(16, 11), (20, 4)]:
+        canvas, at = point(page, query, key)
+        canvas.hover(position=at)
+        one, less = (float(seen[where][query, key]) for where in [(0, 3), (1, 5)])
+        told = f"{what} {difference(one, less)}"
+        eventually(lambda: readout(page).split(": ")[-1].split(" (")[0], told)  # noqa: B023
+        assert page.locator(".qx-tip:visible").inner_text().endswith(told)
+    kept, at = point(page, 16, 11, 1)
+    kept.hover(position=at)  # of the other map its weights
+    eventually(lambda: "minus" in readout(page), False)
+    legend = page.locator(".qx-legend")
+    assert "−1 −0.25 0 +0.25 +1" in " ".join(legend.inner_text().split())
+    assert "− more weight in the kept head, + more here" in legend.inner_text()
+    page.get_by_role("button", name="Compare").click()
+    eventually(title.inner_text, "Layer 0, head 3")
+    assert not minus.is_visible() and legend.locator(".qx-scale").count() == 1
 
 
 def test_the_cursor_is_told_the_cell(page, python):
@@ -1234,6 +1305,70 @@ def test_two_explorers_stand_side_by_side(lab):
         eventually(lambda one=one: one.locator(".qx-readout").inner_text()[:7], "Query 1")
     lab.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
     beside.locator(".qx").first.wait_for(state="detached")
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_one_map_minus_the_one_beside_it(lab, python, by):
+    lab.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 4")
+    lab.evaluate("void jupyterapp.commands.execute('notebook:run-cell')")
+    cell = lab.locator(".jp-CodeCell").nth(4)
+    left, right = (cell.locator(".qx").nth(i) for i in range(2))
+    for one in (left, right):
+        one.locator(".qx-maps canvas[aria-label]").first.wait_for()
+    twins = [
+        viz.attention_explorer(python.model, python.tokenizer, text) for text in ("a cat", "a dog")
+    ]
+
+    def agrees(one, query, key, view="raw"):
+        maps = [
+            record.weigh(record.from_bytes(t.recording.maps), view, 0, t.recording.norms)[1, 2]
+            for t in (twins if one is left else twins[::-1])
+        ]
+        this, less = (float(each[query, key]) for each in maps)
+        told = difference(this, less)
+        canvas = one.locator(".qx-maps canvas").first
+        canvas.scroll_into_view_if_needed()
+        each = (canvas.bounding_box()["width"] - GUTTER) / 5
+        spot = {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+        canvas.click(position=spot)
+        eventually(lambda: told in one.locator(".qx-readout").inner_text(), True)
+
+    left.locator("[data-layer='1'][data-head='2']").click()
+    for one, side in ((left, "right"), (right, "left")):
+        minus, title = one.get_by_label("Minus"), one.locator(".qx-maps h3").first
+        eventually(title.inner_text, "Layer 1, head 2")
+        if by == "mouse":
+            minus.select_option("beside")
+        else:
+            minus.focus()
+            lab.keyboard.press("ArrowDown")
+        eventually(title.inner_text, f"Layer 1, head 2 − the {side} explorer")
+        agrees(one, 4, 2)
+        one.get_by_label("Weights", exact=True).select_option("value")
+        agrees(one, 3, 1, "value")
+        agrees(one, 4, 3, "value")
+        one.get_by_label("Weights", exact=True).select_option("raw")
+    found = Axe().run(lab, context=".jp-CodeCell:nth-of-type(5) .qx").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+
+    def read(text):
+        right.get_by_role("button", name="Edit the text").click()
+        right.get_by_label("Text to read").fill(text)
+        right.get_by_label("Text to read").press("Control+Enter")
+        twins[1].read(text)
+        eventually(lambda: right.locator("header p").inner_text(), twins[1].data["title"])
+
+    notice, title = left.locator(".qx-large .qx-notice"), left.locator(".qx-maps h3").first
+    read("a cat sat")  # of another length: it says so, and draws what it has
+    why = "No difference can be drawn: 5 tokens on the left, 9 on the right."
+    eventually(notice.inner_text, why)
+    eventually(lambda: "−" in title.inner_text(), False)
+    read("b pig")
+    eventually(notice.inner_text, "")
+    left.locator("[data-layer='1'][data-head='2']").click()
+    agrees(left, 4, 2)
+    lab.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
+    cell.locator(".qx").first.wait_for(state="detached")
 
 
 def test_python_and_browser_choose_together(lab):

@@ -928,6 +928,43 @@ def test_what_does_not_stand_side_by_side_is_refused(model, bytewise):
         side_by_side(one, two)
 
 
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, ""),
+        ({"num_attention_heads": 12}, "6 heads on the left, 12 on the right."),
+        ({"num_key_value_heads": 3}, "2 key/value heads on the left, 3 on the right."),
+        ({"num_hidden_layers": 2}, "layers 0, 1, 2 on the left, 0, 1 on the right."),
+    ],
+    ids=str,
+)
+def test_a_difference_needs_the_same_cells(model, bytewise, small_config, changed, why):
+    other = small_config(vocab_size=260, eos_token_id=256, **changed)
+    left, right = (attention_explorer(m, bytewise, TEXT) for m in (model, Qwen2ForCausalLM(other)))
+    side_by_side(left, right)
+    assert (left.beside["why"], right.beside["why"]) == (why, why)
+    assert (left.beside["side"], right.beside["side"]) == ("right", "left")
+
+
+def test_each_explorer_answers_for_the_one_beside_it(model, bytewise):
+    left, right = (attention_explorer(model, bytewise, text) for text in ("a cat", "a dog"))
+    side_by_side(left, right)
+    sent, before = [], left.beside["turn"]
+    left.send = lambda content, buffers=None: sent.append((content["name"], *buffers))
+    for name in ("layer 1", "norms"):
+        left._answer(None, {"name": f"beside {before} {name}"}, [])
+    assert sent == [
+        (f"beside {before} layer 1", right.payload(1)),
+        (f"beside {before} norms", right.norms),
+    ]
+    assert right.payload(1) != left.payload(1) and right.norms != left.norms
+    right.read("a cat sat")
+    assert left.beside["turn"] != before  # what the browser has of it is old
+    assert left.beside["why"] == "5 tokens on the left, 9 on the right."
+    right.read("a pig")
+    assert left.beside["why"] == right.beside["why"] == ""
+
+
 # -- the browser's part ----------------------------------------------------------------------------
 
 

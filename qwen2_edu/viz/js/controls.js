@@ -10,11 +10,11 @@ function marking({ state, change }) {
   return { isMarked, markHead };
 }
 
-function makeToolbar({ state, change, zoom, isMarked, markHead }) {
+function makeToolbar({ state, change, zoom, isMarked, markHead, minusChoice }) {
   const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
   const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
   const over = select("Map of", [["head", "one head"], ["group", "its key group"], ["layer", "its layer"], ["marked", "marked heads"]], (value) => change({ over: value }));
-  const pin = button("Compare", null, () => change({ pinned: state.pinned ? null : { layer: state.layer, head: state.head, kept: true } }));
+  const pin = button("Compare", null, () => change({ minus: state.minus === "kept" ? "" : state.minus, pinned: state.pinned ? null : { layer: state.layer, head: state.head, kept: true } }));
   const mark = button("Mark", null, () => markHead(state));
   const clear = button("Clear marks", null, () => change({ marked: [] }));
   mark.title = "Count this head among the marked ones, of which the mean can be drawn; on a head, the key m";
@@ -22,19 +22,21 @@ function makeToolbar({ state, change, zoom, isMarked, markHead }) {
     mark.setAttribute("aria-pressed", isMarked(state));
     clear.hidden = !(state.over === "marked" && state.marked.length > 1);
     pin.setAttribute("aria-pressed", Boolean(state.pinned));
+    minusChoice.draw();
     mask.checked = state.mask;
     over.value = state.over;
     colours.value = state.colours;
     pin.title = state.pinned ? "Show one head again" : "Keep this head beside the next ones";
   };
-  return { draw, element: h("div", { class: "qx-tools" }, h("label", {}, "Map of ", over), mark, clear, pin,
+  const tools = h("div", { class: "qx-tools" }, h("label", {}, "Map of ", over), mark, clear, pin, minusChoice.element,
     h("span", { role: "group", "aria-label": "Zoom" },
       button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))),
-    h("label", {}, mask, " Mask"), h("label", {}, "Colours ", colours)) };
+    h("label", {}, mask, " Mask"), h("label", {}, "Colours ", colours));
+  return { draw, element: h("div", {}, tools, minusChoice.told) };
 }
 
 function makeLegend(shared) {
-  const { data, state, ready, aboutLayer } = shared;
+  const { data, state, ready, aboutLayer, scale } = shared;
   const element = h("div", { class: "qx-legend" });
 
   function draw() {
@@ -42,10 +44,10 @@ function makeLegend(shared) {
     const ink = getComputedStyle(shared.root).color;
     const slides = [state, state.pinned].some((shown) => shown && aboutLayer(shown.layer).sliding);
     const reasons = state.mask ? data.reasons.filter((reason) => reason !== 2 || slides) : [];
-    element.replaceChildren(
-      h("div", { class: "qx-scale", role: "img", "aria-label": "Colours of the weights from 0 to 1" },
-        h("div", { style: `background: ${ready.palette.gradient}` }),
-        ...ticks.map((w) => h("span", { style: `left: ${100 * Math.sqrt(w)}%` }, `${w}`))),
+    const weights = h("div", { class: "qx-scale", role: "img", "aria-label": "Colours of the weights from 0 to 1" },
+      h("div", { style: `background: ${ready.palette.gradient}` }),
+      ...ticks.map((w) => h("span", { style: `left: ${100 * Math.sqrt(w)}%` }, `${w}`)));
+    element.replaceChildren(...(ready.minus ? scale() : []), ...(ready.minus && !state.pinned ? [] : [weights]),
       ...reasons.map((reason) => h("span", {},
         h("i", { style: `background-image: url(${hatch(reason, ink).toDataURL()})` }), REASONS[reason])));
   }

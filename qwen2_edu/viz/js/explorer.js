@@ -35,6 +35,7 @@ function explore(el, source) {
     key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
     direction: "query", // the chosen token is the query, or the key
     over: "head", view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    minus: "", // what is taken away from the chosen map: "kept", "beside"
     marked: [], // heads, {layer, head}, of which the mean can be drawn
     off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
     cuts: [], cutIn: "head", patches: [], other: null, // see causes.js; patches: [layer, part, place] of the other text
@@ -49,7 +50,7 @@ function explore(el, source) {
   // What the parts share: each takes from it what it needs.
   const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
   Object.assign(shared, reading(shared), switching(shared), marking(shared));
-  Object.assign(shared, cutting(shared)); // needs what reading tells
+  Object.assign(shared, cutting(shared), differing(shared)); // they need what reading tells
   const overview = makeOverview(shared);
   const maps = [makeMap(shared, () => state), makeMap(shared, () => state.pinned)];
   const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
@@ -97,7 +98,9 @@ function explore(el, source) {
     ready.tables ??= await source.load("colours");
     ready.norms ??= new Float32Array((await source.load("norms")).slice().buffer);
     for (const index of needed) if (!layers.has(index)) layers.set(index, await source.load(`layer ${index}`));
+    const minus = await shared.loadMinus();
     if (mine !== turn) return clearTimeout(waiting); // a later change draws
+    ready.minus = minus;
     state.key ??= shared.strongest(state); // a query was chosen: begin at what it looks at
     if (ready.name !== state.colours) {
       Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });

@@ -18,33 +18,47 @@ function makeOverview(shared) {
   const help = h("p", { class: "qx-note" });
   const filter = h("span", { class: "qx-filter" }, order, keep, kept);
   const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
-  const beyond = (option, step) => { // in the grid: the same head, one layer on
-    const rows = [...list.querySelectorAll(".qx-layer")], row = rows[rows.indexOf(option.closest(".qx-layer")) + step];
-    return rows.length ? row?.querySelector(`[data-head="${option.dataset.head}"]`) ?? null : undefined;
-  };
-  walkable(list, (option) => change({ ...headOf(option), ...fresh() }), false, beyond);
+  let options = []; // of the list, in their order: to look for thousands takes time
+  const beyond = (option, step) => // in the grid: the same head, one layer on
+    (measure() ? undefined : options[options.indexOf(option) + step * data.heads] ?? null);
+  walkable(list, (option) => change({ ...headOf(option), ...fresh() }), false, beyond, () => options);
   list.addEventListener("keydown", (event) => {
     const option = event.target.closest("[role=option]");
     if (event.key === "o" && option) switchHeads([headOf(option)]), event.stopPropagation();
     if (event.key === "m" && option) markHead(headOf(option)), event.stopPropagation();
   });
   let drawn = null, sought = null, stop = null; // the chosen element; the one that the tab key leads to
+  const urls = []; // of pictures, to be given back at the end
   const flagged = new Map(); // class -> the elements that have it
   let made = new Map(), madeAs = null; // "layer.head" -> its element, for one view in one set of colours
-  const seen = new IntersectionObserver((changes) => { // a picture is drawn when it first comes into sight
-    for (const { isIntersecting, target } of changes) if (isIntersecting) fill(target), seen.unobserve(target);
+  // A picture is drawn when it first comes into sight: of a head in the ranking, of a row in the grid.
+  // To watch thousands of elements, or to have a canvas in each, makes every frame slow.
+  const seen = new IntersectionObserver((changes) => {
+    for (const { target } of changes.filter(({ isIntersecting }) => isIntersecting)) {
+      fill(target, target.dataset.head ? [target] : optionsOf(target));
+      seen.unobserve(target);
+    }
   }, { rootMargin: "100px" });
 
-  function fill(option) {
-    const side = data.thumbnail, { layer, head } = headOf(option), at = data.layers.findIndex(({ index }) => index === layer);
+  /** Draw some heads of a layer into one picture, of which each shows its part. */
+  function fill(target, some) {
+    if (some.length === 1 && target.style.getPropertyValue("--picture")) return; // it was in an earlier ranking
+    const side = data.thumbnail, wide = some.length * side, colours = new Uint32Array(wide * side);
     const view = data.views.findIndex(({ name }) => name === state.view) * data.layers.length;
-    const start = ((view + at) * data.heads + head) * side * side;
-    const colours = new Uint32Array(side * side);
-    for (let i = 0; i < colours.length; i++) {
-      const future = i % side > Math.floor(i / side);
-      colours[i] = future ? 0 : ready.palette.words[ready.thumbnails[start + i]];
-    }
-    pixels(side, colours, option.firstChild);
+    some.forEach((option, place) => {
+      const { layer, head } = headOf(option), at = data.layers.findIndex(({ index }) => index === layer);
+      const start = ((view + at) * data.heads + head) * side * side;
+      for (let y = 0; y < side; y++) for (let x = 0; x <= y; x++) { // above are keys in the future
+        colours[y * wide + place * side + x] = ready.palette.words[ready.thumbnails[start + y * side + x]];
+      }
+      if (option !== target) option.style.removeProperty("--picture");
+      option.style.setProperty("--place", `${(100 * place) / Math.max(1, some.length - 1)}%`);
+      option.style.setProperty("--size", `${100 * some.length}% 100%`);
+    });
+    pixels(wide, colours, side).toBlob((blob) => { // an address of some letters: it is repeated in each head
+      urls.push(URL.createObjectURL(blob));
+      target.style.setProperty("--picture", `url(${urls.at(-1)})`);
+    });
   }
 
   function thumbnail(layer, head, caption = "") {
@@ -56,14 +70,12 @@ function makeOverview(shared) {
   }
 
   function option(layer, head) {
-    const at = data.layers.indexOf(layer), side = data.thumbnail;
+    const at = data.layers.indexOf(layer);
     const scores = data.behaviours.filter((b) => scoresOf(b)[at][head] !== null)
       .map((b) => `${b.label} ${scoresOf(b)[at][head].toFixed(2)}`).join(", ");
     const label = `Layer ${layer.index} head ${head}, key head ${keyHead(head)}, ${layer.badge}. ${scores}`;
-    const element = h("div", { role: "option", "aria-selected": "false", tabindex: -1, "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
-      h("canvas", { width: side, height: side }), h("small", {}));
-    seen.observe(element);
-    return element;
+    return h("div", { role: "option", "aria-selected": "false", tabindex: -1, "aria-label": label, title: label, "data-layer": layer.index, "data-head": head },
+      h("i", {}), h("small", {}));
   }
 
   function grid() {
@@ -116,9 +128,12 @@ function makeOverview(shared) {
     views.value = state.view;
     if (now !== drawn) {
       const as = [state.colours, state.view].join();
-      if (as !== madeAs) seen.disconnect(), made = new Map(), madeAs = as;
+      if (as !== madeAs) made = new Map(), madeAs = as;
       list.replaceChildren(...(behaviour ? ranking(behaviour) : grid()));
-      filter.hidden = !behaviour || !list.querySelector("[role=option]");
+      options = optionsOf(list);
+      seen.disconnect();
+      for (const one of behaviour ? options : list.querySelectorAll(".qx-layer")) seen.observe(one);
+      filter.hidden = !behaviour || !options.length;
       columns.hidden = Boolean(behaviour);
       const captions = filter.hidden ? "" : ` Under each head: layer·head, score${many ? `; the first ${MOST_RANKED}` : ""}.`;
       help.textContent = [data.views.find(({ name }) => name === state.view).help,
@@ -143,7 +158,7 @@ function makeOverview(shared) {
 
   /** One head becomes the chosen one, and the one that the tab key leads to; else the first. */
   function choose(option) {
-    const one = option?.parentNode && list.contains(option) ? option : null, first = one ?? list.querySelector("[role=option]");
+    const one = option?.parentNode && list.contains(option) ? option : null, first = one ?? options[0];
     if (sought !== one) sought?.setAttribute("aria-selected", "false"), one?.setAttribute("aria-selected", true);
     if (stop !== first) stop?.setAttribute("tabindex", -1), first?.setAttribute("tabindex", 0);
     if (one && one !== sought) bring(one);
@@ -152,7 +167,7 @@ function makeOverview(shared) {
 
   /** Layers of the heads where an arrow key would lead, and of the layers before and after. */
   function beside() {
-    const options = [...list.querySelectorAll("[role=option]")], at = options.indexOf(sought);
+    const at = options.indexOf(sought);
     const near = at < 0 ? [] : options.slice(Math.max(0, at - 1), at + 3).map((option) => headOf(option).layer);
     const place = data.layers.findIndex(({ index }) => index === state.layer);
     const next = [data.layers[place + 1], data.layers[place - 1]].filter(Boolean).map(({ index }) => index);
@@ -168,5 +183,5 @@ function makeOverview(shared) {
   }
   const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), h("label", {}, "Weights ", views), filter);
   const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
-  return { draw, beside, close: () => seen.disconnect(), element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
+  return { draw, beside, close: () => (seen.disconnect(), urls.forEach((url) => URL.revokeObjectURL(url))), element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
 }

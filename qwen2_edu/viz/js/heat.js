@@ -16,21 +16,32 @@ function makeHeat(shared) {
     return { layer: data.layers[row].index, head: within((offsetX - LEFT) / WIDE, data.heads) };
   }
 
-  function draw(scores, label) {
-    ready.heat = scores;
-    const ratio = window.devicePixelRatio || 1, rows = data.layers.length;
-    const [width, height] = [LEFT + WIDE * data.heads + 2, TOP + HIGH * rows + 2];
-    Object.assign(heat, { width: width * ratio, height: height * ratio });
-    Object.assign(heat.style, { width: `${width}px`, height: `${height}px` });
-    const pen = heat.getContext("2d"), { color: ink, backgroundColor: paper } = getComputedStyle(shared.root);
+  const rows = data.layers.length, [width, height] = [LEFT + WIDE * data.heads + 2, TOP + HIGH * rows + 2];
+  let cells = null; // painted once: a key moves the frame alone
+
+  function paint(scores, low, high, ratio) {
+    const canvas = h("canvas", { width: width * ratio, height: height * ratio }), pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    const all = scores.flat().filter((score) => score !== null), low = Math.min(...all, 0), high = Math.max(...all, low + 1e-9);
     scores.forEach((row, i) => row.forEach((score, head) => {
       if (score === null) return;
       const word = ready.palette.words[Math.round(255 * Math.sqrt((score - low) / (high - low)))];
       pen.fillStyle = `rgb(${word & 255} ${(word >> 8) & 255} ${(word >> 16) & 255})`;
       pen.fillRect(LEFT + head * WIDE, TOP + i * HIGH, WIDE - 1, HIGH - 1);
     }));
+    return canvas;
+  }
+
+  function draw(scores, label) {
+    ready.heat = scores;
+    const ratio = window.devicePixelRatio || 1;
+    Object.assign(heat, { width: width * ratio, height: height * ratio });
+    Object.assign(heat.style, { width: `${width}px`, height: `${height}px` });
+    const pen = heat.getContext("2d"), { color: ink, backgroundColor: paper } = getComputedStyle(shared.root);
+    pen.scale(ratio, ratio);
+    const all = scores.flat().filter((score) => score !== null), low = Math.min(...all, 0), high = Math.max(...all, low + 1e-9);
+    const now = [state.colours, ratio].join();
+    if (cells?.of !== scores || cells.as !== now) cells = { of: scores, as: now, canvas: paint(scores, low, high, ratio) };
+    pen.drawImage(cells.canvas, 0, 0, width, height);
     pen.fillStyle = ink;
     pen.font = "10px system-ui, sans-serif";
     pen.textBaseline = "middle";

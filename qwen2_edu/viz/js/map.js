@@ -5,7 +5,7 @@ const LABEL = 11; // pixels a label needs
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut } = shared;
+  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place } = shared;
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
@@ -15,7 +15,7 @@ function makeMap(shared, which) {
   const tip = h("div", { class: "qx-tip", "aria-hidden": true, hidden: true }); // the readout says the same
   const element = h("figure", {}, title, note, canvas, tip);
   let view = { row: 0, column: 0, span: T }; // which tokens are seen
-  let image = null, imageOf = null; // the whole map at one pixel a cell
+  let image = null, imageOf = null, imageMinus = null; // the whole map at one pixel a cell
 
   const side = () => canvas.clientWidth - GUTTER;
   const at = (event) => {
@@ -77,23 +77,31 @@ function makeMap(shared, which) {
   }
 
   function render(where) {
-    const now = [where.layer, ...members(where).map(({ layer, head }) => `${layer}.${head}`), state.colours, state.mask, state.view].join();
-    if (now === imageOf) return;
-    const [one, ...more] = members(where), why = reasons(where);
+    const minus = where.kept ? null : ready.minus, scale = minus && diverging();
+    const now = [where.layer, ...members(where).map(({ layer, head }) => `${layer}.${head}`), state.colours, state.mask, state.view, scale?.name].join();
+    if (now === imageOf && minus === imageMinus) return;
+    const [one, ...more] = members(where), why = hidden(where);
     const bytes = state.view === "raw" && !more.length && layers.get(one.layer).subarray(one.head * T * T); // as they are
     const colours = new Uint32Array(T * T);
     for (let i = 0; i < colours.length; i++) {
-      const hidden = state.mask && why[i];
-      const byte = bytes ? bytes[i] : Math.round(255 * Math.sqrt(cell(where, Math.floor(i / T), i % T)[0]));
-      colours[i] = hidden ? 0 : ready.palette.words[byte];
+      if (state.mask && why[i]) continue;
+      const q = Math.floor(i / T), k = i % T;
+      if (minus) colours[i] = scale.words[place(cell(where, q, k)[0] - minus.cell(q, k)[0])];
+      else colours[i] = ready.palette.words[bytes ? bytes[i] : Math.round(255 * Math.sqrt(cell(where, q, k)[0]))];
     }
     image = pixels(T, colours);
-    imageOf = now;
+    [imageOf, imageMinus] = [now, minus];
+  }
+
+  /** Why each cell is hidden; of a difference, in both maps. */
+  function hidden(where) {
+    const minus = !where.kept && ready.minus?.reasons();
+    return minus ? reasons(where).map((why, i) => (minus[i] ? why : 0)) : reasons(where);
   }
 
   /** Lay hatching over the cells hidden for one reason. */
   function veil(pen, where, reason, size, ratio, ink) {
-    const why = reasons(where), shape = new Uint32Array(T * T).map((_, i) => (why[i] === reason ? 0xff000000 : 0));
+    const why = hidden(where), shape = new Uint32Array(T * T).map((_, i) => (why[i] === reason ? 0xff000000 : 0));
     const sheet = h("canvas", { width: Math.round(size * ratio), height: Math.round(size * ratio) });
     const over = sheet.getContext("2d");
     over.imageSmoothingEnabled = false;
@@ -190,6 +198,7 @@ function makeMap(shared, which) {
     title.textContent = !marked ? alone : state.marked.length ? `${count} marked head${count > 1 ? "s" : ""}` : `${alone}: none is marked`;
     note.textContent = !marked ? about : !state.marked.length ? "Choose a head and press Mark, or the key m on it; then the next one."
       : `mean of layer·head ${names.slice(0, 12).join(", ")}${count > 12 ? ` and ${count - 12} more` : ""}`;
+    if (ready.minus && !where.kept) title.textContent += ` − ${ready.minus.name}`;
     follow();
     paint();
     const told = sentence({ ...where, query: state.query, key: state.key });

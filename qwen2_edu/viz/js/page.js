@@ -7,7 +7,7 @@ function recalled({ source, data, T }) {
     layer: data.layers.map((layer) => layer.index), head: upTo(data.heads), query: upTo(T), key: upTo(T),
     direction: ["query", "key"], over: ["head", "group", "layer", "marked"], view: data.views.map((view) => view.name), highFirst: [true, false],
     sort: ["", "cell", ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
-    zoom: upTo(12).map((i) => 2 ** i),
+    minus: ["", "kept"], zoom: upTo(12).map((i) => 2 ** i),
   };
   const told = new URLSearchParams(source.recall()), to = {};
   for (const [name, values] of Object.entries(known)) {
@@ -26,7 +26,7 @@ function recalled({ source, data, T }) {
 /** The view as a page's address tells it. */
 function address(state) {
   const { pinned } = state, told = new URLSearchParams();
-  for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom"]) told.set(one, state[one]);
+  for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom", "minus"]) told.set(one, state[one]);
   if (pinned) told.set("pinned", `${pinned.layer}.${pinned.head}`);
   if (state.marked.length) told.set("marked", state.marked.map((one) => `${one.layer}.${one.head}`).join(" "));
   return told.toString();

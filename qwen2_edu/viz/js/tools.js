@@ -26,17 +26,20 @@ const unique = () => `qx-${Math.random().toString(36).slice(2)}`; // pages hold 
 
 const weightOf = (byte) => (byte / 255) ** 2;
 const digits = (w) => (w === 0 ? "0" : w < 0.0005 ? "<0.001" : w.toFixed(w < 0.1 ? 3 : 2));
+const signed = (gap) => (gap > 0 ? "+" : gap < 0 ? "−" : "") + digits(Math.abs(gap));
 const chance = (p) => digits(Math.max(p, 1e-9)); // Python rounds, and no probability is 0
 const clip = (text, length) => {
   const chars = Array.from(text);
   return chars.length > length ? chars.slice(0, length - 1).join("") + "…" : text;
 };
 
+const optionsOf = (list) => [...list.querySelectorAll("[role=option]")];
+
 /** Arrow keys walk over the options of a listbox, of which one at a time can be tabbed to. beyond(option,
  * step): the one above or below, where that is known; else the nearest is looked for. */
-function walkable(list, choose, backwards = false, beyond = () => undefined) {
+function walkable(list, choose, backwards = false, beyond = () => undefined, all = () => optionsOf(list)) {
   list.addEventListener("keydown", (event) => {
-    const options = [...list.querySelectorAll("[role=option]")];
+    const options = all();
     const here = event.target.closest("[role=option]");
     const at = options.indexOf(here);
     let next = null;
@@ -74,11 +77,10 @@ function neighbour(options, from, key) {
   return Number.isFinite(best) ? options[distances.indexOf(best)] : null;
 }
 
-/** One option becomes the chosen one. Of thousands only those are touched that change. */
+/** One option becomes the chosen one. */
 function mark(list, chosen) {
   const put = (option, name, value) => option.getAttribute(name) !== value && option.setAttribute(name, value);
-  const options = [...list.querySelectorAll("[role=option]")];
-  const one = options.find(chosen) ?? null;
+  const options = optionsOf(list), one = options.find(chosen) ?? null;
   for (const option of options) {
     put(option, "aria-selected", `${option === one}`);
     put(option, "tabindex", option === (one ?? options[0]) ? "0" : "-1");
@@ -129,9 +131,10 @@ function palette(bytes, name) {
   return { words, gradient: `linear-gradient(90deg, ${stops})` };
 }
 
-/** A square of pixels: colours[i] each, 0 = transparent. */
-function pixels(side, colours, canvas = h("canvas", { width: side, height: side })) {
-  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colours.buffer), side, side), 0, 0);
+/** A picture of pixels: colours[i] each, 0 = transparent. */
+function pixels(width, colours, height = width) {
+  const canvas = h("canvas", { width, height });
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colours.buffer), width, height), 0, 0);
   return canvas;
 }
 

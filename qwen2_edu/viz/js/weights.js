@@ -95,7 +95,9 @@ function reading({ source, data, T, state, layers, ready, change }) {
     const [weight, why] = cell(at, at.query, at.key);
     const count = members(at).length, mean = count > 1 ? `mean of ${count} heads, ` : "";
     const what = mean + { raw: "weight", rest: "share without the first token", value: "share by value" }[state.view];
-    return why ? `hidden: ${REASONS[why]}` : `${what} ${digits(weight)}`;
+    const [less, also] = !at.kept && ready.minus ? ready.minus.cell(at.query, at.key) : [];
+    if (why && (less === undefined || also)) return `hidden: ${REASONS[why]}`;
+    return `${what} ${digits(weight)}` + (less === undefined ? "" : ` minus ${digits(less)}, difference ${signed(weight - less)}`);
   }
 
   return { name, chosenToken, chooseToken, aboutLayer, keyHead, weight, cell, members, loaded, reasons, scoresOf, looking, measure, fresh, strongest, sentence, told };
