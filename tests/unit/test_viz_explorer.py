@@ -6,7 +6,6 @@ import base64
 import copy
 import json
 import re
-import time
 import zlib
 from io import BytesIO
 
@@ -676,12 +675,12 @@ def test_the_picture_of_many_heads_is_cheap(small_config, bytewise, layers, head
         hidden_size=2 * heads,
     )
     shown = attention_explorer(Qwen2ForCausalLM(config), bytewise, TEXT * 3)
-    start = time.process_time()
     bundle, _ = shown._repr_mimebundle_()
-    assert time.process_time() - start < 2.5
     assert len(bundle["image/png"]) < 700_000
     figure = shown.static()
     axes = figure.axes[0]
+    drawn = len(axes.get_children()) - len(axes.texts)
+    assert len(figure.axes) == 3 and drawn < 100  # one image of all heads, one set of frames
     assert len(axes.collections[0].get_paths()) == layers * heads
     every = 1 if layers == 24 else 2
     numbers = [str(i) for i in range(0, heads, every)]
