@@ -3,7 +3,7 @@
 All in turns, so that a machine whose speed drifts slows all; medians. llama.cpp reads GGUF files
 that `save_gguf` writes here.
 
-    python benchmarks/decode.py [--parts speed batch quality lookup start] [--json FILE]
+    python benchmarks/decode.py [--parts speed batch quality lookup peers start] [--json FILE]
 
 `start` (a fresh process, with and without built kernels) starts the command line.
 """
@@ -270,6 +270,44 @@ def lookup(arguments) -> dict:
     return figures
 
 
+def peers(arguments) -> dict:
+    """Decode by others on the same weights: transformers, and torchao's int8 and int4 in it."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    ids, n = torch.arange(1000, 1064)[None], arguments.tokens // 3
+    compiling = transformers.CompileConfig(mode="default", fullgraph=False)
+    compiling._compile_all_devices = True  # else on a GPU alone
+    with tempfile.TemporaryDirectory() as folder:
+        own = ours()
+        own.save_pretrained(folder)
+
+        def theirs(attention: str = "sdpa", weights: object = None):
+            options = {"dtype": torch.bfloat16, "attn_implementation": attention}
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+            model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+            if weights is not None:
+                quantize_(model, weights)
+            return model
+
+        models = {"transformers, eager": theirs("eager"), "transformers, sdpa": theirs()}
+        try:
+            from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            models["torchao int8, head too"] = theirs(weights=Int8WeightOnlyConfig())
+            four = PrototypeInt4WeightOnlyConfig(group_size=32)
+            models["torchao int4, head too"] = theirs(weights=four)
+        except ImportError as error:
+            print(f"without torchao (pip install torchao): {error}")
+        work = {name: lambda m=m: rate(m, ids, n) for name, m in models.items()}
+        static = {"cache_implementation": "static", "compile_config": compiling}
+        compiled = models["transformers, sdpa"]
+        work["transformers, compiled"] = lambda: rate(compiled, ids, n, **static)
+        work["fast bf16"] = lambda: rate(own, ids, n, fast=True)
+        return {name: round(value, 2) for name, value in in_turns(work, arguments.rounds).items()}
+
+
 def start(arguments) -> dict:
     """Seconds to the end of a one-token answer in a fresh process."""
     figures = {}
@@ -283,7 +321,8 @@ def start(arguments) -> dict:
     return figures
 
 
-PARTS = {"speed": speed, "batch": batch, "quality": quality, "lookup": lookup, "start": start}
+PARTS = {"speed": speed, "batch": batch, "quality": quality, "lookup": lookup}
+PARTS |= {"peers": peers, "start": start}
 
 if __name__ == "__main__":
     main()

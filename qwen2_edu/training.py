@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -24,15 +24,20 @@ from torch.nn.utils import clip_grad_norm_
 from .checks import Range, check_json, check_numbers, checked, one_of
 from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
-from .packing import Shuffled
 
 Batch = Mapping[str, Tensor]  # used as model(**batch)
-Batches = Sequence[Batch] | Shuffled  # or whatever else answers batch i to [i]
 
 COUNT, SEED = Range(1, whole=True), Range(0, 2**63, whole=True)
 RANGES = dict.fromkeys("steps accumulation log_every evaluate_every save_every".split(), COUNT)
 RANGES |= {"learning_rate": Range(0, 1), "floor": Range(0, 1), "beta2": Range(0, 0.99999)}
 RANGES |= {"weight_decay": Range(0, 10), "max_grad_norm": Range(1e-6), "seed": SEED}
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Answers batch i to [i]: a list, a `packing.Shuffled`, whatever else does."""
+
+    def __getitem__(self, i: int) -> Batch: ...
 
 
 @dataclass(frozen=True)

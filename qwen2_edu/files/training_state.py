@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,11 +33,12 @@ def identity(model: nn.Module, batches: Any, settings: Any) -> dict[str, dict[st
     needed = settings.steps * settings.accumulation
     try:
         first, _ = batches[0], batches[needed - 1]
-    except IndexError as error:
+    except LookupError as error:
         wanted = f"{settings.steps} steps of {settings.accumulation} batches need {needed} batches"
         raise ValueError(f"{wanted}, and there are fewer: packing.Shuffled never ends") from error
-    if "input_ids" not in first:
-        raise ValueError(f"a batch must have input_ids, not only {sorted(first)}")
+    if not isinstance(first, Mapping) or "input_ids" not in first:
+        has = f"only {sorted(first)}" if isinstance(first, Mapping) else repr(first)[:80]
+        raise ValueError(f"each of the batches must have input_ids, not {has}")
     data = b""
     for name, t in sorted(first.items()):
         data += f"{name} {list(t.shape)}".encode() + t.cpu().numpy().tobytes()

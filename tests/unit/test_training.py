@@ -391,7 +391,7 @@ def test_no_finite_number(model, randomise, tmp_path, kind, keep):
     [
         (lm_batches(3), "5 steps of 1 batches need 5 batches, and there are fewer"),
         ([], "there are fewer"),
-        ([{"labels": ids(1, 3)}] * 5, "a batch must have input_ids"),
+        ([{"labels": ids(1, 3)}] * 5, "each of the batches must have input_ids"),
         ([{"input_ids": ids(1, 3)}] * 5, "the model answers no loss"),
         ([ragged([1, 0])] * 5, "none of these 1 batches has a label"),
     ],
