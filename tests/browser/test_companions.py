@@ -247,7 +247,7 @@ def test_chat(page, python):
     here.get_by_role("button", name="regenerate").click()
     here.get_by_text(again, exact=False).last.wait_for()
     here.locator("button:has-text('send'):enabled").wait_for()
-    assert "max_new_tokens = 12" in here.locator(".q2-mark").last.inner_text()
+    here.locator(".q2-mark").last.get_by_text("max_new_tokens = 12").wait_for()
     here.get_by_role("button", name="regenerate").click()
     here.get_by_text("The same answer again").wait_for()
     here.get_by_role("button", name="look inside").focus()

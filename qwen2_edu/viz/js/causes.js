@@ -76,12 +76,13 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
       + "causes after the chosen query, with whatever later layers make of it; weights alone do not tell that. Choose another query: the changes stay."));
   let shown = null;
 
+  let focusOn = null; // which of them has the focus once they are drawn anew: the next one, where one was undone
+
   /** A change that can be undone, as a button. */
   function keptOne(text, undo) {
     const one = button(`${text} ✕`, `Undo: ${text}`, () => {
-      const place = [...kept.children].indexOf(one.parentNode);
+      focusOn = [...kept.children].indexOf(one.parentNode);
       undo();
-      (kept.children[Math.min(place, kept.children.length - 1)]?.firstChild ?? all).focus();
     });
     return h("li", {}, one);
   }
@@ -93,6 +94,8 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     kept.replaceChildren(
       ...state.cuts.map((one) => keptOne(`cut ${name(one.query)} → ${name(one.key)} ${where(one)}`, () => without("cuts", one))),
       ...state.patches.map((one) => keptOne(`put in ${what(one[0], one[1])} at ${name(one[2])}`, () => without("patches", one))));
+    if (focusOn !== null) (kept.children[Math.min(focusOn, kept.children.length - 1)]?.firstChild ?? all).focus();
+    focusOn = null;
   }
 
   async function draw() {

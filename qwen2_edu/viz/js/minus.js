@@ -10,7 +10,7 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
     return { turn, its, load, read: reading({ source, T, state, ...its }) };
   };
   let other = null;
-  const told = h("p", { class: "qx-notice", role: "status" });
+  const told = h("p", { class: "qx-notice qx-why", role: "status" });
   const choice = select("Minus", [], (value) => change({ minus: value }));
   const element = h("label", {}, "Minus ", choice);
 
