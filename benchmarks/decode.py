@@ -136,19 +136,26 @@ def llama_rate(tokens: int) -> float:
     return answer["timings"]["predicted_per_second"]
 
 
-def speed(arguments) -> dict:
-    """Decode and prefill, one row."""
+def by_transformers(folder: str, attention: str = "sdpa"):
+    """The model saved in a folder, in bf16, as transformers has it."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    options = {"dtype": torch.bfloat16, "attn_implementation": attention}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+    return model
+
+
+def speed(arguments) -> dict:
+    """Decode and prefill, one row."""
     models = {name: ours(kind) for name, kind in KINDS.items()}
     ids = torch.arange(1000, 1064)[None]
     long = torch.randint(0, 150000, (1, 512))
     with tempfile.TemporaryDirectory() as folder:
         models["bf16"].save_pretrained(folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        theirs.generation_config = transformers.GenerationConfig(pad_token_id=0)
+        theirs = by_transformers(folder)
         tokenizer, servers = AutoTokenizer.from_pretrained("released"), {}
         for form in ("BF16", "Q8_0", "Q4_0"):
             path = save_gguf(models["bf16"], tokenizer, Path(folder) / f"{form}.gguf", form)
@@ -274,30 +281,21 @@ def peers(arguments) -> dict:
     """Decode by others on the same weights: transformers, and torchao's int8 and int4 in it."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     ids, n = torch.arange(1000, 1064)[None], arguments.tokens // 3
     compiling = transformers.CompileConfig(mode="default", fullgraph=False)
     compiling._compile_all_devices = True  # else on a GPU alone
     with tempfile.TemporaryDirectory() as folder:
         own = ours()
         own.save_pretrained(folder)
-
-        def theirs(attention: str = "sdpa", weights: object = None):
-            options = {"dtype": torch.bfloat16, "attn_implementation": attention}
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
-            model.generation_config = transformers.GenerationConfig(pad_token_id=0)
-            if weights is not None:
-                quantize_(model, weights)
-            return model
-
-        models = {"transformers, eager": theirs("eager"), "transformers, sdpa": theirs()}
+        models = {f"transformers, {how}": by_transformers(folder, how) for how in ("eager", "sdpa")}
         try:
             from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-            models["torchao int8, head too"] = theirs(weights=Int8WeightOnlyConfig())
             four = PrototypeInt4WeightOnlyConfig(group_size=32)
-            models["torchao int4, head too"] = theirs(weights=four)
+            for kind, weights in {"int8": Int8WeightOnlyConfig(), "int4": four}.items():
+                model = models[f"torchao {kind}, head too"] = by_transformers(folder)
+                quantize_(model, weights)
         except ImportError as error:
             print(f"without torchao (pip install torchao): {error}")
         work = {name: lambda m=m: rate(m, ids, n) for name, m in models.items()}
