@@ -60,6 +60,13 @@ class Growing:
         """Nothing to do: columns beyond the clock are never answered and will be overwritten."""
 
 
+def _unseen(data: Tensor) -> bool:
+    """Is this step only compiled, or recorded as a CUDA graph? Then no number can be looked at."""
+    if torch.compiler.is_compiling():
+        return True
+    return data.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _writable(data: Tensor) -> Tensor:
     """The tensor, or a copy if it was made under inference_mode and we are outside."""
     if torch.compiler.is_compiling() or not data.is_inference():
@@ -85,7 +92,7 @@ class Fixed:
         if self.data is None or len(self.data) != len(new):
             self.data = new.new_full((*new.shape[:2], self.columns, new.shape[3]), self.fill)
         self.data = _writable(self.data)
-        slots = start + torch.arange(T, device=new.device)
+        slots = start[None] if T == 1 else start + torch.arange(T, device=new.device)
         if not self.wraps:
             return self.data.index_copy_(2, slots, new)
         seen = torch.cat((self.data, new), dim=2) if T > 1 else self.data
@@ -131,7 +138,7 @@ class Cache:
 
         ValueError if the cache holds another number of rows, or has no room for the tokens.
         """
-        if not torch.compiler.is_compiling():  # a compiled step cannot look
+        if not _unseen(positions):
             self._check_room(*positions.shape)
         columns = positions[:, None, :, None]  # (B, 1, T, 1): stored like the keys
         placed = {}
@@ -196,9 +203,12 @@ class Cache:
         """Make row i what row rows[i] was (beam search); rows may repeat, (B',)."""
         for columns in self._all_columns():
             if columns.data is not None:
-                columns.data = columns.data.index_select(0, rows)
+                columns.data = self._moved(columns.data, rows)
         if isinstance(self.pads, Tensor):
-            self.pads = self.pads.index_select(0, rows)
+            self.pads = self._moved(self.pads, rows)
+
+    def _moved(self, data: Tensor, rows: Tensor) -> Tensor:
+        return data.index_select(0, rows)
 
     def _all_columns(self) -> list[Growing | Fixed]:
         return [*self.positions.values(), *(columns for layer in self.layers for columns in layer)]
@@ -237,6 +247,11 @@ class StaticCache(Cache):
     def advance(self, tokens: int) -> None:
         """Move the clock in place: a compiled step must find the same tensor again."""
         self.length = _writable(self.length).add_(tokens)
+
+    def _moved(self, data: Tensor, rows: Tensor) -> Tensor:
+        """In place where the rows stay as many: a recorded step reads the same memory again."""
+        moved = data.index_select(0, rows)
+        return _writable(data).copy_(moved) if len(moved) == len(data) else moved
 
     def reset(self) -> None:
         """Forget everything, keep the memory."""

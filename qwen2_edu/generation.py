@@ -127,8 +127,8 @@ def generate(
         tokenizer: needed for `stop_strings`; ids beyond its last token are never chosen.
         vocab_limit: never choose this id or a higher one.
         generator: draws the tokens; or give `seed`. None = torch's global generator.
-        fast: read single tokens at the speed of memory, by C++ kernels on a CPU and by a compiled
-            step on a GPU; where that cannot be, a warning says why. See `decoding.fast`.
+        fast: read single tokens at the speed of memory, by kernels in C++ on a CPU and in Triton on
+            a GPU; where that cannot be, a warning says why. See `decoding.fast`.
         assistant_model: a smaller model, that guesses tokens ahead; the answer is the same. See
             `decoding.speculation`.
         generation_config: what it says wins over the model's.

@@ -1,8 +1,8 @@
 """A decode step that costs what reading the weights costs.
 
-On a CPU the step goes through the operators of `kernels/gemv.cpp`, two a layer, with whatever cache
-the model uses; nothing is traced, so there is nothing to wait for. On a GPU it is the model itself,
-compiled once into CUDA graphs, with a cache of fixed size.
+The step goes through the operators of `kernels`, two a layer; nothing is traced or compiled, so
+there is nothing to wait for. On a CPU it takes whatever cache the model uses. On a GPU the cache is
+of fixed size, and the step is recorded once for it, as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ KNOWN = ("qwen2_edu.", "torch.")  # what a part may be made by
 
 
 class FastStep:
-    """Reads a few tokens a row as `model(...)` does, on a CPU.
+    """Reads a few tokens, on a GPU one, as `model(...)` does.
 
     Args:
         model: a Qwen2ForCausalLM for which `why_slow` answers "".
@@ -37,19 +36,21 @@ class FastStep:
 
     def __init__(self, model: nn.Module):
         self.model, self.trunk = model, model.model
+        self.ops = ops = kernels.operators(model.device.type)
+        self.few = FEW if model.device.type == "cpu" else 1
         # Between a layer's q, k, v and its attention stands the cache. So a call of the kernel goes
         # from an attention to what comes before the next one, or, after the last, to the head.
         layers = self.trunk.layers
         heads = [[getattr(layer.self_attn, f"{name}_proj") for name in "qkv"] for layer in layers]
         stages = [*zip(heads, (layer.input_layernorm for layer in layers), strict=True)]
         stages.append(([model.lm_head], self.trunk.norm))
-        self.first = product(*stages[0])
+        self.first = product(*stages[0], ops)
         self.rests = []
         for layer, (after, norm) in zip(layers, stages[1:], strict=True):
             mlp, norms = layer.mlp, [layer.post_attention_layernorm, norm]
             parts = [layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, *after]
             more = {"norms": [norm.weight for norm in norms], "eps": [norm.eps for norm in norms]}
-            self.rests.append(partial(torch.ops.qwen2_edu.block.default, **matrices(parts), **more))
+            self.rests.append(partial(ops.block, **matrices(parts), **more))
         reaches = model.config.window_by_type.items()
         self.windows = {kind: reach or 1 << 40 for kind, reach in reaches}
 
@@ -59,20 +60,20 @@ class FastStep:
     ) -> Any:
         """As `Qwen2ForCausalLM.forward`, to which it leaves what is more than a few tokens."""
         B, T = input_ids.shape
-        if B * T > FEW or any(value is not None for value in options.values()):
+        if B * T > self.few or any(value is not None for value in options.values()):
             options |= {"past_key_values": past_key_values, "logits_to_keep": logits_to_keep}
             return self.model(input_ids, **options)
         config, cache = self.model.config, past_key_values
         H, G, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         x = self.trunk.embed_tokens(input_ids)  # (B, T, E)
-        slots = (cache.length + torch.arange(T)).expand(B, T).contiguous()
+        slots = (cache.length + torch.arange(T, device=x.device)).expand(B, T).contiguous()
         keys = {kind: at.contiguous() for kind, at in cache.place(slots).items()}  # (B, S)
         angles = self.trunk.rotary_emb((slots - cache.pads).clamp(min=0), x.dtype)
         cos, sin = (part.expand(B, 1, T, D).reshape(B * T, D) for part in angles)
         y = self.first(x)  # (B, T, (H + 2G) * D)
         for i, rest in enumerate(self.rests):
             kind = config.layer_types[i]
-            torch.ops.qwen2_edu.rotate_(y, cos, sin, H + G)
+            self.ops.rotate_(y, cos, sin, H + G)
             q, k, v = y.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)  # (B, T, H or G, D)
             k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
             x, y = rest(x, q, k, v, slots, keys[kind], self.windows[kind])  # y: at last (B, T, V)
@@ -81,33 +82,53 @@ class FastStep:
 
 
 class GraphStep:
-    """Reads single tokens on a GPU: the model as CUDA graphs, compiled on first use and kept."""
+    """Reads one token a row on a GPU: a step recorded as a CUDA graph, and replayed.
 
-    compiled: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+    A step of a small model is some hundreds of kernels of a few microseconds; a replay starts them
+    all in one call. The recording belongs to its cache, whose memory it reads and writes. Several
+    rows are multiplied by PyTorch: there the model's own step is what is recorded.
+    """
 
     def __init__(self, model: nn.Module, cache: StaticCache):
-        if model not in self.compiled:
-            options = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
-            self.compiled[model] = torch.compile(model.forward, **options)
-        self.step, self.fixed = self.compiled[model], False
+        self.model, self.cache, self.graph = model, cache, None
+        exact = model.dtype == torch.float64
+        self.step = model if exact or kernels.why_not("cuda") else FastStep(model)
 
     def __call__(self, input_ids: Tensor, past_key_values: Cache, **options: Any) -> Any:
-        if not self.fixed:  # by now the prompt has been read, and the cache has its memory
-            for columns in past_key_values._all_columns():
-                torch._dynamo.mark_static_address(columns.data)
-            torch._dynamo.mark_static_address(past_key_values.length)
-            self.fixed = True
-        torch.compiler.cudagraph_mark_step_begin()
-        return self.step(input_ids, past_key_values=past_key_values, **options)
+        if input_ids.shape[1] > 1:
+            return self.model(input_ids, past_key_values=past_key_values, **options)
+        if self.graph is None:  # by now the prompt has been read, and the cache has its memory
+            self._record(input_ids.clone())
+        self.token.copy_(input_ids)
+        self.graph.replay()
+        return SimpleNamespace(logits=self.logits.clone(), past_key_values=self.cache)
+
+    def _record(self, token: Tensor) -> None:
+        """A first step loads kernels, on a stream of its own; a second is only noted down. What is
+        written now the replay writes again, so the clock alone has to be set back.
+        """
+        cache, side, graph = self.cache, torch.cuda.Stream(token.device), torch.cuda.CUDAGraph()
+        pads, inputs = cache.pads, {"past_key_values": cache, "logits_to_keep": 1}
+        with torch.cuda.device(token.device):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.step(token, **inputs)
+                cache.advance(-1)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on
+                logits = self.step(token, **inputs).logits
+        self.token, self.logits, self.graph, cache.pads = token, logits, graph, pads
 
 
 def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
     """What reads tokens fast in place of `model`; None, and a warning, where nothing can."""
     why = why or ("there is no cache" if cache is None else why_slow(model))
     if not why and model.device.type == "cuda":
-        if isinstance(cache, StaticCache):
+        if isinstance(cache, StaticCache) and not model.model.rotary_emb.dynamic:
             return GraphStep(model, cache)
-        why = "a compiled step needs a cache of fixed size: cache_implementation='static'"
+        why = "a recorded step needs a cache of fixed size: cache_implementation='static'"
+        if model.model.rotary_emb.dynamic:
+            why = "the model's rotary frequencies change with the length of a text"
     if why:
         warn_caller(f"fast=True has no effect: {why}")
         return None
@@ -121,10 +142,9 @@ def matrices(layers: list[nn.Module]) -> dict[str, list[Tensor | None]]:
     return {"weights": [layer.weight for layer in layers], "scales": scales, "biases": biases}
 
 
-def product(layers: list[nn.Module], norm: nn.Module) -> Callable[[Tensor], Tensor]:
+def product(layers: list[nn.Module], norm: nn.Module, ops: Any) -> Callable[[Tensor], Tensor]:
     """Layers that read the same input, after a norm, in one call of the kernel."""
-    run = torch.ops.qwen2_edu.linear.default
-    return partial(run, **matrices(layers), norm=norm.weight, eps=norm.eps)
+    return partial(ops.linear, **matrices(layers), norm=norm.weight, eps=norm.eps)
 
 
 def why_slow(model: nn.Module) -> str:

@@ -1,4 +1,5 @@
-"""The C++ operators `torch.ops.qwen2_edu.*` of gemv.cpp, built by this machine on first use.
+"""The operators of a fast step: for a GPU those of gpu.py, for a CPU the C++ of gemv.cpp, which are
+`torch.ops.qwen2_edu.*`, built by this machine on first use.
 
 Building takes some ten seconds, once: the library is kept beside torch's own extensions (or where
 TORCH_EXTENSIONS_DIR says) under a name that says what it was made from. It is built in a folder of
@@ -9,6 +10,7 @@ at once, and what an interrupted build leaves behind is never used.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -17,6 +19,8 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -24,24 +28,37 @@ SOURCE = Path(__file__).with_name("gemv.cpp")
 FLAGS = "-O3 -march=native -ffast-math -fopenmp -std=c++20 -fPIC".split()
 FORMATS = (torch.float32, torch.bfloat16)  # of activations, and of weights that are not quantised
 
+SHAPES = {  # for what compiles, which runs on tensors without numbers
+    "linear": lambda x, ws, *_: x.new_empty(*x.shape[:-1], sum(len(w) for w in ws)),
+    "block": lambda x, q, k, v, at, keys, window, ws, *_: (
+        torch.empty_like(x),
+        x.new_empty(*x.shape[:2], sum(len(w) for w in ws[4:])),
+    ),
+    "rotate_": lambda *_: None,
+}
+
+
+def operators(device: str) -> Any:
+    """`linear`, `rotate_` and `block` for "cpu" or "cuda", once `why_not` has answered ""."""
+    if device == "cuda":
+        from . import gpu  # Triton, which not every machine has
+
+        return gpu
+    ops = torch.ops.qwen2_edu
+    return SimpleNamespace(**{name: getattr(ops, name).default for name in SHAPES})
+
 
 @cache
-def why_not() -> str:
-    """Make `torch.ops.qwen2_edu` ready; answer "" or, in a sentence, why this machine has none."""
+def why_not(device: str = "cpu") -> str:
+    """Make the operators ready; answer "" or, in a sentence, why this machine has none."""
+    if device == "cuda":
+        return "" if importlib.util.find_spec("triton") else "no kernels: Triton is not installed"
     try:
         torch.ops.load_library(_library())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = str(error).strip() or type(error).__name__
         return f"no C++ kernels: {said.splitlines()[-1]}"
-    shapes = {  # for what compiles, which runs on tensors without numbers
-        "linear": lambda x, ws, *_: x.new_empty(*x.shape[:-1], sum(len(w) for w in ws)),
-        "block": lambda x, q, k, v, at, keys, window, ws, *_: (
-            torch.empty_like(x),
-            x.new_empty(*x.shape[:2], sum(len(w) for w in ws[4:])),
-        ),
-        "rotate_": lambda *_: None,
-    }
-    for name, shape in shapes.items():
+    for name, shape in SHAPES.items():
         torch.library.register_fake(f"qwen2_edu::{name}", shape)
     return ""
 

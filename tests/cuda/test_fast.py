@@ -1,0 +1,128 @@
+"""`fast=True` on a GPU: steps that are recorded and replayed answer what plain ones do."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+
+from qwen2_edu import Qwen2ForCausalLM, StaticCache
+from qwen2_edu.decoding.fast import GraphStep
+from qwen2_edu.quantize import quantize
+
+pytestmark = pytest.mark.cuda
+W = 8
+STACKS = {
+    "full": {},
+    "mixed": {"use_sliding_window": True, "sliding_window": W, "max_window_layers": 1},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu():
+    assert torch.cuda.is_available(), "this lane needs a GPU that torch can see; there is none"
+
+
+@pytest.fixture(scope="module")
+def model_of(small_config, randomise):
+    made = {}
+
+    def make(stack="full", kind=None):
+        if (stack, kind) not in made:
+            config = small_config(**STACKS[stack], hidden_size=96, intermediate_size=160)
+            model = randomise(Qwen2ForCausalLM(config)).to("cuda")
+            made[stack, kind] = model if kind is None else quantize(model, kind)
+        return made[stack, kind]
+
+    return make
+
+
+def prompts():
+    ids = torch.randint(3, 97, (3, 3 * W))
+    mask = (torch.arange(3 * W) >= torch.tensor([0, 5, W + 3])[:, None]).long()
+    return ids.masked_fill(mask == 0, 2).cuda(), mask.cuda()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "seed": 3},
+        {"num_beams": 3},
+        {"do_sample": True, "seed": 3, "num_return_sequences": 2},
+        {"repetition_penalty": 1.3, "return_dict_in_generate": True, "output_logits": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stack", STACKS)
+def test_ids_equal_plain_steps(model_of, stack, options):
+    """Padded rows, past the window; what is kept of each step is not overwritten by the next."""
+    ids, mask = prompts()
+    told = {"do_sample": False, "max_new_tokens": 2 * W, "eos_token_id": None, **options}
+    plain = model_of(stack).generate(ids, mask, **told)
+    fast = model_of(stack).generate(ids, mask, fast=True, **told)
+    if "output_logits" in options:
+        for a, b in zip(plain.logits, fast.logits, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
+        plain, fast = plain.sequences, fast.sequences
+    assert fast.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@torch.no_grad()
+def test_quantised_weights(model_of, kind):
+    model = model_of(kind=kind)
+    prompt, new = torch.randint(3, 97, (1, 9)).cuda(), torch.randint(3, 97, (6, 1, 1)).cuda()
+    caches = [StaticCache(model.config, 32, "cuda") for _ in range(2)]
+    for cache in caches:
+        model(prompt, past_key_values=cache)
+    step = GraphStep(model, caches[1])
+    for token in new:
+        right = model(token, past_key_values=caches[0]).logits
+        torch.testing.assert_close(step(token, caches[1]).logits, right, atol=2e-4, rtol=2e-4)
+    assert caches[0].get_seq_length() == caches[1].get_seq_length() == 15
+
+
+@torch.no_grad()
+def test_bf16_errs_no_more_than_plain_steps(small_config, randomise):
+    """A long text in 32 parts, heads of 64, a group of 7, rows that no power of two divides."""
+    sizes = {"hidden_size": 448, "intermediate_size": 608, "vocab_size": 1003, "head_dim": 64}
+    config = small_config(**sizes, num_attention_heads=7, num_key_value_heads=1)
+    exact = randomise(Qwen2ForCausalLM(config)).bfloat16().float().to("cuda")
+    rounded = Qwen2ForCausalLM(config).bfloat16().eval().to("cuda")
+    rounded.load_state_dict(exact.state_dict())
+    ids = torch.randint(3, 1003, (1, 2500)).cuda()
+    caches = [StaticCache(config, 4096, "cuda") for _ in range(3)]
+    for model, cache in zip((exact, rounded, rounded), caches, strict=True):
+        model(ids, past_key_values=cache)
+    right = exact(ids[:, :1], past_key_values=caches[0]).logits
+    plain = rounded(ids[:, :1], past_key_values=caches[1]).logits
+    fast = GraphStep(rounded, caches[2])(ids[:, :1], caches[2]).logits
+    assert (fast - right).abs().mean() < 1.3 * (plain - right).abs().mean()
+
+
+def test_threads_do_not_disturb_each_other(model_of):
+    model, found = model_of("mixed"), {}
+    told = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    texts = [torch.randint(3, 97, (1, n)).cuda() for n in (5, 9, 14)]
+    right = [model.generate(ids, **told).tolist() for ids in texts]
+
+    def run(i):
+        found[i] = [model.generate(texts[i], fast=True, **told).tolist() for _ in range(3)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found == {i: [right[i]] * 3 for i in range(3)}
+
+
+def test_a_model_that_is_no_longer_used_leaves_memory(small_config, randomise):
+    model = randomise(Qwen2ForCausalLM(small_config())).to("cuda")
+    model.generate(torch.randint(3, 97, (1, 7)).cuda(), fast=True, max_new_tokens=5)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
