@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cache import Cache, DynamicCache
+from .cache import Cache, DynamicCache, StaticCache
 from .checks import checked
 from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.streaming import TextPieces
@@ -76,7 +76,11 @@ class ChatSession:
         ids = self._rendered([*self.messages, question])
         self.turn_ids = ids  # grows as the answer comes
         prompt = torch.tensor([ids], device=self.model.device)  # (1, T)
-        tokens = stream_ids(self.model, prompt, past_key_values=self._cache_for(ids), **options)
+        s, cache = options["generation_config"], self._cache_for(ids)
+        needed = s.max_length if s.max_new_tokens is None else len(ids) + s.max_new_tokens
+        if needed > cache.max_length:
+            cache = self._forget(needed)
+        tokens = stream_ids(self.model, prompt, past_key_values=cache, **options)
         pieces = TextPieces(self.tokenizer, options["generation_config"].stop_strings)
         return self._answer(question, ids, pieces.of(_noted(tokens, ids)))
 
@@ -170,9 +174,16 @@ class ChatSession:
             self._forget()
         return self.cache
 
-    def _forget(self) -> None:
-        """Start a new cache; `read` are the ids that the cache holds."""
-        self.cache, self.read = DynamicCache(self.model.config), []
+    def _forget(self, needed: int = 0) -> Cache:
+        """Start a new cache; `read` are the ids that the cache holds. On a GPU a fast step is
+        recorded for a cache of fixed size: it gets room for `needed` tokens, and as many again.
+        """
+        config, self.read = self.model.config, []
+        if self.arguments["fast"] and self.model.device.type == "cuda":
+            self.cache = StaticCache(config, max(1024, 2 * needed), self.model.device)
+        else:
+            self.cache = DynamicCache(config)
+        return self.cache
 
 
 def _noted(tokens: Iterator[Tensor], read: list[int]) -> Iterator[int]:

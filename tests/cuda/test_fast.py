@@ -9,7 +9,13 @@ import weakref
 import pytest
 import torch
 
-from qwen2_edu import Qwen2ForCausalLM, StaticCache
+from qwen2_edu import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ChatSession,
+    Qwen2ForCausalLM,
+    StaticCache,
+)
 from qwen2_edu.decoding.fast import GraphStep
 from qwen2_edu.quantize import quantize
 
@@ -117,6 +123,20 @@ def test_threads_do_not_disturb_each_other(model_of):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert found == {i: [right[i]] * 3 for i in range(3)}
+
+
+def test_a_chat_grows_past_its_first_cache(recwarn):
+    model = AutoModelForCausalLM.from_pretrained("tiny", device_map="cuda")
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    answers = []
+    for fast in (False, True):
+        told = {"do_sample": False, "max_new_tokens": 20, "fast": fast}
+        session = ChatSession(model, tokenizer, **told)
+        answers.append([session.send(text) for text in ("Finn had a bottle. " * 120, "Why?") * 2])
+        if fast:
+            assert type(session.cache) is StaticCache and session.cache.max_length > 1024
+    assert answers[0] == answers[1]
+    assert not [w for w in recwarn if "no effect" in str(w.message)]
 
 
 def test_a_model_that_is_no_longer_used_leaves_memory(small_config, randomise):
