@@ -50,7 +50,7 @@ def test_block_for_the_hub_is_python_and_its_names_exist(code):
 
 
 def test_there_is_a_block_of_each_kind():
-    assert (len(OFFLINE), len(WITH_HUB), len(WITH_RELEASED)) == (6, 1, 1)
+    assert (len(OFFLINE), len(WITH_HUB), len(WITH_RELEASED)) == (7, 1, 1)
     lines = [line for line in OFFLINE[0].splitlines() if line.strip()]
     assert len(lines) <= 12, "the ten-line use has grown"
     assert all(len(more.splitlines()) <= 7 for more in OFFLINE[1:]), "these are glimpses"
