@@ -410,6 +410,8 @@ for name in blocked:
 import qwen2_edu
 beside_the_core = {"tiny", "course", "viz", "checkpoints", "training"}
 for module in pkgutil.walk_packages(qwen2_edu.__path__, "qwen2_edu."):
+    if module.name == "qwen2_edu.kernels.gpu":
+        continue  # wants Triton, which comes with torch where that is built for a GPU
     if module.name.split(".")[1] not in beside_the_core:
         importlib.import_module(module.name)
         print(module.name)
@@ -429,7 +431,8 @@ def test_what_the_core_imports_is_declared():
                 names = [node.module]
             else:
                 continue
-            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+            known = sys.stdlib_module_names | {"triton"}  # comes with torch that is built for a GPU
+            for name in {name.partition(".")[0] for name in names} - known:
                 assert canonicalize_name(name) in declared, f"{file.name} imports {name}"
 
 
