@@ -100,8 +100,8 @@ def disk(python, new_page, tmp_path_factory):
 def page(request):
     """Each of the two, as it is after opening."""
     page = request.getfixturevalue(request.param)
-    if page.get_by_role("button", name="Compare").get_attribute("aria-pressed") == "true":
-        page.get_by_role("button", name="Compare").click()
+    while (close := page.get_by_role("button", name="Close layer")).count():
+        close.first.click()
     page.get_by_role("tab", name="Generation").click()
     page.get_by_label("Heads by").select_option("layer")
     page.get_by_label("Colours", exact=True).select_option("viridis")
@@ -342,9 +342,9 @@ def test_the_map_of_a_key_group_and_of_a_layer(page, python, over, heads, view):
     switch.select_option("head")
 
 
-def marked(page):
-    """The heads with a corner, as (layer, head)."""
-    options = page.locator(".qx-heads .qx-marked").all()
+def flagged(page, how):
+    """The heads that are marked, or pinned, as (layer, head)."""
+    options = page.locator(f".qx-heads .qx-{how}").all()
     read = [[o.get_attribute(f"data-{x}") for x in ("layer", "head")] for o in options]
     return sorted((int(layer), int(number)) for layer, number in read)
 
@@ -366,7 +366,7 @@ def test_the_mean_of_heads_marked_by_mouse_and_by_keyboard(page, python, view):
         page.keyboard.press(key)
     eventually(title.inner_text, "2 marked heads")
     assert note.inner_text() == "mean of layer·head 2·1, 0·5"
-    assert marked(page) == [(0, 5), (2, 1)]
+    assert flagged(page, "marked") == [(0, 5), (2, 1)]
     seen = record.weigh(record.from_bytes(r.maps), view, r.first, r.norms)
     mean = (seen[2, 1] + seen[0, 5]) / 2
     what = {"raw": "weight", "value": "share by value"}[view]
@@ -379,7 +379,7 @@ def test_the_mean_of_heads_marked_by_mouse_and_by_keyboard(page, python, view):
     eventually(lambda: pixel(page, 10, 6), list(table[3 * byte : 3 * byte + 3]))
     page.get_by_label("Heads by").select_option("entropy")
     eventually(page.locator(".qx-ranking [role=option]").count, 18)
-    assert marked(page) == [(0, 5), (2, 1)]  # in the ranking too
+    assert flagged(page, "marked") == [(0, 5), (2, 1)]  # in the ranking too
     head(page, 1, 3).click()
     page.get_by_role("button", name="Compare").click()  # what is kept is a head, and no mean
     titles = page.locator(".qx-maps figure:visible h3").all_inner_texts
@@ -388,10 +388,10 @@ def test_the_mean_of_heads_marked_by_mouse_and_by_keyboard(page, python, view):
     page.get_by_role("button", name="Compare").click()
     head(page, 2, 1).focus()
     page.keyboard.press("m")
-    eventually(lambda: marked(page), [(0, 5)])
+    eventually(lambda: flagged(page, "marked"), [(0, 5)])
     page.keyboard.press("m")
     page.get_by_role("button", name="Clear marks").click()
-    eventually(lambda: marked(page), [])
+    eventually(lambda: flagged(page, "marked"), [])
 
 
 @pytest.mark.parametrize("view", ["raw", "rest", "value"])
@@ -495,30 +495,61 @@ def test_zoom_keeps_the_chosen_cell_in_sight(page, python):
     assert key_of(page) in (column, column + 1)
 
 
-def test_two_heads_side_by_side(page, python):
-    head(page, 1, 5).click()
-    page.get_by_role("button", name="Compare").focus()
-    page.keyboard.press("Enter")
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_heads_side_by_side(page, python, by):
     figures = page.locator(".qx-maps figure:visible h3")
+    compare = page.get_by_role("button", name="Compare")
+    legend = page.locator(".qx-legend > span").all_inner_texts
+
+    def choose(layer, number, keep):
+        if by == "mouse":
+            head(page, layer, number).click()
+            if keep:
+                compare.click()
+        else:
+            head(page, layer, number).focus()
+            page.keyboard.press("Enter")
+            if keep:
+                page.keyboard.press("p")
+
+    choose(1, 5, True)
     asks = "Layer 1, head 5, kept: now choose another"
     eventually(figures.all_inner_texts, ["Layer 1, head 5", asks])
-    head(page, 2, 0).click()
-    eventually(figures.all_inner_texts, ["Layer 2, head 0", "Layer 1, head 5, kept"])
-    legend = page.locator(".qx-legend > span").all_inner_texts
-    head(page, 0, 3).click()  # it has no window, but the head that is kept has one
+    assert compare.get_attribute("aria-pressed") == "true"
+    choose(0, 3, False)  # it has no window, but the head that is kept has one
     eventually(figures.all_inner_texts, ["Layer 0, head 3", "Layer 1, head 5, kept"])
     assert legend() == ["in the future", "outside the window", "padding"]
-    head(page, 2, 0).click()
-    eventually(figures.all_inner_texts, ["Layer 2, head 0", "Layer 1, head 5, kept"])
-    for which, (layer, number) in enumerate([(2, 0), (1, 5)]):
-        canvas, at = point(page, 16, 11, which)
-        eventually(lambda c=canvas: c.bounding_box()["width"] > 300, True)
+    assert compare.get_attribute("aria-pressed") == "false"
+    choose(2, 0, True)
+    choose(0, 3, False)
+    kept = [f"Layer {at}, kept" for at in ("1, head 5", "2, head 0")]
+    eventually(figures.all_inner_texts, ["Layer 0, head 3", *kept])
+    assert flagged(page, "pinned") == [(1, 5), (2, 0)]
+    for which, (layer, number) in enumerate([(0, 3), (1, 5), (2, 0)]):
+        canvas, _ = point(page, 16, 11, which)
+        eventually(lambda c=canvas: c.bounding_box()["width"] > 230, True)
         canvas, at = point(page, 16, 11, which)
         canvas.hover(position=at)
-        eventually(lambda x=(layer, number): readout(page), said(python, layer, number, 16, 11))
-    assert page.locator(".qx-bars:visible").count() == 2 + 1  # and those of the scrubber
-    page.get_by_role("button", name="Compare").click()
+        eventually(lambda: readout(page), said(python, layer, number, 16, 11))  # noqa: B023
+    assert page.locator(".qx-bars:visible").count() == 3 + 1  # and those of the scrubber
+    close = page.get_by_role("button", name="Close layer")
+    if by == "mouse":
+        close.first.click()
+    else:
+        close.first.focus()
+        page.keyboard.press("Enter")
+    eventually(figures.all_inner_texts, ["Layer 0, head 3", kept[1]])
+    assert close.get_attribute("aria-label") == "Close layer 2, head 0"
+    if by == "keyboard":  # the next one has the focus, and after the last one the map
+        page.keyboard.press("Enter")
+        focused = "document.activeElement.getAttribute('aria-label')"
+        eventually(lambda: page.evaluate(focused).split(".")[0], "Layer 0, head 3")
+    else:
+        choose(2, 0, False)
+        eventually(lambda: compare.get_attribute("aria-pressed"), "true")
+        compare.click()
     eventually(figures.count, 1)
+    assert flagged(page, "pinned") == []
 
 
 def difference(one, less):
@@ -550,17 +581,20 @@ def test_a_head_minus_the_one_that_is_kept(page, python, view, by):
     r = python.recording
     seen = record.weigh(record.from_bytes(r.maps), view, r.first, r.norms)
     page.get_by_label("Weights", exact=True).select_option(view)
-    minus, title = page.get_by_label("Minus"), page.locator(".qx-maps h3").first
+    minus, title = page.get_by_label("Minus", exact=True), page.locator(".qx-maps h3").first
     assert not minus.is_visible()  # nothing is kept
     head(page, 1, 5).click()
     page.get_by_role("button", name="Compare").click()
+    head(page, 2, 2).click()  # a second one that is kept: which of them is to be said
+    page.get_by_role("button", name="Compare").click()
     head(page, 0, 3).click()
     if by == "mouse":
-        minus.select_option("kept")
+        minus.select_option("layer 1, head 5")
     else:
         minus.focus()
         page.keyboard.press("ArrowDown")
-    eventually(title.inner_text, "Layer 0, head 3 − the kept head")
+    eventually(title.inner_text, "Layer 0, head 3 − layer 1, head 5")
+    assert looks_at(page)[0].startswith("Layer 0 head 3: ")  # the bars are weights
     gaps = seen[0, 3] - seen[1, 5]
     cells = {(q, k): float(gaps[q, k]) for q, k in [(16, 11), (15, 13), (9, 5)]}
     cells[20, 4] = float(seen[0, 3, 20, 4])  # outside the window of the head that is kept
@@ -579,8 +613,11 @@ def test_a_head_minus_the_one_that_is_kept(page, python, view, by):
     eventually(lambda: "minus" in readout(page), False)
     legend = page.locator(".qx-legend")
     assert "−1 −0.25 0 +0.25 +1" in " ".join(legend.inner_text().split())
-    assert "− more weight in the kept head, + more here" in legend.inner_text()
-    page.get_by_role("button", name="Compare").click()
+    assert "− more weight in layer 1, head 5, + more here" in legend.inner_text()
+    minus.select_option("layer 2, head 2")
+    eventually(lambda: close(page, {(16, 11): float((seen[0, 3] - seen[2, 2])[16, 11])}), True)
+    for _ in range(2):
+        page.get_by_role("button", name="Close layer").last.click()
     eventually(title.inner_text, "Layer 0, head 3")
     assert not minus.is_visible() and legend.locator(".qx-scale").count() == 1
 
@@ -1222,9 +1259,12 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     page = new_page(disk.url.split("#")[0])
     head(page, 1, 4).click()
     token(page, 14).click()
-    page.get_by_role("button", name="Compare").click()
+    head(page, 1, 4).focus()
+    for key in ("p", "ArrowRight", "p"):  # two heads stay
+        page.keyboard.press(key)
     head(page, 2, 1).focus()
     page.keyboard.press("Enter")
+    page.get_by_label("Minus", exact=True).select_option("layer 1, head 5")
     page.get_by_label("Weights", exact=True).select_option("value")
     page.get_by_label("Colours", exact=True).select_option("cividis")
     page.get_by_role("button", name="Mark").click()
@@ -1232,25 +1272,29 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     page.get_by_label("is seen by").check()
     page.locator(".qx-maps canvas").first.focus()
     page.keyboard.press("+")
-    page.keyboard.press("ArrowUp")
-    eventually(lambda: "query=" in page.url and "zoom=2" in page.url, True)
+    page.keyboard.press("ArrowDown")
+    eventually(lambda: "query=15" in page.url and "zoom=2" in page.url, True)
     shown = """() => [".qx-readout", ".qx-tops", ".qx-maps"].map((place) =>
         document.querySelector(place).innerText)"""
     expected = page.evaluate(shown)
-    assert "Layer 2, head 1" in expected[2] and "Layer 1, head 4, kept" in expected[2]
+    assert "Layer 2, head 1 − layer 1, head 5" in expected[2]
+    assert all(f"Layer 1, head {at}, kept" in expected[2] for at in (4, 5))
+    assert ", difference " in expected[0]
     again = new_page(page.url)
     eventually(lambda: again.evaluate(shown), expected)
     assert again.get_by_label("Heads by").input_value() == "entropy"
     assert again.get_by_label("Colours", exact=True).input_value() == "cividis"
     assert again.get_by_label("is seen by").is_checked()
-    assert marked(again) == [(2, 1)]
+    assert again.get_by_label("Minus", exact=True).input_value() == "1.5"
+    assert flagged(again, "marked") == [(2, 1)] and flagged(again, "pinned") == [(1, 4), (1, 5)]
     drawn = "canvases => canvases.map((canvas) => canvas.getAttribute('aria-label'))"
     maps = [one.locator(".qx-maps canvas").evaluate_all(drawn) for one in (page, again)]
     assert maps[0] == maps[1]
     again.evaluate("location.hash = 'layer=0&head=5&query=20&zoom=1&head=no&view=odd'")
     eventually(lambda: readout(again).startswith("Query 20 "), True)
     assert again.get_by_role("heading", name="Layer 0, head 5").is_visible()
-    wrong = new_page(f"{disk.url.split('#')[0]}#layer=99&head=x&pinned=7&marked=7.1+x&sort=<b>")
+    odd = "layer=99&head=x&pinned=7&minus=7.1&marked=7.1+x&sort=<b>"
+    wrong = new_page(f"{disk.url.split('#')[0]}#{odd}")
     eventually(lambda: selected(wrong), [python.layer, python.head])
     assert wrong.errors == again.errors == page.errors == []
 
@@ -1335,7 +1379,7 @@ def test_one_map_minus_the_one_beside_it(lab, python, by):
 
     left.locator("[data-layer='1'][data-head='2']").click()
     for one, side in ((left, "right"), (right, "left")):
-        minus, title = one.get_by_label("Minus"), one.locator(".qx-maps h3").first
+        minus, title = one.get_by_label("Minus", exact=True), one.locator(".qx-maps h3").first
         eventually(title.inner_text, "Layer 1, head 2")
         if by == "mouse":
             minus.select_option("beside")

@@ -6,7 +6,8 @@
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
 const HELP = "A bracket joins the query heads that share one key/value head. Bright means much weight; colours follow √weight, "
   + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
-  + "it chooses its query and its key. On a head, the key m marks it: the map can show the mean of the marked heads.";
+  + "it chooses its query and its key. On a head, the key p keeps its map beside the next ones, and m marks it: the map can "
+  + "show the mean of the marked heads.";
 
 const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead
 
@@ -34,8 +35,9 @@ function explore(el, source) {
     layer: source.get("layer"), head: source.get("head"), query: source.get("query"),
     key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
     direction: "query", // the chosen token is the query, or the key
-    over: "head", view: "raw", pinned: null, sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
-    minus: "", // what is taken away from the chosen map: "kept", "beside"
+    over: "head", view: "raw", sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
+    pinned: [], // heads whose maps stay beside the next ones, {layer, head, kept: true}
+    minus: "", // what is taken away from the chosen map: one of these, "layer.head", or "beside"
     marked: [], // heads, {layer, head}, of which the mean can be drawn
     off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
     cuts: [], cutIn: "head", patches: [], other: null, // see causes.js; patches: [layer, part, place] of the other text
@@ -49,10 +51,16 @@ function explore(el, source) {
   const live = !source.whole && data.lens.length > 0; // there is a model to ask what a change does
   // What the parts share: each takes from it what it needs.
   const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
-  Object.assign(shared, reading(shared), switching(shared), marking(shared));
+  Object.assign(shared, reading(shared), switching(shared), collecting(shared));
   Object.assign(shared, cutting(shared), differing(shared)); // they need what reading tells
   const overview = makeOverview(shared);
-  const maps = [makeMap(shared, () => state), makeMap(shared, () => state.pinned)];
+  const tops = h("div", { class: "qx-tops" }), drawings = h("div", { class: "qx-maps" }), maps = [];
+  /** One map more: of the chosen head, then of each pinned one. */
+  function addMap(which) {
+    maps.push(makeMap(shared, which));
+    tops.append(maps.at(-1).top), drawings.append(maps.at(-1).element);
+  }
+  addMap(() => state);
   const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
   const readout = h("output", { class: "qx-readout" }), rounded = h("p", { class: "qx-note" }, data.rounded);
   const edit = source.whole ? null : editing(shared);
@@ -62,9 +70,9 @@ function explore(el, source) {
     h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving(shared)])),
     ...(edit ? [edit.form] : []), notice,
     h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
-    h("div", { class: "qx-row qx-first" }, text.element, h("div", { class: "qx-tops" }, maps[0].top, maps[1].top)),
+    h("div", { class: "qx-row qx-first" }, text.element, tops),
     h("div", { class: "qx-row qx-second" }, overview.element,
-      h("div", { class: "qx-large" }, toolbar.element, h("div", { class: "qx-maps" }, maps[0].element, maps[1].element), readout, legend.element, rounded),
+      h("div", { class: "qx-large" }, toolbar.element, drawings, readout, legend.element, rounded),
       tabs([["Generation", steps], ["Logit lens", lens], ["Causes", cause]].filter(([, { element }]) => element))));
   el.replaceChildren(root);
 
@@ -92,7 +100,7 @@ function explore(el, source) {
   let turn = 0;
   async function draw() {
     const mine = ++turn;
-    const needed = [state.layer, ...(state.pinned ? [state.pinned.layer] : []), ...(state.over === "marked" ? state.marked.map(({ layer }) => layer) : [])];
+    const needed = [state.layer, ...state.pinned.map(({ layer }) => layer), ...(state.over === "marked" ? state.marked.map(({ layer }) => layer) : [])];
     const waiting = setTimeout(() => (notice.textContent = excuse), 2000);
     ready.thumbnails ??= await source.load("thumbnails");
     ready.tables ??= await source.load("colours");
@@ -105,7 +113,8 @@ function explore(el, source) {
     if (ready.name !== state.colours) {
       Object.assign(ready, { name: state.colours, palette: palette(ready.tables, state.colours) });
     }
-    root.classList.toggle("qx-comparing", Boolean(state.pinned));
+    root.classList.toggle("qx-comparing", state.pinned.length > 0);
+    for (let i = maps.length - 1; i < state.pinned.length; i++) addMap(() => state.pinned[i]);
     for (const part of [...maps, text, steps, lens, cause, toolbar, legend]) part.draw();
     say(null);
     const looks = state.sort === "cell" ? await shared.looking() : null; // of all heads: the map does not wait

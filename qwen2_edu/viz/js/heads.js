@@ -3,7 +3,7 @@
 const MOST_RANKED = 100; // heads of a ranking: more are a picture, and no list
 
 function makeOverview(shared) {
-  const { data, state, ready, many, change, fresh, measure, scoresOf, keyHead, switchHeads, markHead } = shared;
+  const { data, state, ready, many, change, fresh, measure, scoresOf, keyHead, switchHeads, markHead, pinHead } = shared;
   const heat = makeHeat(shared);
   const list = h("div", { role: "listbox", "aria-label": "Heads" });
   const columns = h("div", { class: "qx-layer", "aria-hidden": true }); // each head says its key head
@@ -24,8 +24,8 @@ function makeOverview(shared) {
   walkable(list, (option) => change({ ...headOf(option), ...fresh() }), false, beyond, () => options);
   list.addEventListener("keydown", (event) => {
     const option = event.target.closest("[role=option]");
-    if (event.key === "o" && option) switchHeads([headOf(option)]), event.stopPropagation();
-    if (event.key === "m" && option) markHead(headOf(option)), event.stopPropagation();
+    const act = { o: (head) => switchHeads([head]), m: markHead, p: pinHead }[event.key];
+    if (act && option) act(headOf(option)), event.stopPropagation();
   });
   let drawn = null, sought = null, stop = null; // the chosen element; the one that the tab key leads to
   const urls = []; // of pictures, to be given back at the end
@@ -142,15 +142,15 @@ function makeOverview(shared) {
     }
     heat.element.hidden = !behaviour || !many;
     if (!heat.element.hidden) heat.draw(scoresOf(behaviour), behaviour.label);
-    flag("qx-pinned", state.pinned ? [state.pinned] : []);
+    flag("qx-pinned", state.pinned);
     flag("qx-marked", state.marked);
-    flag("qx-off", state.off.map((one) => one.split(".")).map(([layer, head]) => ({ layer, head })));
-    choose(made.get(`${state.layer}.${state.head}`));
+    flag("qx-off", state.off.map(headNamed));
+    choose(made.get(nameOf(state)));
   }
 
   /** These heads have a class, and no others. Of thousands of elements those are touched that change. */
   function flag(name, some) {
-    const now = new Set(some.map(({ layer, head }) => made.get(`${layer}.${head}`)).filter(Boolean));
+    const now = new Set(some.map((one) => made.get(nameOf(one))).filter(Boolean));
     for (const option of flagged.get(name) ?? []) if (!now.has(option)) option.classList.remove(name);
     for (const option of now) option.classList.add(name);
     flagged.set(name, now);

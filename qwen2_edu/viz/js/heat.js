@@ -47,8 +47,7 @@ function makeHeat(shared) {
     pen.textBaseline = "middle";
     for (let i = 0, every = Math.ceil(10 / HIGH); i < rows; i += every) pen.fillText(`${data.layers[i].index}`, 4, TOP + (i + 0.5) * HIGH);
     for (let i = 0, every = Math.ceil(14 / WIDE); i < data.heads; i += every) pen.fillText(`${i}`, LEFT + i * WIDE + 1, 7);
-    for (const [at, dash] of [[state, []], [state.pinned, [3, 2]]]) {
-      if (!at) continue;
+    for (const [at, dash] of [[state, []], ...state.pinned.map((one) => [one, [3, 2]])]) {
       pen.setLineDash(dash);
       pen.lineWidth = 2;
       pen.strokeStyle = ink;
@@ -66,7 +65,7 @@ function makeHeat(shared) {
       Object.assign(pen, { strokeStyle: colour, lineWidth: line });
       pen.beginPath();
       for (const one of state.off) {
-        const [layer, head] = one.split(".").map(Number), row = data.layers.indexOf(aboutLayer(layer));
+        const { layer, head } = headNamed(one), row = data.layers.indexOf(aboutLayer(layer));
         const x = LEFT + (head + 0.5) * WIDE - 0.5, y = TOP + (row + 0.5) * HIGH - 0.5;
         for (const turn of [-3, 3]) pen.moveTo(x - 3, y - turn), pen.lineTo(x + 3, y + turn);
       }

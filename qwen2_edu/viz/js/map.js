@@ -5,7 +5,7 @@ const LABEL = 11; // pixels a label needs
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place } = shared;
+  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
@@ -13,7 +13,8 @@ function makeMap(shared, which) {
     onwheel: scroll, onkeydown: press });
   const bars = h("ol", { class: "qx-bars" }), barsTitle = h("h3", {}), top = h("div", {}, barsTitle, bars);
   const tip = h("div", { class: "qx-tip", "aria-hidden": true, hidden: true }); // the readout says the same
-  const element = h("figure", {}, title, note, canvas, tip);
+  const unpin = button("✕", null, () => pinHead(which()));
+  const element = h("figure", {}, title, unpin, note, canvas, tip);
   let view = { row: 0, column: 0, span: T }; // which tokens are seen
   let image = null, imageOf = null, imageMinus = null; // the whole map at one pixel a cell
 
@@ -78,7 +79,7 @@ function makeMap(shared, which) {
 
   function render(where) {
     const minus = where.kept ? null : ready.minus, scale = minus && diverging();
-    const now = [where.layer, ...members(where).map(({ layer, head }) => `${layer}.${head}`), state.colours, state.mask, state.view, scale?.name].join();
+    const now = [where.layer, ...members(where).map(nameOf), state.colours, state.mask, state.view, scale?.name].join();
     if (now === imageOf && minus === imageMinus) return;
     const [one, ...more] = members(where), why = hidden(where);
     const bytes = state.view === "raw" && !more.length && layers.get(one.layer).subarray(one.head * T * T); // as they are
@@ -185,11 +186,12 @@ function makeMap(shared, which) {
 
   function draw() {
     const where = which();
+    if (!where && document.activeElement === unpin) shared.root.querySelector(".qx-maps canvas").focus();
     element.hidden = top.hidden = !where;
     if (!where || !loaded(where)) return;
     const layer = aboutLayer(where.layer);
     const same = where.layer === state.layer && where.head === state.head, count = members(where).length;
-    const kept = where !== state.pinned ? "" : same ? ", kept: now choose another" : ", kept";
+    const kept = !where.kept ? "" : same ? ", kept: now choose another" : ", kept";
     const { over } = state, marked = over === "marked" && !where.kept;
     const whose = { group: `key group ${keyHead(where.head)}`, layer: "all heads" }[over] ?? `head ${where.head}`;
     const mean = { group: `mean of its ${count} heads`, layer: `mean of ${count} heads` }[over] ?? `key head ${keyHead(where.head)}`;
@@ -201,6 +203,8 @@ function makeMap(shared, which) {
     if (ready.minus && !where.kept) title.textContent += ` − ${ready.minus.name}`;
     follow();
     paint();
+    unpin.hidden = !where.kept;
+    unpin.setAttribute("aria-label", `Close layer ${where.layer}, head ${where.head}`);
     const told = sentence({ ...where, query: state.query, key: state.key });
     canvas.setAttribute("aria-label", `${title.textContent}. ${told}`);
   }
@@ -212,8 +216,8 @@ function makeMap(shared, which) {
     const asQuery = state.direction === "query", one = asQuery ? query : key;
     const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
     const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
-    const head = state.pinned ? `, ${title.textContent.replace(/, kept.*|,/g, "").toLowerCase()}` : "";
-    barsTitle.textContent = (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`) + head;
+    const whose = state.pinned.length ? `${title.textContent.replace(/, kept.*| −.*|,/g, "")}: ` : "";
+    barsTitle.textContent = whose + (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`);
     bars.replaceChildren(...best.map(([i, [weight]]) => bar(name(i), weight, digits(weight))));
     if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
   }

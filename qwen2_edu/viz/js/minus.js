@@ -1,4 +1,4 @@
-// One map minus another: the head that is kept, or the same in the explorer beside this one.
+// One map minus another: a head that is kept, or the same in the explorer beside this one.
 
 /** What can be taken away, and what is. Python tells of the explorer beside this one in `beside`:
  * its side, its layers' way to come, and why the two do not go together, if so. */
@@ -14,12 +14,12 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
   const choice = select("Minus", [], (value) => change({ minus: value }));
   const element = h("label", {}, "Minus ", choice);
 
+  const title = ({ layer, head }) => `layer ${layer}, head ${head}`;
+
   /** What is taken away from the chosen map, or nothing: {name, cell(q, k), reasons}. */
   async function loadMinus() {
-    if (state.minus === "kept" && state.pinned) {
-      const at = state.pinned;
-      return { name: "the kept head", cell: (q, k) => cell(at, q, k), reasons: () => reasons(at) };
-    }
+    const kept = state.pinned.find((one) => nameOf(one) === state.minus);
+    if (kept) return { name: title(kept), cell: (q, k) => cell(kept, q, k), reasons: () => reasons(kept) };
     const { turn, side, why } = beside();
     if (state.minus !== "beside" || !side || why) return null;
     if (other?.turn !== turn) other = fromBeside(turn);
@@ -33,10 +33,10 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
 
   function draw() {
     const { side, why } = beside();
-    const options = [["", "nothing"], ...(state.pinned ? [["kept", "the kept head"]] : []), ...(side ? [["beside", `the ${side} explorer`]] : [])];
-    if (choice.options.length !== options.length || choice.dataset.side !== side) {
+    const options = [["", "nothing"], ...state.pinned.map((one) => [nameOf(one), title(one)]), ...(side ? [["beside", `the ${side} explorer`]] : [])];
+    if (choice.dataset.of !== options.join()) {
       choice.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
-      choice.dataset.side = side;
+      choice.dataset.of = options.join();
     }
     element.hidden = options.length === 1;
     choice.value = options.some(([value]) => value === state.minus) ? state.minus : "";

@@ -3,32 +3,31 @@
 /** What a page's address tells of the view; what is not known there is passed over. */
 function recalled({ source, data, T }) {
   const upTo = (count) => Array.from({ length: count }, (_, i) => i);
+  const told = new URLSearchParams(source.recall()), to = {};
+  const heads = (name) => (told.get(name) ?? "").split(" ").map(headNamed)
+    .filter(({ layer, head }) => known.layer.includes(layer) && known.head.includes(head));
   const known = {
     layer: data.layers.map((layer) => layer.index), head: upTo(data.heads), query: upTo(T), key: upTo(T),
     direction: ["query", "key"], over: ["head", "group", "layer", "marked"], view: data.views.map((view) => view.name), highFirst: [true, false],
     sort: ["", "cell", ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
-    minus: ["", "kept"], zoom: upTo(12).map((i) => 2 ** i),
+    zoom: upTo(12).map((i) => 2 ** i),
   };
-  const told = new URLSearchParams(source.recall()), to = {};
+  to.marked = heads("marked");
+  to.pinned = heads("pinned").map((one) => ({ ...one, kept: true }));
+  known.minus = ["", ...to.pinned.map(nameOf)];
   for (const [name, values] of Object.entries(known)) {
     const value = values.find((one) => String(one) === told.get(name));
     if (value !== undefined) to[name] = value;
   }
-  const [layer, head] = (told.get("pinned") ?? "").split(".").map(Number);
-  if (known.layer.includes(layer) && known.head.includes(head)) to.pinned = { layer, head, kept: true };
-  const marked = (told.get("marked") ?? "").split(" ").map((one) => one.split(".").map(Number));
-  to.marked = marked.filter(([layer, head]) => known.layer.includes(layer) && known.head.includes(head))
-    .map(([layer, head]) => ({ layer, head }));
   if (["layer", "head", "query"].some((one) => one in to) && !("key" in to)) to.key = null;
   return to;
 }
 
 /** The view as a page's address tells it. */
 function address(state) {
-  const { pinned } = state, told = new URLSearchParams();
+  const told = new URLSearchParams();
   for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom", "minus"]) told.set(one, state[one]);
-  if (pinned) told.set("pinned", `${pinned.layer}.${pinned.head}`);
-  if (state.marked.length) told.set("marked", state.marked.map((one) => `${one.layer}.${one.head}`).join(" "));
+  for (const one of ["pinned", "marked"]) if (state[one].length) told.set(one, state[one].map(nameOf).join(" "));
   return told.toString();
 }
 

@@ -24,6 +24,12 @@ const slider = (label, most, act) => {
 
 const unique = () => `qx-${Math.random().toString(36).slice(2)}`; // pages hold several explorers
 
+const nameOf = ({ layer, head }) => `${layer}.${head}`;
+const headNamed = (name) => {
+  const [layer, head] = name.split(".").map(Number);
+  return { layer, head };
+};
+
 const weightOf = (byte) => (byte / 255) ** 2;
 const digits = (w) => (w === 0 ? "0" : w < 0.0005 ? "<0.001" : w.toFixed(w < 0.1 ? 3 : 2));
 const signed = (gap) => (gap > 0 ? "+" : gap < 0 ? "−" : "") + digits(Math.abs(gap));
