@@ -165,9 +165,10 @@ function makeOverview(shared) {
     [sought, stop] = [one, first];
   }
 
-  /** Layers of the heads where an arrow key would lead, and of the layers before and after. */
+  /** Layers of the heads where an arrow key would lead, and of the layers before and after. The chosen
+   * head may not be in the list: then the keys begin where the tab key leads. */
   function beside() {
-    const at = options.indexOf(sought);
+    const at = options.indexOf(stop);
     const near = at < 0 ? [] : options.slice(Math.max(0, at - 1), at + 3).map((option) => headOf(option).layer);
     const place = data.layers.findIndex(({ index }) => index === state.layer);
     const next = [data.layers[place + 1], data.layers[place - 1]].filter(Boolean).map(({ index }) => index);
