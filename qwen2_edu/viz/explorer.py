@@ -427,10 +427,11 @@ def check_sentence(error: float | None, dtype: torch.dtype, layers: int = 8) -> 
     """
     if error is None:
         return ""
-    base = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 0.02}.get(dtype, 0.05)
+    # The released model's 24 layers measured 7e-5 in fp32; a wrong row is off by 1e-2 and more.
+    base = {torch.float64: 1e-5, torch.float32: 5e-5, torch.float16: 0.02}.get(dtype, 0.05)
     limit = base * max(1, layers / 8)
     kind = str(dtype).removeprefix("torch.")
-    rounding = "" if base == 1e-5 else f", in {kind}"
+    rounding = f", in {kind}" if dtype.itemsize == 2 else ""
     said = f"those of one pass: max|Δ| = {error:.1g}{rounding}"
     if error <= limit:
         return f"Rows decoded with the cache equal {said}"

@@ -727,11 +727,11 @@ def test_the_text_of_a_widget_is_stable_and_short(model, bytewise):
     ("error", "dtype", "said"),
     [
         (None, torch.float32, ""),
-        (9e-6, torch.float32, "equal those of one pass: max|Δ| = 9e-06"),
+        (4e-5, torch.float32, "equal those of one pass: max|Δ| = 4e-05"),
         (
-            2e-5,
+            6e-5,
             torch.float32,
-            "differ from those of one pass: max|Δ| = 2e-05: " + BLAME.format("1e-05"),
+            "differ from those of one pass: max|Δ| = 6e-05: " + BLAME.format("5e-05"),
         ),
         (4e-3, torch.bfloat16, "equal those of one pass: max|Δ| = 0.004, in bfloat16"),
         (
@@ -750,8 +750,8 @@ def test_the_check_of_the_cache_is_told(error, dtype, said):
 @pytest.mark.parametrize(
     ("error", "dtype", "layers", "verdict"),
     [
-        (2e-5, torch.float32, 24, "equal"),
-        (4e-5, torch.float32, 24, "differ"),
+        (7e-5, torch.float32, 24, "equal"),  # the released model, in six continuations of 12 tokens
+        (2e-4, torch.float32, 24, "differ"),
         (0.06, torch.bfloat16, 24, "equal"),
         (0.06, torch.bfloat16, 8, "differ"),
         (0.03, torch.float16, 8, "differ"),
