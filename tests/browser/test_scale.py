@@ -27,7 +27,7 @@ window.did = { rects: 0, watched: new Map(), asked: [] };
 const { send } = WebSocket.prototype;
 WebSocket.prototype.send = function (data) {
   const text = typeof data === "string" ? data : new TextDecoder().decode(data);
-  did.asked.push(...[...text.matchAll(/"name": ?"layer ([0-9]+)"/g)].map(([, layer]) => Number(layer)));
+  for (const [, layer] of text.matchAll(/"name": ?"layer ([0-9]+)"/g)) did.asked.push(+layer);
   return send.call(this, data);
 };
 const { fillRect } = CanvasRenderingContext2D.prototype;
