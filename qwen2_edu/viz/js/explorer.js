@@ -64,7 +64,7 @@ function explore(el, source) {
   const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
   const readout = h("output", { class: "qx-readout" }), rounded = h("p", { class: "qx-note" }, data.rounded);
   const edit = source.whole ? null : editing(shared);
-  const root = shared.root = h("section", { class: "qx", "aria-label": "Attention explorer",
+  const root = shared.root = h("section", { class: "qx", "aria-label": `Attention explorer: ${clip(data.text, 40)}`,
     // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
     onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
     h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving(shared)])),

@@ -36,7 +36,7 @@ function makeMap(shared, which) {
     tip.textContent = `${name(one.query)} → ${name(one.key)}: ${told({ ...which(), ...one })}`;
     const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
     const left = x > box.width / 2 ? x - 12 - tip.offsetWidth : x + 14;
-    tip.style.translate = `${Math.max(0, left)}px ${canvas.offsetTop + y + (y > box.height / 2 ? -8 - tip.offsetHeight : 14)}px`;
+    tip.style.translate = `${Math.max(0, Math.min(left, element.clientWidth - tip.offsetWidth))}px ${canvas.offsetTop + y + (y > box.height / 2 ? -8 - tip.offsetHeight : 14)}px`;
   }
 
   function press(event) {
