@@ -15,9 +15,9 @@ import ipywidgets as widgets
 from ..session import ChatSession
 from ..tokenizer import TokenizerBase
 from .explorer import attention_explorer
+from .given import check_model
 from .markdown import markdown
 from .palette import CSS as SHARED
-from .record import check_model
 from .tokens import Page, check_pair, tokens
 
 CSS = SHARED + f"<style>{Path(__file__).with_name('chat.css').read_text(encoding='utf-8')}</style>"

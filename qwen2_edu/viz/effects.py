@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ..causes import Edit, Trace, ablate, cut, effect, follow, patch
+from .given import encode
 from .labels import chance, token_labels
-from .record import Recording, encode
+from .record import Recording
 
 
 def trace_of(model: Any, recording: Recording) -> Trace:

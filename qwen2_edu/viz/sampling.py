@@ -17,9 +17,9 @@ from ..config import Qwen2Config
 from ..decoding.processors import known
 from ..decoding.settings import effective_settings
 from ..tokenizer import TokenizerBase
+from .given import check_model
 from .labels import token_labels
 from .palette import BLUE, CSS, GREEN, ORANGE, PURPLE, SKY, tint
-from .record import check_model
 from .tokens import Page, check_pair, ids_of
 
 # The settings in the order of `decoding.processors`, each where it does nothing.

@@ -28,7 +28,7 @@ def explorer_figure(
     """Thumbnails of all heads, key heads bracketed; beside them the map of one head.
 
     Args:
-        data: from `explorer.page_data`.
+        data: from `facts.page_data`.
         mask: of the layer, from `record.effective_mask`, (T, T).
     """
     rows, columns = len(data["layers"]), data["heads"]

@@ -24,7 +24,7 @@ from qwen2_edu import (
 )
 from qwen2_edu.attention import sdpa_attention
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
-from qwen2_edu.viz import attention_explorer, explorer, record, side_by_side
+from qwen2_edu.viz import attention_explorer, explorer, facts, given, record, side_by_side
 from qwen2_edu.viz import lens as viz_lens
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
 
@@ -339,9 +339,9 @@ def test_the_direction_of_a_text_is_that_of_its_first_letter(text, backwards):
 
 def test_messages_end_with_the_head_of_an_answer(model, bytewise):
     asked = [{"role": "user", "content": "hi"}]
-    ids, _ = record.encode(bytewise, asked)
+    ids, _ = given.encode(bytewise, asked)
     assert bytewise.decode(ids[0]).endswith("<|im_start|>assistant\n")
-    ids, _ = record.encode(bytewise, [*asked, {"role": "assistant", "content": "yes"}])
+    ids, _ = given.encode(bytewise, [*asked, {"role": "assistant", "content": "yes"}])
     assert bytewise.decode(ids[0]).endswith("yes<|im_end|>\n")
 
 
@@ -742,9 +742,7 @@ def test_the_text_of_a_widget_is_stable_and_short(model, bytewise):
     ],
 )
 def test_the_check_of_the_cache_is_told(error, dtype, said):
-    assert (
-        explorer.check_sentence(error, dtype).removeprefix("Rows decoded with the cache ") == said
-    )
+    assert facts.check_sentence(error, dtype).removeprefix("Rows decoded with the cache ") == said
 
 
 @pytest.mark.parametrize(
@@ -758,7 +756,7 @@ def test_the_check_of_the_cache_is_told(error, dtype, said):
     ],
 )
 def test_deeper_models_may_round_more(error, dtype, layers, verdict):
-    assert f"cache {verdict}" in explorer.check_sentence(error, dtype, layers)
+    assert f"cache {verdict}" in facts.check_sentence(error, dtype, layers)
 
 
 def test_a_tokenizer_with_other_tokens_is_warned_of(small_config, bytewise):
