@@ -74,7 +74,7 @@ function reading({ source, data, T, state, layers, ready, change }) {
 
   /** The measure that heads are sorted by, or nothing. */
   const measure = () => state.sort !== "cell" ? data.behaviours.find((b) => b.name === state.sort)
-    : { label: "this look", help: `weight from query ${name(state.query)} to key ${name(state.key)}`, scores: ready.looks };
+    : { label: "this look", help: `weight from query ${name(state.query)} to key ${name(state.key)}; a click on another cell of the map asks for its look`, scores: ready.looks };
 
   /** Another head or query was chosen: the key begins anew, but where it is what was chosen. */
   const fresh = () => (state.direction === "query" && state.sort !== "cell" ? { key: null } : {});
