@@ -7,6 +7,7 @@ import sys
 try:
     from .cache import DynamicCache, StaticCache
     from .capture import capture
+    from .checks import check_calls
     from .config import Qwen2Config, released_config
     from .generation import GenerationConfig
     from .heads import (
@@ -17,6 +18,12 @@ try:
     from .model import Qwen2ForCausalLM, Qwen2Model
     from .session import ChatSession
     from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
+
+    # Functions that look at their arguments when somebody calls them from outside.
+    check_calls(
+        """behaviour bpe causes chat compare costs generation heads masks model packing quantize
+        rope sampling"""
+    )
 except KeyboardInterrupt:
     if sys.argv[:1] != ["-m"]:  # only `python -m qwen2_edu` has nobody else to tell
         raise

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from .capture import capture
-from .checks import checked
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -164,7 +163,6 @@ def repeated_tokens(ids: Sequence[int], rows: int, period: int, seed: int = 0) -
     return torch.stack(drawn).repeat(1, 2)
 
 
-@checked
 @torch.no_grad()
 def find_heads(
     model: nn.Module,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .attention import weighted_values
 from .capture import capture
-from .checks import Range, check_ids, check_numbers, checked, one_of
+from .checks import Range, check_ids, check_numbers, one_of
 from .masks import additive, visible
 
 
@@ -66,7 +66,6 @@ class Edit(NamedTuple):
     new: Tensor
 
 
-@checked
 @torch.no_grad()
 def follow(model: nn.Module, input_ids: Tensor) -> Trace:
     """Read one text without padding, (1, T), in one pass. ValueError: it is not that."""
@@ -99,7 +98,6 @@ def attribution(trace: Trace, token_id: int, position: int = -1) -> Attribution:
     return Attribution(embedding, (along * said).sum(-1) - biases, biases, mlps)
 
 
-@checked
 def ablate(trace: Trace, layer: int, head: int, to: str = "zero") -> Edit:
     """Switch a head off: it says nothing ("zero"), or at every position what it says on average
     over the positions of this text, which later layers are used to ("mean")."""
@@ -108,7 +106,6 @@ def ablate(trace: Trace, layer: int, head: int, to: str = "zero") -> Edit:
     return Edit(layer, "heads", head, list(range(len(said))), new)
 
 
-@checked
 def cut(trace: Trace, layer: int, head: int, query: int, key: int) -> Edit:
     """Hide a key from a query in one head, as a mask would: the other keys share its weight. A
     query with nothing left to see says nothing.
@@ -122,7 +119,6 @@ def cut(trace: Trace, layer: int, head: int, query: int, key: int) -> Edit:
     return Edit(layer, "weights", head, [query], stays)
 
 
-@checked
 def patch(
     trace: Trace, source: Trace, layer: int, part: int | str, positions: Sequence[int] | None = None
 ) -> Edit:
@@ -142,7 +138,6 @@ def patch(
     return Edit(layer, place, head, rows, new[rows])
 
 
-@checked
 @torch.no_grad()
 def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -1) -> Effect:
     """What do these changes together do to the token after a position? At most one pass."""

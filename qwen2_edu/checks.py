@@ -11,8 +11,9 @@ import types
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
@@ -84,10 +85,10 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
             raise ValueError(f"{where}: {said}" if where else said)
 
 
-def checked(function: Any) -> Any:
+def checked(function: Any, ours: bool = True) -> Any:
     """Make a function refuse arguments that are not of the types it is annotated with: a TypeError
     that names the argument. Of many items the first thousand are looked at. Of a class, the public
-    methods and `__init__`. Compiled code is not looked at.
+    methods and `__init__`. Compiled code is not looked at; `ours`: calls of this package are.
     """
     if isinstance(function, type):
         for name, method in [*vars(function).items()]:
@@ -102,20 +103,33 @@ def checked(function: Any) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (not ours and _is_ours(sys._getframe(1))):
             return function(*args, **options)
         try:
-            given = signature.bind(*args, **options).arguments
+            given = signature.bind(*args, **options)
         except TypeError as error:
             raise TypeError(f"{function.__qualname__}{signature}: {error}") from None
         kinds = hints(function)
-        for name, value in given.items():
+        for name, value in given.arguments.items():
             kind = kinds.get(name, Any)
-            if not _is_a(value, kind, 1000) and not _is_a(plain(value), kind, 1000):
-                raise TypeError(_wrong(name, value, kind))
-        return function(*args, **options)
+            if isinstance(value, Number) or not _is_a(value, kind, 1000):
+                given.arguments[name] = plain(value)
+                if not _is_a(given.arguments[name], kind, 1000):
+                    raise TypeError(_wrong(name, value, kind))
+        return function(*given.args, **given.kwargs)
 
     return call
+
+
+def check_calls(modules: str) -> None:
+    """Make the public functions of these modules `checked` for callers outside the package: our own
+    calls, some of them made at each step, do not wait for it.
+    """
+    for module in [import_module(f"{__package__}.{name}") for name in modules.split()]:
+        for name, found in [*vars(module).items()]:
+            own = inspect.isfunction(found) and found.__module__ == module.__name__
+            if own and not name.startswith("_"):
+                setattr(module, name, checked(found, ours=False))
 
 
 def _wrong(name: str, value: Any, kind: Any) -> str:
@@ -197,7 +211,11 @@ def check_ids(input_ids: Any, vocab_size: int, wait: bool = False) -> None:
 
 def warn_caller(text: str) -> None:
     """Warn at the line that called the package, however deep in it we are."""
-    ours, level, frame = __package__.split(".")[0], 1, sys._getframe()
-    while frame and (frame.f_globals.get("__package__") or "").split(".")[0] == ours:
+    level, frame = 1, sys._getframe()
+    while frame and _is_ours(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
+
+
+def _is_ours(frame: types.FrameType) -> bool:
+    return (frame.f_globals.get("__package__") or "").partition(".")[0] == __package__

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from .checks import checked
 
 
 class Row(NamedTuple):
@@ -42,7 +40,6 @@ class Comparison:
     __repr__ = __str__  # a notebook shows the table
 
 
-@checked
 def compare(
     model_a: nn.Module, model_b: nn.Module, input_ids: Tensor, tolerance: float = 1e-5
 ) -> Comparison:
@@ -68,13 +65,14 @@ def compare(
     return Comparison(rows, tolerance)
 
 
-def first_not_finite(model: nn.Module, **inputs: Tensor) -> str:
-    """Where does a pass over `inputs` first hold NaN or an infinity, and which weights do? Says it.
+def first_not_finite(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> str:
+    """Where does a pass first hold NaN or an infinity, and which weights do? Says it.
 
     Where a model cannot be followed, as when it is quantised, the weights alone are looked at.
     """
     try:
-        found = [name for name, x in stations(model, **inputs).items() if not x.isfinite().all()]
+        found = stations(model, input_ids, **inputs)
+        found = [name for name, x in found.items() if not x.isfinite().all()]
     except ValueError:
         found = []
     weights = model.state_dict().items()
@@ -83,9 +81,7 @@ def first_not_finite(model: nn.Module, **inputs: Tensor) -> str:
     return ", ".join(said + [f"{name} holds some" for name in bad[:3]]) or "not so in a second pass"
 
 
-def stations(
-    model: nn.Module, input_ids: Tensor | None = None, **inputs: Tensor
-) -> dict[str, Tensor]:
+def stations(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
     """What flows from part to part of a causal language model, in float64 on the CPU.
 
     Each station is what the next part reads. It is noted just before that part runs, so the model

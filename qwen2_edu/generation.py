@@ -6,7 +6,7 @@ stream text, and to never choose an id beyond its last token, where a release pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ CHUNK = 1024  # tokens of a prompt read at once: more take more memory, and no l
 
 
 def prefill(
-    model: Any,
+    model: Callable,
     input_ids: Tensor,
     cache: Cache | None = None,
     mask: Tensor | None = None,
@@ -62,7 +62,7 @@ def prefill(
     return out.logits[:, -1]
 
 
-def decode(model: Any, token: Tensor, cache: Cache) -> Tensor:
+def decode(model: Callable, token: Tensor, cache: Cache) -> Tensor:
     """Read one more token of each row, (B,); answer the logits after it, (B, V).
 
     No mask is needed: the cache remembers where its padding is.
@@ -102,7 +102,7 @@ def next_tokens(request: Request) -> Iterator[Tensor]:
 
 def generate(
     model: Any,
-    input_ids: Tensor | None = None,
+    input_ids: Any = None,  # checked with the vocabulary
     attention_mask: Tensor | None = None,
     *,
     streamer: Any = None,
@@ -157,18 +157,17 @@ def generate(
             _refuse_beams(s, "a streamer")
         return beam_search(request, prefill, decode)
     prompt, tokens = request.prompt.repeat_interleave(s.num_return_sequences, 0), []
-    if streamer is not None:
-        streamer.put(prompt.cpu())
+    tell = (lambda ids: None) if streamer is None else lambda ids: streamer.put(ids.cpu())
+    tell(prompt)
     for token in next_tokens(request):
         tokens.append(token)
-        if streamer is not None:
-            streamer.put(token.cpu())
+        tell(token)
     if streamer is not None:
         streamer.end()
     return request.answer(torch.cat((prompt, torch.stack(tokens, 1)), dim=1))
 
 
-def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[Tensor]:
+def stream_ids(model: Any, *inputs: Any, **options: Any) -> Iterator[Tensor]:
     """`generate` as an iterator: the new id of each row, (B * num_return_sequences,), per step.
 
     What cannot be is refused at once, not at the first step.
@@ -179,7 +178,7 @@ def stream_ids(model: Any, *inputs: Tensor | None, **options: Any) -> Iterator[T
 
 
 def stream(
-    model: Any, tokenizer: Any, input_ids: Tensor, skip_special_tokens: bool = True, **options: Any
+    model: Any, tokenizer: Any, input_ids: Any, skip_special_tokens: bool = True, **options: Any
 ) -> Iterator[str]:
     """`generate` for one prompt, (1, T), as an iterator of text.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from .masks import BLOCK, LongMask, tokens_of_own_document
 from .outputs import Output
 from .pretrained import Qwen2PreTrainedModel
 from .rope import RotaryEmbedding
-
-if TYPE_CHECKING:
-    from .decoding.settings import GenerationConfig
 
 ARGUMENTS = """input_ids attention_mask position_ids past_key_values inputs_embeds use_cache
 output_attentions output_hidden_states return_dict labels logits_to_keep""".split()
@@ -331,12 +328,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         from .generation import generate
 
         return generate(self, input_ids, attention_mask, **options)
-
-    def generation_settings(self, **options: Any) -> GenerationConfig:
-        """What `generate(..., **options)` will obey: options, the checkpoint's, defaults."""
-        from .decoding.settings import effective_settings
-
-        return effective_settings(self, **options)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:

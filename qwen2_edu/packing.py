@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .checks import checked
+from .text.surface import Surface
 
 
 def chat_documents(
-    tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    tokenizer: Surface, conversations: Sequence[Sequence[Mapping[str, Any]]]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Conversations as ids, with labels only where the assistant speaks, its <|im_end|> included.
 
@@ -30,7 +31,6 @@ def chat_documents(
     return documents, labels
 
 
-@checked
 def pack(
     documents: Sequence[Sequence[int]], length: int, labels: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Tensor]:
@@ -114,7 +114,6 @@ class Shuffled:
         return self._order[place]
 
 
-@checked
 def in_order(rows: Mapping[str, Tensor], batch_size: int) -> list[dict[str, Tensor]]:
     """All rows once, as they stand, as batches; the last may be smaller. To evaluate on."""
     starts = range(0, _count(rows, batch_size), batch_size)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from . import kernels
-from .checks import checked, one_of
+from .checks import one_of
 from .files.blocks import nibbles
 from .files.gguf import GGUFFile, empty_for_weights
 
@@ -149,7 +149,6 @@ class TiedHead(PackedLinear):
         return nn.Module._apply(self, move, recurse)
 
 
-@checked
 @torch.no_grad()
 def quantize(model: nn.Module, kind: str, source: GGUFFile | None = None) -> nn.Module:
     """Quantise a model in place, one matrix at a time; returns it, in eval mode.

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from .checks import Range, check_json, check_numbers, checked, one_of
+from .checks import Range, check_calls, check_json, check_numbers, one_of
 from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
 
@@ -138,7 +137,6 @@ def weighted_losses(
             yield loss * (count / sum(counts))
 
 
-@checked
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> float:
     """The mean loss over all counted labels of some batches, without dropout."""
@@ -149,7 +147,6 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str = "auto"
     return loss
 
 
-@checked
 def train(
     model: nn.Module,
     batches: Batches,
@@ -188,7 +185,7 @@ def train(
     columns = (MofNCompleteColumn(), BarColumn(), said, TimeRemainingColumn())
     with (
         Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
-        closing(run),
+        run.hold,
     ):
         bar.add_task("", total=s.steps, completed=run.step, loss="…", rate="…")
         for step in range(run.step + 1, s.steps + 1):
@@ -222,3 +219,6 @@ def train(
             bar.update(0, advance=1, loss=f"{loss:.4f}", rate=f"{run.tokens / run.seconds:,.0f}")
     model.eval()
     return run.log
+
+
+check_calls("training")  # here, so that `import qwen2_edu` does not wait for it

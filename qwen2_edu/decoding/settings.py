@@ -213,6 +213,9 @@ def effective_settings(
     Warns:
         UserWarning: an option of the call has no effect.
     """
+    if not hasattr(model, "generation_config"):
+        kind = type(model).__name__
+        raise TypeError(f"model must be a Qwen2ForCausalLM, which can generate, not a {kind}")
     offered = [name for name in options if name not in INSTEAD]
     refuse_unknown("generate()", offered, (*OPTIONS, *ARGUMENTS))
     call = plain({name: value for name, value in options.items() if name not in ARGUMENTS})

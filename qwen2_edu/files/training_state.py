@@ -59,7 +59,7 @@ class Run:
     """The state of a run: begun, or read from its folder; None = keep nothing but a log in memory.
 
     A state that is there fills model and optimiser in place. It must be of the same run by `about`,
-    which is from `identity`. The log is held until `close`: a second run is refused the folder.
+    which is from `identity`. `with run.hold:` a second run is refused the folder.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Run:
         self.numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.step, self.saved, self.tokens, self.seconds = 0, 0, 0, 0.0
         self.log: list[dict[str, Any]] = []
-        self.hold = ExitStack()  # on the folder
+        self.hold = ExitStack()  # on the log
         if self.folder is None:
             return
         with replacing(self.folder):
@@ -91,10 +91,6 @@ class Run:
             else:
                 self.save()  # so there is no line without a state, however early the kill
             self.hold = hold.pop_all()
-
-    def close(self) -> None:
-        """Let another training have the folder."""
-        self.hold.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
@@ -191,29 +191,21 @@ def to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_k
     return json.dumps(value, ensure_ascii=ensure_ascii, **layout)
 
 
-def render(
-    template: str,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    add_generation_prompt: bool = False,
-    **variables: Any,
-) -> str:
+def render(template: str, /, **variables: Any) -> str:
     """Run a chat template in its sandbox; what it writes tells the origin of each character.
 
     Args:
         template: Jinja source.
-        messages, tools, add_generation_prompt: as in `render_chatml`.
-        **variables: further names that the template reads.
+        **variables: the names that it reads: messages, tools, add_generation_prompt, …
 
     Raises:
         ValueError: the template is not valid, refuses the conversation, fails on it, or takes more
             than `STEPS` steps.
     """
     compiled, _ = compile_template(template)
-    inputs = {"messages": messages, "tools": tools, **variables}
     token = _left.set([STEPS])
     try:
-        return compiled.render(inputs, add_generation_prompt=add_generation_prompt)
+        return compiled.render({"tools": None, "add_generation_prompt": False, **variables})
     except Exception as error:  # whatever it does wrong, it is the template that fails
         raise ValueError(f"the chat template failed: {type(error).__name__}: {error}") from error
     finally:

@@ -223,7 +223,8 @@ def test_a_template_without_bounds_is_refused(ours, name, monkeypatch):
 
 def test_ten_thousand_turns_are_far_from_the_bound(monkeypatch):
     monkeypatch.setattr("qwen2_edu.text.templates.STEPS", 900_000)
-    assert render(QWEN2_5_TEMPLATE, talk(*["hi"] * 20_000)).count("<|im_end|>") == 20_001
+    said = render(QWEN2_5_TEMPLATE, messages=talk(*["hi"] * 20_000))
+    assert said.count("<|im_end|>") == 20_001
 
 
 # -------------------------------------------------------------------------------------- calls

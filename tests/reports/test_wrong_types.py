@@ -18,12 +18,20 @@ from qwen2_edu import (
     Qwen2Config,
     StaticCache,
     behaviour,
+    bpe,
     causes,
+    chat,
     compare,
+    costs,
+    generation,
+    heads,
     hub,
+    masks,
     packing,
     quantize,
     released_config,
+    rope,
+    sampling,
     training,
 )
 
@@ -32,9 +40,12 @@ LISTED, NAMED = [OBJECT], {"a": OBJECT}
 WRONG = [OBJECT, LISTED, 3.5, b"x", NAMED]
 # What may be so all the same: a number for a number, bytes for a list of integers.
 NUMBERS = (
-    "tolerance temperature min_p rope_theta repetition_penalty max_time length_penalty".split()
+    "tolerance temperature min_p rope_theta repetition_penalty max_time length_penalty penalty t p "
+    "limit".split()
 )
-RIGHT = dict.fromkeys(NUMBERS, 3.5) | dict.fromkeys(("ids_", "before", "after"), b"x")
+RIGHT = dict.fromkeys(NUMBERS, 3.5) | dict.fromkeys(
+    ("ids_", "before", "after", "token", "piece"), b"x"
+)
 RIGHT |= {
     "messages": 3.5,
     "config_": NAMED,
@@ -141,6 +152,7 @@ CALLS = {
     "save vocabulary save_directory": text("save_vocabulary"),
     "save prefix filename_prefix": lambda t, x: t["tokenizer"].save_pretrained("nowhere", x),
     "chat message": text("apply_chat_template"),
+    "talk message": lambda t, x: chat.check_messages(x),
     "chat role": lambda t, x: t["tokenizer"].apply_chat_template([{"role": x, "content": "Hi"}]),
     "chat messages": lambda t, x: t["tokenizer"].apply_chat_template(
         [{"role": "user", "content": x}]
@@ -174,15 +186,68 @@ for name in "temperature top_k eos_token_id stop_strings bad_words_ids seed extr
     CALLS[f"settings  {name}"] = lambda t, x, name=name: GenerationConfig(**{name: x})
 # What looks inside, learns and packs: of each call the arguments that are right, one after another
 # exchanged for a wrong one.
+LOGITS, MAPS, TALK = torch.zeros(1, 300), torch.full((1, 2, 3, 3), 0.5), [[{"role": "user"}]]
+BYTES = {bytes([byte]): byte for byte in range(256)}
+CONFIG, BATCH = Qwen2Config(**SMALL), {"input_ids": IDS, "labels": IDS}
+STEP, SEEN = training.TrainingSettings(steps=1), {"logits": LOGITS, "labels": torch.tensor([3])}
 ROWS_OF = {"rows": {"input_ids": torch.arange(12).view(4, 3)}, "batch_size": 2}
+MEASURES = "entropy to_first_token previous_token reach".split()
 EDIT = {"trace": None, "layer": 0, "head": 0}
 WHOLE = {
     causes.follow: {"model": None, "input_ids": IDS},
+    causes.attribution: {"trace": None, "token_id": 3, "position": -1},
     causes.ablate: {**EDIT, "to": "zero"},
     causes.cut: {**EDIT, "query": 2, "key": 1},
     causes.patch: {"trace": None, "source": None, "layer": 0, "part": 0, "positions": [1]},
     causes.effect: {"trace": None, "edits": [], "token_id": 3, "position": -1},
     behaviour.find_heads: {"model": None, "ids": [*range(3, 90)], "rows": 2, "period": 5},
+    **{getattr(behaviour, name): {"weights": MAPS} for name in MEASURES},
+    behaviour.induction: {"weights": MAPS, "input_ids": IDS},
+    behaviour.all_scores: {"weights": MAPS, "input_ids": IDS},
+    behaviour.repeated_tokens: {"ids": [3, 4, 5], "rows": 2, "period": 2, "seed": 0},
+    sampling.seen_tokens: {"input_ids": IDS, "vocab_size": 300, "attention_mask": None},
+    sampling.repetition_penalty: {"logits": LOGITS, "seen": LOGITS.bool(), "penalty": 1.1},
+    sampling.no_repeated_ngrams: {"logits": LOGITS, "input_ids": IDS, "n": 2},
+    sampling.without: {"logits": LOGITS, "input_ids": IDS, "words": [[3]]},
+    sampling.temperature: {"logits": LOGITS, "t": 0.5},
+    sampling.top_k: {"logits": LOGITS, "k": 5},
+    sampling.top_p: {"logits": LOGITS, "p": 0.5},
+    sampling.min_p: {"logits": LOGITS, "p": 0.5},
+    sampling.draw: {"logits": LOGITS, "generator": None},
+    bpe.token_to_text: {"token": b"a"},
+    bpe.text_to_token: {"text": "a"},
+    bpe.merge: {"piece": b"ab", "ranks": BYTES, "limit": 9},
+    bpe.merges_of: {"ranks": BYTES},
+    bpe.ranks_of: {"merges": [(b"a", b"b")]},
+    bpe.train: {"texts": ["aa"], "vocab_size": 256, "special_tokens": ["<s>"]},
+    chat.render_chatml: {"messages": HI, "tools": None, "default_system": "x"},
+    chat.choose_template: {"template": "{{ a }}", "own": None},
+    packing.chat_documents: {"tokenizer": None, "conversations": TALK},
+    costs.parameters_by_part: {"config": CONFIG},
+    costs.cache_by_kind: {"config": CONFIG, "tokens": 5},
+    costs.tables: {"config": CONFIG},
+    training.learning_rate: {"step": 1, "settings": STEP},
+    training.make_optimiser: {"model": None, "settings": STEP},
+    training.counted_labels: {"model": None, "batch": BATCH},
+    training.weighted_losses: {"model": None, "batches": [BATCH], "precision": "auto"},
+    compare.stations: {"model": None, "input_ids": IDS},
+    compare.first_not_finite: {"model": None, "input_ids": IDS},
+    generation.prefill: {"model": None, "input_ids": IDS, "cache": None, "mask": None},
+    generation.decode: {"model": None, "token": IDS[0], "cache": None},
+    generation.generate: {"model": None, "input_ids": IDS},
+    generation.stream_ids: {"model": None},
+    generation.stream: {"model": None, "tokenizer": None, "input_ids": IDS},
+    generation.effective_settings: {"model": None, "generation_config": None},
+    quantize.round_int8: {"weight": LOGITS},
+    quantize.round_int4: {"weight": LOGITS},
+    quantize.unpack: {"weight": LOGITS.char(), "scales": LOGITS[:, :1]},
+    masks.visible: {"query_positions": IDS, "key_positions": IDS, "window": 2, "causal": True},
+    masks.additive: {"seen": IDS > 0, "dtype": torch.float32},
+    masks.tokens_of_own_document: {"position_ids": IDS},
+    rope.rope_frequencies: {"config": CONFIG, "length": 5},
+    qwen2_edu.model.next_token_loss: {"logits": LOGITS[None], "labels": IDS, "count": 1},
+    qwen2_edu.model.mean_loss: {**SEEN, "count": 1},
+    heads.classification_loss: {**SEEN, "config": CONFIG, "count": 1},
     packing.pack: {"documents": [[1, 2, 3]], "length": 4, "labels": [[1, 2, 3]]},
     packing.Shuffled: {**ROWS_OF, "seed": 0},
     packing.in_order: ROWS_OF,
@@ -192,9 +257,10 @@ WHOLE = {
     quantize.quantize: {"model": None, "kind": "int8"},
 }
 for function, right in WHOLE.items():
+    where = f"{function.__module__.removeprefix('qwen2_edu.')}.{function.__name__}"
     for name in right:
         if name not in ("positions", "documents"):
-            CALLS[f"{function.__name__} {name}"] = lambda t, x, f=function, r=right, n=name: f(
+            CALLS[f"{where} {name}"] = lambda t, x, f=function, r=right, n=name: f(
                 **{k: t.get(k, v) for k, v in r.items()} | {n: x}
             )
 for head in HEADS:

@@ -111,7 +111,9 @@ def test_plain_python_writes_what_the_template_of_qwen2_5_writes(conversation, t
     conversation = chat.check_messages(conversation)
     if "content" not in conversation[0] and conversation[0]["role"] == "system":
         return
-    expected = render(QWEN2_5_TEMPLATE, conversation, tools, prompt)
+    expected = render(
+        QWEN2_5_TEMPLATE, messages=conversation, tools=tools, add_generation_prompt=prompt
+    )
     system = chat.DEFAULT_SYSTEM["qwen2.5"]
     assert chat.render_chatml(conversation, tools, prompt, default_system=system) == expected
 
@@ -206,7 +208,7 @@ def test_every_field_stays_text(qwen2_5, content, name, key, value, description)
     said = 1 + value.count("<tool_call>") + content.count("<tool_call>")
     assert ids.count(call) == expected.count(call) - 1 + said
     text = qwen2_5.apply_chat_template(typed[0], typed[1], tokenize=False)
-    assert text == render(QWEN2_5_TEMPLATE, typed[0], typed[1])
+    assert text == render(QWEN2_5_TEMPLATE, messages=typed[0], tools=typed[1])
     assert unicodedata.normalize("NFC", qwen2_5.decode(ids)) == unicodedata.normalize("NFC", text)
 
 

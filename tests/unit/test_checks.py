@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from qwen2_edu.checks import check_json, did_you_mean, plain
+from qwen2_edu import sampling
+from qwen2_edu.checks import check_json, checked, did_you_mean, plain
 from qwen2_edu.files.disk import write_whole
 
 
@@ -96,3 +99,30 @@ def test_a_wrong_value_is_said_in_a_line():
     with pytest.raises(ValueError, match=r"n must be int \| None, not \[0, 1, .*…$") as caught:
         check_json({"n": list(range(1000))}, HINTS)
     assert len(str(caught.value)) < 120
+
+
+def test_a_checked_call_gets_pythons_own_numbers_and_lists():
+    @checked
+    def call(n: int, x: float, items: list[int], flag: bool, tensor: torch.Tensor):
+        return n, x, items, flag, tensor
+
+    one = torch.tensor(7)
+    given = call(np.int64(3), x=np.float32(0.5), items=one[None], flag=np.bool_(True), tensor=one)
+    assert given == (3, 0.5, [7], True, one) and given[4] is one
+    assert [type(value) for value in given[:4]] == [int, float, list, bool]
+
+
+def test_a_function_stays_itself_under_its_checks():
+    assert pickle.loads(pickle.dumps(sampling.top_k)) is sampling.top_k
+    assert list(inspect.signature(sampling.top_k).parameters) == ["logits", "k"]
+    assert inspect.getsource(sampling.top_k).startswith("def top_k(")
+    assert "most likely tokens" in sampling.top_k.__doc__
+
+
+def test_calls_from_inside_the_package_do_not_wait_for_checks():
+    call = "sampling.temperature(numbers, 2)"
+    names = {"sampling": sampling, "numbers": np.array([1.0, 2.0])}
+    assert eval(call, {**names, "__package__": "qwen2_edu.decoding"}).tolist() == [0.5, 1.0]
+    for package in (None, "qwen2_edus", "my.qwen2_edu"):
+        with pytest.raises(TypeError, match="^logits must be Tensor, not array"):
+            eval(call, {**names, "__package__": package})
