@@ -20,10 +20,8 @@ try:
     from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
     # Functions that look at their arguments when somebody calls them from outside.
-    check_calls(
-        """behaviour bpe causes chat compare costs generation heads masks model packing quantize
-        rope sampling"""
-    )
+    check_calls("behaviour bpe causes chat compare costs generation heads masks model packing")
+    check_calls("quantize rope sampling")
 except KeyboardInterrupt:
     if sys.argv[:1] != ["-m"]:  # only `python -m qwen2_edu` has nobody else to tell
         raise

@@ -152,13 +152,14 @@ class HeadScores:
 
 
 def repeated_tokens(ids: Sequence[int], rows: int, period: int, seed: int = 0) -> Tensor:
-    """Different random tokens, then the same once more: (rows, 2 * period). ValueError if there
-    are fewer than `period` tokens to draw from.
+    """Different random tokens, then the same once more: (rows, 2 * period). ValueError: no
+    rows, or fewer than `period` tokens to draw from.
     """
-    if period < 2 or len(set(ids)) < period:
-        raise ValueError(f"period={period} must be from 2 to the {len(set(ids))} ids to draw from")
+    if not 1 <= rows <= 2**20 or not 2 <= period <= len(set(ids)):
+        n = len(set(ids))
+        raise ValueError(f"period={period} must be from 2 to {n} ids, rows={rows} from 1 to 2**20")
     ids = torch.as_tensor(sorted(set(ids)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**64)
     drawn = [ids[torch.randperm(len(ids), generator=generator)[:period]] for _ in range(rows)]
     return torch.stack(drawn).repeat(1, 2)
 

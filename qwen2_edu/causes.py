@@ -84,6 +84,7 @@ def attribution(trace: Trace, token_id: int, position: int = -1) -> Attribution:
 
     Source: direct logit attribution: Elhage et al., 2021, transformer-circuits.pub/2021/framework.
     """
+    _length(trace, token_id, position)
     model, config, flow = trace.model, trace.model.config, trace.flow
     H, G, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     scale = (flow["stream"][-1][0, position].float().pow(2).mean() + model.model.norm.eps).rsqrt()
@@ -141,9 +142,7 @@ def patch(
 @torch.no_grad()
 def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -1) -> Effect:
     """What do these changes together do to the token after a position? At most one pass."""
-    T, V = trace.input_ids.shape[1], trace.model.config.vocab_size
-    ranges = {"token_id": Range(0, V - 1, whole=True), "position": Range(-T, T - 1, whole=True)}
-    check_numbers({"token_id": token_id, "position": position}, ranges)
+    T = _length(trace, token_id, position)
     position, before = range(T)[position], trace.logits(position)
     after, first = before, min((p for edit in edits for p in edit.positions), default=position + 1)
     if first <= position:  # else nothing changes, or only the future
@@ -152,6 +151,14 @@ def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -
     chances, ids = after.softmax(-1).topk(5)
     top = list(zip(ids.tolist(), chances.tolist(), strict=True))
     return Effect((after - before)[token_id].item(), top, after)
+
+
+def _length(trace: Trace, token_id: int, position: int) -> int:
+    """How many tokens does the text have? ValueError if there is no such token or position."""
+    T, V = trace.input_ids.shape[1], trace.model.config.vocab_size
+    ranges = {"token_id": Range(0, V - 1, whole=True), "position": Range(-T, T - 1, whole=True)}
+    check_numbers({"token_id": token_id, "position": position}, ranges)
+    return T
 
 
 def _there(trace: Trace, place: str, layer: int, head: int | None) -> Tensor:

@@ -67,7 +67,7 @@ def plain(value: Any, whole: bool = False, depth: int = DEPTH) -> Any:
         return {plain(k): plain(v, whole, depth - 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)([plain(v, whole, depth - 1) for v in value])
-    if callable(convert := getattr(value, "tolist", None)):  # what numpy and torch both call it
+    if callable(convert := getattr(value, "tolist", None)) and not getattr(value, "is_meta", False):
         value = convert()
     return int(value) if whole and isinstance(value, float) and value.is_integer() else value
 
@@ -127,8 +127,7 @@ def check_calls(modules: str) -> None:
     """
     for module in [import_module(f"{__package__}.{name}") for name in modules.split()]:
         for name, found in [*vars(module).items()]:
-            own = inspect.isfunction(found) and found.__module__ == module.__name__
-            if own and not name.startswith("_"):
+            if inspect.isfunction(found) and found.__module__ == module.__name__ and name[0] != "_":
                 setattr(module, name, checked(found, ours=False))
 
 

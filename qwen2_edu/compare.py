@@ -71,8 +71,8 @@ def first_not_finite(model: nn.Module, input_ids: Tensor | None = None, **inputs
     Where a model cannot be followed, as when it is quantised, the weights alone are looked at.
     """
     try:
-        found = stations(model, input_ids, **inputs)
-        found = [name for name, x in found.items() if not x.isfinite().all()]
+        passed = stations(model, input_ids, **inputs).items()
+        found = [name for name, x in passed if not x.isfinite().all()]
     except ValueError:
         found = []
     weights = model.state_dict().items()

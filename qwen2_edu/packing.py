@@ -58,9 +58,9 @@ def pack(
         arXiv:2404.10830.
     """
     labels = documents if labels is None else labels
-    if length < 1 or not documents or len(documents) != len(labels):
+    if not 1 <= length <= 2**27 or not documents or len(documents) != len(labels):
         given = f"length {length}, {len(documents)} documents, {len(labels)} labels"
-        raise ValueError(f"{given}: give a length of at least 1, documents, and labels for each")
+        raise ValueError(f"{given}: give a length of 1 to 2**27, documents, and labels for each")
     pieces = []
     for n, (ids, wanted) in enumerate(zip(documents, labels, strict=True)):
         if not len(ids) or len(ids) != len(wanted):
@@ -109,7 +109,7 @@ class Shuffled:
 
     def _pick(self, round: int, place: int) -> Tensor:
         if round != self._round:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + round)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + round) % 2**64)
             self._round, self._order = round, torch.randperm(self.count, generator=generator)
         return self._order[place]
 

@@ -11,7 +11,7 @@ into pieces, and each piece is merged.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from itertools import chain
 from typing import Any
 
@@ -129,10 +129,11 @@ class TokenizerBase(Surface):
 
     # -- chats
 
+    @checked
     def apply_chat_template(
         self,
-        conversation: Sequence,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        conversation: Any,
+        tools: Sequence[Any] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,

@@ -78,6 +78,7 @@ class TrainingSettings:
 def learning_rate(step: int, settings: TrainingSettings) -> float:
     """The learning rate of a step, counted from 1: linear warm-up, then a cosine to the floor."""
     s = settings
+    check_numbers({"step": step}, {"step": Range(1, s.steps, whole=True)})
     if step <= s.warmup_steps:
         return s.learning_rate * step / s.warmup_steps
     done = (step - s.warmup_steps) / (s.steps - s.warmup_steps)  # 0 … 1
@@ -108,7 +109,7 @@ def counted_labels(model: nn.Module, batch: Batch) -> int:
     """Over how many labels is the loss of this batch a mean?"""
     labels = batch.get("labels")
     if labels is None or labels.is_floating_point():
-        return len(batch["input_ids"])  # spans, or numbers to hit: every row counts alike
+        return len(next(iter(batch.values()), ()))  # spans, or numbers: every row counts alike
     if isinstance(model, Qwen2ForCausalLM):
         labels = labels[:, 1:]  # nothing predicts a row's first token
     return int(labels.ne(-100).sum())

@@ -152,12 +152,11 @@ class Surface(Vocabulary):
 
     def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
         own = {
-            "padding_side": options.get("padding_side") or self.padding_side,
             "truncation_side": self.truncation_side,
             "pad_token_id": self.pad_token_id,
             "model_max_length": self.model_max_length,
         }
-        return batch(rows, single=single, **{**options, **own})
+        return batch(rows, single=single, **{"padding_side": self.padding_side, **options, **own})
 
     # -- ids to text
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ..bpe import BYTE_TO_CHAR, merges_of, ranks_of, text_to_token, token_to_text
 from ..checks import check_json, checked, one_of, plain
-from .runs import AddedToken, Finder
+from .runs import AddedToken, Finder, check_text
 
 Token = str | AddedToken
 
@@ -184,6 +184,7 @@ class Vocabulary:
     def _add(self, token: Token, token_id: int | None, special: bool) -> None:
         if isinstance(token, str):
             token = AddedToken(token, special=special, normalized=not special)
+        check_text(token.content)
         if not token.content:
             raise ValueError("an added token cannot be empty")
         known = self._id_of(token.content)

@@ -244,5 +244,5 @@ def test_calls_people_make(ours, theirs):
 def test_a_name_is_not_taken_for_a_template(ours, name):
     with pytest.raises(ValueError, match=f"'{name}' is no chat template of this tokenizer"):
         ours.apply_chat_template(talk("a"), chat_template=name)
-    with pytest.raises(ValueError, match="a string, not of type int"):
+    with pytest.raises(TypeError, match="^chat_template must be str . None, not 5$"):
         ours.apply_chat_template(talk("a"), chat_template=5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from qwen2_edu import (
     DynamicCache,
     GenerationConfig,
     Qwen2Config,
+    Qwen2ForCausalLM,
     StaticCache,
     behaviour,
     bpe,
@@ -340,6 +342,80 @@ def test_a_place_that_the_text_does_not_have_is_refused(things):
                 call(position)
     with pytest.raises(ValueError, match=r"^token_id must be .*\[0, 299\], not 300"):
         causes.effect(trace, [], 300)
+
+
+ARRAYS = [np.array([]), np.array([1, 2]), torch.zeros(0), torch.ones(2)]
+ARRAYS += [torch.ones(1, 2, device="meta")]
+FLAGS = """add_generation_prompt continue_final_message tokenize return_dict padding
+return_assistant_tokens_mask padding_side truncation return_tensors""".split()
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_an_array_is_no_flag(things, name):
+    for wrong in ARRAYS:
+        with pytest.raises((TypeError, ValueError), match=rf"^{name} must be "):
+            things["tokenizer"].apply_chat_template(HI, **{name: wrong})
+    with pytest.raises(TypeError, match="^tools must be "):
+        things["tokenizer"].apply_chat_template(HI, tools=ARRAYS[-1])
+
+
+def test_a_tensor_without_numbers_is_refused_like_any_other(things):
+    meta = ARRAYS[-1]
+    for name in (
+        "resize vocab_size",
+        "read text",
+        "load dtype",
+        "sampling.top_k k",
+        "settings seed",
+    ):
+        with pytest.raises((TypeError, ValueError), match=name.split()[-1]):
+            CALLS[name](things, meta)
+
+
+COUNTS = {
+    "rows": lambda n: behaviour.find_heads(Qwen2ForCausalLM(CONFIG), rows=n),
+    "rows ": lambda n: behaviour.repeated_tokens(range(9), n, 3),
+    "period": lambda n: behaviour.repeated_tokens(range(9), 3, n),
+    "step": lambda n: training.learning_rate(n, STEP),
+    "length": lambda n: packing.pack([[1, 2]], n),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_that_cannot_be_is_refused(name):
+    for wrong in (0, -1, np.int64(-3), 10**30, -(10**30)):
+        with pytest.raises(ValueError, match=f"{name.strip()}.*{wrong}"):
+            COUNTS[name](wrong)
+
+
+def test_whatever_number_is_a_seed():
+    rows = [
+        [behaviour.repeated_tokens(range(9), 2, 3, seed) for seed in (0, np.int64(3), 2**80 + 3)],
+        [packing.Shuffled(ROWS_OF["rows"], 4, seed)[0]["input_ids"] for seed in (1, 10**30, -5)],
+    ]
+    assert torch.equal(rows[0][1], rows[0][2]) and not torch.equal(*rows[0][:2])
+    assert {len(batch) for batch in rows[1]} == {4}
+
+
+def test_a_head_speaks_for_tokens_and_places_that_there_are(things):
+    trace = causes.follow(Qwen2ForCausalLM(CONFIG), IDS)
+    for token, position in ((-1, -1), (300, -1), (10**30, -1), (3, 3), (3, -4), (3, 10**30)):
+        with pytest.raises(ValueError, match=r"^(token_id|position) must be an integer in \["):
+            causes.attribution(trace, token, position)
+
+
+def test_half_a_character_is_no_token(things):
+    for call in (
+        lambda t: t.add_tokens("\ud800"),
+        lambda t: t.add_special_tokens({"eos_token": "\ud800"}),
+    ):
+        with pytest.raises(ValueError, match="^lone surrogate, U\\+D800"):
+            call(things["tokenizer"])
+
+
+def test_a_batch_of_nothing_has_nothing_to_learn_from(things):
+    with pytest.raises(ValueError, match="none of these 1 batches has a label"):
+        training.evaluate(things["tiny"], [{}])
 
 
 def test_arguments_that_do_not_bind_are_told_what_there_is():

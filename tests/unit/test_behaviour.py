@@ -137,7 +137,7 @@ def test_repeated_tokens():
     assert not torch.equal(ids[0], ids[1])
     assert torch.equal(ids, repeated_tokens(range(10, 40), 3, 20, seed=1))
     assert not torch.equal(ids, repeated_tokens(range(10, 40), 3, 20, seed=2))
-    with pytest.raises(ValueError, match="period=31 must be from 2 to the 30 ids"):
+    with pytest.raises(ValueError, match="period=31 must be from 2 to 30 ids, rows=3"):
         repeated_tokens(range(10, 40), 3, 31)
 
 
