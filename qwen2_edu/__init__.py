@@ -1,9 +1,11 @@
-"""Qwen2 from the bytes up: a compact PyTorch package, and the code that the lessons in `notebooks/`
-build.
-"""
+"""Qwen2 from the bytes up: a compact PyTorch package, which the lessons in `notebooks/` build."""
 
+import gc
 import sys
 
+COMMAND = sys.argv[:1] == ["-m"]  # python -m qwen2_edu
+if COMMAND:  # what imports make stays: to look for what may go takes a fifth of their time
+    gc.disable()
 try:
     from .cache import DynamicCache, StaticCache
     from .capture import capture
@@ -23,10 +25,13 @@ try:
     check_calls("behaviour bpe causes chat compare costs generation heads masks model packing")
     check_calls("quantize rope sampling")
 except KeyboardInterrupt:
-    if sys.argv[:1] != ["-m"]:  # only `python -m qwen2_edu` has nobody else to tell
+    if not COMMAND:  # which alone has nobody else to tell
         raise
     print("Interrupted", file=sys.stderr)
     sys.exit(130)
+if COMMAND:
+    gc.freeze()
+    gc.enable()
 
 # One architecture, so "auto" has nothing to choose: the Hugging Face page's snippet runs with its
 # import line changed.

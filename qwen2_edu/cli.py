@@ -129,8 +129,7 @@ def generate(
     prompt = read_stdin() if prompt == "-" else prompt
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(lm.device)  # (1, T)
     if settings.num_beams > 1:  # which beam wins is known at the end
-        options = {"generation_config": settings, "fast": fast}
-        whole = lm.generate(ids, tokenizer=tokenizer, **options)[0]
+        whole = lm.generate(ids, tokenizer=tokenizer, generation_config=settings, fast=fast)[0]
         text = tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True)
         typer.echo(safe(text), nl=False)
     else:

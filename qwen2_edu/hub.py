@@ -127,12 +127,10 @@ def resolve(
         return TINY if name == "tiny" else _released_vocabulary()
     if gguf_file is not None and (not gguf_file.endswith(".gguf") or "/" in gguf_file):
         raise ValueError(f"gguf_file must be a plain file name ending in .gguf, not {gguf_file!r}")
-    if on_disk and gguf_file is None:
-        return folder
-    if on_disk and not (folder / gguf_file).is_file():
+    if on_disk and gguf_file is not None and not (folder / gguf_file).is_file():
         raise FileNotFoundError(f"there is no file {gguf_file!r} in {folder}")
     if on_disk:
-        return folder / gguf_file
+        return folder / (gguf_file or "")
     if folder.is_file():
         raise ValueError(f"{name!r} is a file: give the folder that holds it, or a GGUF file")
     if not HUB_ID.fullmatch(name):

@@ -322,9 +322,7 @@ class Qwen2PreTrainedModel(nn.Module):
 
 
 class Undrawn(TorchFunctionMode):
-    """Within it nothing is initialised: tensors on the meta device have no numbers, and to find
-    that out torch imports its whole compiler, which takes over a second.
-    """
+    """Nothing is initialised within it: on the meta device that takes a second, for an import."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", "") == "torch.nn.init":

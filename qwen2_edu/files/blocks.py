@@ -35,6 +35,7 @@ def half(b: Tensor) -> Tensor:
 
 def nibbles(b: Tensor) -> Tensor:
     """Two numbers a byte: (…, n) -> (…, 2n), first all lower halves, then all upper ones."""
+    b = b.contiguous()  # between scales, it would be read byte by byte
     return torch.cat((b & 15, b >> 4), dim=-1)
 
 
@@ -44,7 +45,7 @@ EIGHT = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view
 
 def bits(b: Tensor) -> Tensor:
     """Eight numbers a byte, the lowest bit first: (N, n) -> (N, 8n)."""
-    return EIGHT[b.int()].view(torch.uint8)
+    return EIGHT.index_select(0, b.flatten().int()).view(len(b), -1).view(torch.uint8)
 
 
 def q8_0(b: Tensor) -> Tensor:

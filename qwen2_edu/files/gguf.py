@@ -38,7 +38,7 @@ SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # as `struc
 TEXT, LIST = 8, 9
 MOST_ENTRIES, MOST_ITEMS = 1 << 16, 1 << 24  # more than any model, more than any vocabulary
 HUGE = 1 << 21  # bytes of a large page; the usual one has 4,096
-CHUNK = 1 << 17  # numbers unpacked at once: what is between file and tensor stays in the cache
+CHUNK = 1 << 19  # numbers unpacked at once: what is between file and tensor stays in the cache
 
 # What GGUF calls the parts, and what the model calls them.
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -112,21 +112,18 @@ class GGUFFile:
     def read(
         self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """One parameter, unpacked a piece at a time and rounded to `dtype`.
-
-        Raises:
-            ValueError: the file has become shorter since it was opened.
+        """One parameter, unpacked a piece at a time and rounded to `dtype`. ValueError: the file is
+        shorter than when it was opened.
         """
         shape, form, start, _ = self.tensors[name]
         out = empty_for_weights(shape, dtype)
         with open(self.path, "rb") as file:
             file.seek(start)
             for blocks in out.view(-1, form.numbers).split(CHUNK // form.numbers):
-                raw = bytearray(len(blocks) * form.bytes)
-                if file.readinto(raw) < len(raw):
+                packed = np.fromfile(file, (np.uint8, form.bytes), len(blocks))
+                if len(packed) < len(blocks):
                     raise ValueError(f"{self.path} has become shorter while it was read")
-                packed = torch.frombuffer(raw, dtype=torch.uint8).view(-1, form.bytes)
-                blocks.copy_(form.unpack(packed))
+                blocks.copy_(form.unpack(torch.from_numpy(packed)))
         return out.to(device)
 
     def blocks(self, name: str) -> Tensor:
@@ -141,11 +138,16 @@ class GGUFFile:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
-        """Parameters, two at a time; None = all. See `read`."""
-        names = list(self.tensors if names is None else names)
-        with ThreadPoolExecutor(2) as pool:
-            values = pool.map(lambda name: self.read(name, dtype, device), names)
-            return dict(zip(names, values, strict=True))
+        """Parameters, some at a time; None = all. See `read`."""
+        names, threads = list(self.tensors if names is None else names), torch.get_num_threads()
+        torch.set_num_threads(1)  # in each: teams of threads on the same cores wait for each other
+        torch.empty(1 << 24, dtype=torch.uint8)  # freed, it teaches malloc to keep what is freed
+        try:
+            with ThreadPoolExecutor(min(threads, 4)) as pool:
+                values = pool.map(lambda name: self.read(name, dtype, device), names)
+                return dict(zip(names, values, strict=True))
+        finally:
+            torch.set_num_threads(threads)
 
 
 def empty_for_weights(
@@ -192,8 +194,7 @@ class _Header:
         return self.data[start : self.at]
 
     def numbers(self, kind: str, count: int = 1) -> tuple:
-        data = self.take(struct.calcsize(kind) * count)
-        return struct.unpack(f"<{count}{kind}", data)
+        return struct.unpack(f"<{count}{kind}", self.take(struct.calcsize(kind) * count))
 
     def count(self, kind: str, most: int) -> int:
         (count,) = self.numbers(kind)

@@ -208,8 +208,7 @@ def _model_fields(model: nn.Module) -> dict[str, Any]:
         other = "and llama.cpp's Qwen2 knows no window: it would compute another model"
         raise ValueError(f"{slides}, {other}; save_pretrained keeps this one")
     if D * H != E:
-        heads = f"{H} x {D} is not {E}"
-        raise ValueError(f"llama.cpp's Qwen2 wants heads as wide as the model: {heads}")
+        raise ValueError(f"llama.cpp's Qwen2 has heads as wide as the model: {H} x {D} is not {E}")
     rope = dict(config.rope_parameters)
     kind = rope.pop("rope_type").replace("default", "none")
     if kind == "yarn":

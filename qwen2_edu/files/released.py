@@ -31,11 +31,11 @@ def released_path() -> Path:
     """Where the released weights lie, or will lie when they are fetched: in the folder that
     QWEN2_EDU_CACHE names, else in "qwen2_edu" beside the hub's cache; or there, if they are there.
     """
-    from huggingface_hub import try_to_load_from_cache
-
     known = facts()
     own = _folder() / known["file"]
     if not own.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
         copy = try_to_load_from_cache(known["repo"], known["file"], revision=known["revision"])
         if isinstance(copy, str):
             return Path(copy)

@@ -48,8 +48,7 @@ def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]
     if (folder / SINGLE).is_file():
         return {_inside(folder, SINGLE): None}
     if not index.is_file():
-        present = [path.name for path in folder.iterdir()]
-        raise FileNotFoundError(no_safetensors(str(folder), present))
+        raise FileNotFoundError(no_safetensors(str(folder), os.listdir(folder)))
     shards: dict[Path, list[str]] = {}
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

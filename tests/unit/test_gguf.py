@@ -196,6 +196,18 @@ def test_every_tensor_of_every_format(every_format, monkeypatch):
         assert np.array_equal(ours.numpy().view(np.int32), theirs.view(np.int32)), tensor.name
 
 
+def test_reading_gives_the_threads_back(every_format):
+    before, file = torch.get_num_threads(), GGUFFile(every_format)
+    torch.set_num_threads(before + 1)
+    try:
+        file.read_all(["model.norm.weight"])
+        with pytest.raises(KeyError):
+            file.read_all(["model.nothing.weight"])
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_are_rounded_from_fp32(every_format, dtype):
     file = GGUFFile(every_format)
