@@ -250,7 +250,7 @@ def test_chat(page, python):
     here.locator(".q2-mark").last.get_by_text("max_new_tokens = 12").wait_for()
     here.get_by_role("button", name="regenerate").click()
     here.get_by_text("The same answer again").wait_for()
-    here.get_by_role("button", name="look inside").focus()
+    here.locator("button:has-text('look inside'):enabled").focus()  # once the answer is done
     page.keyboard.press("Enter")
     here.get_by_text("just before the first word").wait_for()
     here.locator(".qx-maps canvas").first.wait_for()  # the first of all is hidden at so few heads

@@ -62,6 +62,11 @@ PICTURE = """async (i) => {
   while (read() === "none") await new Promise(requestAnimationFrame);
   return String(new Uint8Array(await (await fetch(read().slice(5, -2))).arrayBuffer()));
 }"""
+COUNT_PICTURES = """() => {
+  window.pictures = 0;
+  const kind = CanvasRenderingContext2D.prototype, { putImageData } = kind;
+  kind.putImageData = function (...all) { window.pictures++; return putImageData.apply(this, all) };
+}"""
 PADS, T, GUTTER = 2, 25, 88
 
 
@@ -614,6 +619,13 @@ def test_a_head_minus_the_one_that_is_kept(page, python, view, by):
     legend = page.locator(".qx-legend")
     assert "−1 −0.25 0 +0.25 +1" in " ".join(legend.inner_text().split())
     assert "− more weight in layer 1, head 5, + more here" in legend.inner_text()
+    canvas, at = point(page, 16, 11)
+    canvas.click(position=at)
+    eventually(lambda: key_of(page), 11)
+    page.evaluate(COUNT_PICTURES)
+    canvas.press("ArrowLeft")  # another cell of the same difference: only hatching is made anew
+    eventually(lambda: key_of(page), 10)
+    assert page.evaluate("window.pictures") % (3 * len(python.data["reasons"])) == 0  # three maps
     minus.select_option("layer 2, head 2")
     eventually(lambda: close(page, {(16, 11): float((seen[0, 3] - seen[2, 2])[16, 11])}), True)
     for _ in range(2):

@@ -16,7 +16,7 @@ function makeMap(shared, which) {
   const unpin = button("✕", null, () => pinHead(which()));
   const element = h("figure", {}, title, unpin, note, canvas, tip);
   let view = { row: 0, column: 0, span: T }; // which tokens are seen
-  let image = null, imageOf = null, imageMinus = null; // the whole map at one pixel a cell
+  let image = null, imageOf = null; // the whole map at one pixel a cell
 
   const side = () => canvas.clientWidth - GUTTER;
   const at = (event) => {
@@ -79,8 +79,8 @@ function makeMap(shared, which) {
 
   function render(where) {
     const minus = where.kept ? null : ready.minus, scale = minus && diverging();
-    const now = [where.layer, ...members(where).map(nameOf), state.colours, state.mask, state.view, scale?.name].join();
-    if (now === imageOf && minus === imageMinus) return;
+    const now = [where.layer, ...members(where).map(nameOf), state.colours, state.mask, state.view, scale?.name, minus?.of].join();
+    if (now === imageOf) return;
     const [one, ...more] = members(where), why = hidden(where);
     const bytes = state.view === "raw" && !more.length && layers.get(one.layer).subarray(one.head * T * T); // as they are
     const colours = new Uint32Array(T * T);
@@ -91,7 +91,7 @@ function makeMap(shared, which) {
       else colours[i] = ready.palette.words[bytes ? bytes[i] : Math.round(255 * Math.sqrt(cell(where, q, k)[0]))];
     }
     image = pixels(T, colours);
-    [imageOf, imageMinus] = [now, minus];
+    imageOf = now;
   }
 
   /** Why each cell is hidden; of a difference, in both maps. */

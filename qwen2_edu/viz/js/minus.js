@@ -16,10 +16,10 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
 
   const title = ({ layer, head }) => `layer ${layer}, head ${head}`;
 
-  /** What is taken away from the chosen map, or nothing: {name, cell(q, k), reasons}. */
+  /** What is taken away from the chosen map, or nothing: {name, of: what tells it from others, cell(q, k), reasons}. */
   async function loadMinus() {
     const kept = state.pinned.find((one) => nameOf(one) === state.minus);
-    if (kept) return { name: title(kept), cell: (q, k) => cell(kept, q, k), reasons: () => reasons(kept) };
+    if (kept) return { name: title(kept), of: title(kept), cell: (q, k) => cell(kept, q, k), reasons: () => reasons(kept) };
     const { turn, side, why } = beside();
     if (state.minus !== "beside" || !side || why) return null;
     if (other?.turn !== turn) other = fromBeside(turn);
@@ -28,7 +28,7 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
     for (const { layer: index } of [at, ...members(at)]) {
       if (!its.layers.has(index)) its.layers.set(index, await load(`layer ${index}`));
     }
-    return { name: `the ${side} explorer`, cell: (q, k) => read.cell(at, q, k), reasons: () => read.reasons(at) };
+    return { name: `the ${side} explorer`, of: turn, cell: (q, k) => read.cell(at, q, k), reasons: () => read.reasons(at) };
   }
 
   function draw() {
