@@ -190,12 +190,13 @@ def find_heads(
     Returns:
         The scores (L, H) of entropy, first_token, previous_token, induction and reach.
     """
-    if ids is None:
-        named = (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id)
-        special = {i for one in named for i in (one if isinstance(one, list) else [one])}
-        ids = [i for i in range(model.config.vocab_size) if i not in special]
-    input_ids = repeated_tokens(ids, rows, period, seed).to(model.device)
-    with capture(model) as record:
+    with capture(model) as record:  # which refuses what has no heads
+        if ids is None:
+            c = model.config
+            named = (c.bos_token_id, c.eos_token_id, c.pad_token_id)
+            special = {i for one in named for i in (one if isinstance(one, list) else [one])}
+            ids = [i for i in range(c.vocab_size) if i not in special]
+        input_ids = repeated_tokens(ids, rows, period, seed).to(model.device)
         model(input_ids, use_cache=False)
     weights = torch.stack(record.attentions)  # (L, B, H, T, T)
     scores = all_scores(weights, input_ids)

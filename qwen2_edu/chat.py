@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .checks import did_you_mean
+from .checks import check_json, did_you_mean
 from .text.runs import Finder
 from .text.templates import compile_template, render, to_json
 from .text.traced import LAST, SAID, SPOKEN, WHO, WRITTEN, Traced, origins
@@ -41,7 +41,7 @@ _TOOLS_AFTER = (
 
 
 def render_chatml(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]] | Mapping[str, Any],
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
     default_system: str = DEFAULT_SYSTEM["qwen2"],
@@ -110,6 +110,10 @@ def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list
         if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
             needed = "give it one: only an assistant's with tool_calls goes without"
             raise ValueError(f"message {number} ({role}) has no content; {needed}")
+        if roles is not None:  # no template will look at it
+            check_json(
+                message, {"content": str, "tool_calls": Sequence[Mapping]}, f"message {number}"
+            )
         checked.append(message)
     return checked
 
@@ -178,9 +182,6 @@ def spans(
         TypeError: not a list of dicts of plain data; a name that is nearly one that is read.
         ValueError: see `check_messages` and `render`.
     """
-    if not isinstance(template, str):
-        kind = type(template).__name__
-        raise ValueError(f"a chat template is Jinja source, a string, not of type {kind}")
     _, names = compile_template(template)
     if variables.get("tools") and "tools" not in names:
         one_that_does = "chat_template=qwen2_edu.text.templates.QWEN2_5_TEMPLATE"

@@ -94,6 +94,8 @@ def stations(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -
     Raises:
         ValueError: the model passed a station by, or one module reads two of them.
     """
+    if not hasattr(model, "lm_head"):
+        raise ValueError(f"model must be a causal language model, not a {type(model).__name__}")
     readers, station = {}, "embeddings"
     for i, layer in enumerate(model.model.layers):
         readers[station] = layer.input_layernorm

@@ -100,7 +100,7 @@ class Shuffled:
     def __init__(self, rows: Mapping[str, Tensor], batch_size: int, seed: int = 0):
         self.rows, self.batch_size, self.seed = dict(rows), batch_size, seed
         self.count = _count(rows, batch_size)
-        self._round, self._order = -1, torch.empty(0)
+        self._round, self._order = None, torch.empty(0)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         numbers = range(i * self.batch_size, (i + 1) * self.batch_size)

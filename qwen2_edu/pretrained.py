@@ -29,6 +29,8 @@ ORDER = "input_ids attention_mask position_ids past_key_values inputs_embeds lab
 TENSORS = (*ORDER[1:3], *ORDER[4:], "start_positions", "end_positions")
 KINDS = dict.fromkeys(TENSORS, torch.Tensor | None)
 KINDS |= dict.fromkeys(("logits_to_keep", "num_items_in_batch"), int | torch.Tensor | None)
+FLAGS = ("use_cache", "output_attentions", "output_hidden_states")
+KINDS |= dict.fromkeys(FLAGS, bool | None)
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -47,6 +49,7 @@ class Qwen2PreTrainedModel(nn.Module):
     def __call__(self, *inputs: Any, return_dict: bool | None = None, **options: Any) -> Any:
         """As `forward`, which each class describes. `return_dict=False` answers a plain tuple."""
         if not torch.compiler.is_compiling():
+            options |= {name: plain(options[name]) for name in FLAGS if name in options}
             check_json({**dict(zip(ORDER, inputs, strict=False)), **options}, KINDS)
         out = super().__call__(*inputs, **options)
         return out.to_tuple() if return_dict is False else out

@@ -235,9 +235,6 @@ class Qwen2Tokenizer(TokenizerBase):
             self._cache[piece] = ids
         return ids
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_cache": {}}
-
 
 class Qwen2TokenizerFast(TokenizerBase):
     """Text to ids and back, with the splitting and merging done by compiled code, `tiktoken`.

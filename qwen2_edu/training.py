@@ -123,6 +123,7 @@ def weighted_losses(
     In a plain mean of the batches' losses a label would count for more where there are few. A batch
     without any is left out, as its loss is 0/0. ValueError: all are, or the model answers no loss.
     """
+    one_of("precision", precision, ("auto", "fp32", "bf16"))
     batches = list(batches)
     device = next(model.parameters()).device
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")

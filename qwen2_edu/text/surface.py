@@ -29,7 +29,7 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; "" if none is complete yet."""
-        return self._decoder.decode(self._tokenizer._bytes([token_id], self._skip))
+        return self._decoder.decode(self._tokenizer._bytes([plain(token_id)], self._skip))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character cut short. Then start anew."""
@@ -80,6 +80,7 @@ class Surface(Vocabulary):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("padding_side", "truncation_side"):
             one_of(name, value, SIDES)
+        check_json({name: value}, {"chat_template": str | dict[str, str] | None})
         if name == "model_max_length":
             value = NO_LIMIT if value is None else plain(value, whole=True)
         super().__setattr__(name, value)
@@ -151,12 +152,9 @@ class Surface(Vocabulary):
         return self._batch(rows, single, {"padding": padding, "truncation": False, **options})
 
     def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
-        own = {
-            "truncation_side": self.truncation_side,
-            "pad_token_id": self.pad_token_id,
-            "model_max_length": self.model_max_length,
-        }
-        return batch(rows, single=single, **{"padding_side": self.padding_side, **options, **own})
+        own = {n: getattr(self, n) for n in ("truncation_side", "pad_token_id", "model_max_length")}
+        side = self.padding_side if options.get("padding_side") is None else options["padding_side"]
+        return batch(rows, single=single, **{**options, **own, "padding_side": side})
 
     # -- ids to text
 

@@ -154,7 +154,8 @@ CALLS = {
     "save vocabulary save_directory": text("save_vocabulary"),
     "save prefix filename_prefix": lambda t, x: t["tokenizer"].save_pretrained("nowhere", x),
     "chat message": text("apply_chat_template"),
-    "talk message": lambda t, x: chat.check_messages(x),
+    "render message": lambda t, x: chat.render_chatml(x),
+    "check message": lambda t, x: chat.check_messages(x),
     "chat role": lambda t, x: t["tokenizer"].apply_chat_template([{"role": x, "content": "Hi"}]),
     "chat messages": lambda t, x: t["tokenizer"].apply_chat_template(
         [{"role": "user", "content": x}]
@@ -261,7 +262,7 @@ WHOLE = {
 for function, right in WHOLE.items():
     where = f"{function.__module__.removeprefix('qwen2_edu.')}.{function.__name__}"
     for name in right:
-        if name not in ("positions", "documents"):
+        if name not in ("positions", "documents", "messages"):
             CALLS[f"{where} {name}"] = lambda t, x, f=function, r=right, n=name: f(
                 **{k: t.get(k, v) for k, v in r.items()} | {n: x}
             )
@@ -355,8 +356,17 @@ def test_an_array_is_no_flag(things, name):
     for wrong in ARRAYS:
         with pytest.raises((TypeError, ValueError), match=rf"^{name} must be "):
             things["tokenizer"].apply_chat_template(HI, **{name: wrong})
+    things["tokenizer"](["a b", "c"], padding=True, padding_side=None)  # None = its own
     with pytest.raises(TypeError, match="^tools must be "):
         things["tokenizer"].apply_chat_template(HI, tools=ARRAYS[-1])
+
+
+@pytest.mark.parametrize("name", ["use_cache", "output_attentions", "output_hidden_states"])
+def test_an_array_is_no_flag_of_a_pass(things, name):
+    for wrong in (*ARRAYS[:4], "no", 1):
+        with pytest.raises(ValueError, match=rf"^{name} must be bool . None, not "):
+            things["ForSequenceClassification"](IDS, **{name: wrong})
+    things["ForSequenceClassification"](IDS, **{name: np.bool_(False)})
 
 
 def test_a_tensor_without_numbers_is_refused_like_any_other(things):
@@ -395,6 +405,41 @@ def test_whatever_number_is_a_seed():
     ]
     assert torch.equal(rows[0][1], rows[0][2]) and not torch.equal(*rows[0][:2])
     assert {len(batch) for batch in rows[1]} == {4}
+
+
+def test_every_item_of_shuffled_rows_depends_on_its_number_alone():
+    first, later = packing.Shuffled(**ROWS_OF), packing.Shuffled(**ROWS_OF)
+    assert torch.equal(first[-1]["input_ids"], (later[3], later[-1])[1]["input_ids"])
+
+
+def test_an_id_is_an_id_whatever_holds_it(things):
+    for one in (70, np.int64(70), torch.tensor(70)):
+        assert things["tokenizer"].stream_decoder().push(one) == "g"
+
+
+def test_a_precision_is_one_of_those_there_are(things):
+    with pytest.raises(ValueError, match="^precision must be one of .*'bf16'.*, not 'fp8'"):
+        training.evaluate(things["tiny"], [BATCH], "fp8")
+
+
+@pytest.mark.parametrize("call", [behaviour.find_heads, compare.stations, causes.follow])
+def test_what_is_no_model_with_heads_is_refused(call):
+    ids = {} if call is behaviour.find_heads else {"input_ids": IDS}
+    with pytest.raises(ValueError, match="^(model must be a causal language model, not a )?Linear"):
+        call(torch.nn.Linear(2, 2), **ids)
+
+
+def test_content_that_no_template_reads_is_text():
+    for field, wrong in (("content", 5), ("content", [{"text": "a"}]), ("tool_calls", "abc")):
+        with pytest.raises(ValueError, match=f"^message 0: {field} must be "):
+            chat.render_chatml([{"role": "assistant", "content": "a", field: wrong}])
+    assert chat.render_chatml(HI[0]) == chat.render_chatml(HI)
+
+
+def test_a_template_is_text_from_the_moment_it_is_set(things):
+    for wrong in (5, ["a"], {"default": 5}):
+        with pytest.raises(ValueError, match="^chat_template must be str "):
+            things["tokenizer"].chat_template = wrong
 
 
 def test_a_head_speaks_for_tokens_and_places_that_there_are(things):
