@@ -4,6 +4,8 @@ and not somewhere in Python or torch.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import traceback
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from qwen2_edu import (
     training,
 )
 
+CHECKS = qwen2_edu.checks.__file__
 OBJECT = object()
 LISTED, NAMED = [OBJECT], {"a": OBJECT}
 WRONG = [OBJECT, LISTED, 3.5, b"x", NAMED]
@@ -330,6 +333,26 @@ def test_a_cache_of_an_impossible_length_is_refused_when_made(length):
 def test_a_field_that_no_config_file_can_hold_is_refused_when_made(value):
     with pytest.raises(TypeError, match=r"^extra must be what config.json can hold: "):
         Qwen2Config(**SMALL, extra=value)
+
+
+# Functions that no check stands before: those that run in every layer; those that `resolve` and
+# `from_pretrained` call; and one that answers with a failed check whatever goes wrong.
+UNCHECKED = """attention.attention_weights attention.eager_attention attention.sdpa_attention
+attention.weighted_values hub.drop_neutral hub.take_options pretrained.parse_dtype
+verify.checks""".split()
+
+
+def test_no_public_function_is_forgotten():
+    bare = []
+    for path in sorted(Path(qwen2_edu.__file__).parent.glob("*.py")):
+        if path.stem in ("__init__", "__main__", "cli", "checks"):
+            continue
+        module = importlib.import_module(f"qwen2_edu.{path.stem}")
+        for name, found in vars(module).items():
+            own = inspect.isfunction(found) and found.__module__ == module.__name__
+            if own and name[0] != "_" and found.__code__.co_filename != CHECKS:
+                bare.append(f"{path.stem}.{name}")
+    assert sorted(bare) == UNCHECKED
 
 
 def test_a_place_that_the_text_does_not_have_is_refused(things):
