@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -307,16 +308,27 @@ def peers(arguments) -> dict:
 
 
 def start(arguments) -> dict:
-    """Seconds to the end of a one-token answer in a fresh process."""
-    figures = {}
+    """Seconds from a command line to its first token, in a fresh process."""
     with tempfile.TemporaryDirectory() as kept:
         env = {**os.environ, "TORCH_EXTENSIONS_DIR": kept}
         run = [sys.executable, "-m", "qwen2_edu", "generate", "Hello", "--max-new-tokens", "2"]
-        for name in ("cold, tiny", "warm, tiny", "warm, released in bf16"):
-            more = ["-m", "released", "--dtype", "bfloat16"] if "released" in name else []
-            whole = seconds(lambda m=more: subprocess.run([*run, *m], env=env, check=True))
-            figures[name] = round(whole, 2)
-    return figures
+
+        def first(*more: str) -> float:
+            began = time.perf_counter()
+            with subprocess.Popen([*run, *more], env=env, stdout=subprocess.PIPE) as command:
+                command.stdout.read(1)
+                passed = time.perf_counter() - began
+                command.stdout.read()
+            assert command.returncode == 0
+            return passed
+
+        figures, released = {"cold, tiny": first()}, ["-m", "released", "--dtype", "bfloat16"]
+        ways = {"tiny": [], "released bf16": released}
+        ways |= {f"released {kind}": [*released, "--quantize", kind] for kind in ("int8", "int4")}
+        ways["released fp32"] = ["-m", "released", "--dtype", "float32"]
+        work = {f"warm, {name}": partial(first, *more) for name, more in ways.items()}
+        figures |= in_turns(work, arguments.rounds)
+    return {name: round(value, 2) for name, value in figures.items()}
 
 
 PARTS = {"speed": speed, "batch": batch, "quality": quality, "lookup": lookup}

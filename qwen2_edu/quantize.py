@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, isfinite, nn
 from torch.nn.functional import linear
 
 from . import kernels
@@ -29,7 +29,7 @@ from .files.gguf import GGUFFile, empty_for_weights
 GROUP = 32
 FEW = 12  # rows of input up to which the kernels are taken: faster at 8, slower at 16
 AT_ONCE = 1 << 24  # numbers unpacked at a time: the head of a long text must not need its matrix
-CACHED = 1 << 17  # numbers rounded at a time: what is in between stays in the processor's cache
+CACHED = 1 << 19  # numbers rounded at a time: what is in between stays in the processor's cache
 NO_TRAINING = "a quantised model cannot be trained: train the original, then quantize() it"
 
 
@@ -173,7 +173,7 @@ def quantize(model: nn.Module, kind: str, source: GGUFFile | None = None) -> nn.
         if kind == "int4" and part.weight.shape[1] % GROUP:
             rows = f"{name} has rows of {part.weight.shape[1]}"
             raise ValueError(f"int4 packs groups of {GROUP} numbers of a row, {rows}: take int8")
-        if not part.weight.is_floating_point() or not part.weight.isfinite().all():
+        if not (part.weight.is_floating_point() and all(map(isfinite, part.weight.aminmax()))):
             raise ValueError(f"{name}.weight holds what cannot be rounded, NaN or infinity")
     stored = {} if source is None else source.tensors
     found = {name: stored[f"{name}.weight"].format.name for name in parts if stored}

@@ -162,10 +162,11 @@ def test_what_cannot_be(small_config, randomise, tmp_path, packed):
         quantize(odd, "int4")
     with pytest.raises(ValueError, match=r"must be one of \['int8', 'int4'\], not 'int3'"):
         quantize(odd, "int3")
-    odd.lm_head.weight.data[3, 3] = torch.nan
     before["lm_head.weight"][3, 3] = torch.nan
-    with pytest.raises(ValueError, match="lm_head.weight holds what cannot be rounded"):
-        quantize(odd, "int8")
+    for value in (torch.inf, -torch.inf, torch.nan):
+        odd.lm_head.weight.data[3, 3] = value
+        with pytest.raises(ValueError, match="lm_head.weight holds what cannot be rounded"):
+            quantize(odd, "int8")
     after = dict(odd.named_parameters())
     assert all(torch.equal(before[n].nan_to_num(), p.nan_to_num()) for n, p in after.items())
     with pytest.raises(ValueError, match="quantised already"):
