@@ -24,6 +24,7 @@ from .text.templates import compile_template, render, to_json
 from .text.traced import LAST, SAID, SPOKEN, WHO, WRITTEN, Traced, origins
 
 _WHO = bytes(byte & WHO for byte in range(256))
+_KINDS = {"content": str, "tool_calls": Sequence[Mapping]}  # of what no template looks at
 ROLES = ("system", "user", "assistant", "tool")
 DEFAULT_SYSTEM = {
     "qwen2": "You are a helpful assistant.",
@@ -57,6 +58,8 @@ def render_chatml(
     Source: the released tokenizer_config.json of Qwen2-0.5B-Instruct and Qwen2.5-0.5B-Instruct.
     """
     messages = check_messages(messages)
+    for number, message in enumerate(messages):
+        check_json(message, _KINDS, f"message {number}")
     system, rest = default_system, messages
     if messages[0]["role"] == "system":
         system, rest = messages[0]["content"], messages[1:]
@@ -110,10 +113,6 @@ def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list
         if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
             needed = "give it one: only an assistant's with tool_calls goes without"
             raise ValueError(f"message {number} ({role}) has no content; {needed}")
-        if roles is not None:  # no template will look at it
-            check_json(
-                message, {"content": str, "tool_calls": Sequence[Mapping]}, f"message {number}"
-            )
         checked.append(message)
     return checked
 
