@@ -14,9 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from qwen2_edu import ChatSession, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast, costs
+from qwen2_edu import ChatSession, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast, cli, costs
 from qwen2_edu.bpe import train
 from qwen2_edu.cli import app, show_table, show_tokens, visible
+from qwen2_edu.files.gguf_model import save_gguf
 from qwen2_edu.generation import generate, stream
 from qwen2_edu.text.templates import QWEN2_TEMPLATE
 from qwen2_edu.verify import Check
@@ -514,3 +515,31 @@ def test_closed_network_is_one_sentence(closed_network):
     assert process.returncode == 1 and said == b""
     only_a_sentence(errors.decode())
     assert hub in errors.decode() and "'some/model'" in errors.decode()
+
+
+@pytest.mark.parametrize(
+    ("stored", "best", "chosen"),
+    [
+        ("bfloat16", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32"),  # its numbers would be rounded
+        ("gguf", "bfloat16", "bfloat16"),  # those of a GGUF have few bits
+        ("gguf", "float32", "float32"),
+    ],
+)
+def test_fast_computes_in_what_this_processor_is_faster_in(
+    folder, small_config, tmp_path, monkeypatch, capsys, stored, best, chosen
+):
+    tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
+    model = Qwen2ForCausalLM(small_config(vocab_size=len(tokenizer)))
+    if stored == "gguf":
+        place = save_gguf(model, tokenizer, tmp_path / "small.gguf")
+    else:
+        place = tmp_path / "small"
+        model.to(getattr(torch, stored)).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+    monkeypatch.setattr(cli, "faster_dtype", lambda: (getattr(torch, best), f"{best}, measured"))
+    loaded, *_ = cli.load(str(place), "auto", "cpu", fast=True, quantize=None)
+    assert loaded.dtype == getattr(torch, chosen)
+    said = f"Computed in {chosen}, measured" in capsys.readouterr().err
+    assert said == (chosen != {"gguf": "float32"}.get(stored, stored))
