@@ -204,6 +204,14 @@ def test_it_shows_what_it_is_about(page, python):
     assert page.locator(".qx-notice:not(.qx-why)").inner_text() == ""
 
 
+def test_a_badge_of_six_digits_leaves_the_pictures_free(page):
+    gap = page.locator(".qx-heads .qx-sliding").first.evaluate("""(badge) => {
+      badge.textContent = "sliding 131072";  // the releases' own window
+      const first = badge.closest("[role=group]").querySelector("[role=option]");
+      return first.getBoundingClientRect().left - badge.getBoundingClientRect().right }""")
+    assert gap > 0
+
+
 def test_heads_by_mouse(page, python):
     head(page, 2, 4).click()
     row = python.recording.maps[2, 4, 12].tolist()

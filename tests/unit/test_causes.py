@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from qwen2_edu import Qwen2Config, Qwen2ForCausalLM, capture
+from qwen2_edu import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, capture
 from qwen2_edu.causes import ablate, attribution, cut, effect, follow, patch
 
 SHAPE = dict(
@@ -37,8 +37,10 @@ def build(kind: str = "full") -> Qwen2ForCausalLM:
     return model
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "tiny"])
 def model(request):
+    if request.param == "tiny":
+        return AutoModelForCausalLM.from_pretrained("tiny", dtype="float32")
     return build(request.param)
 
 
@@ -73,7 +75,8 @@ def test_the_shares_are_the_logit(model, ids, position):
     torch.testing.assert_close(trace.logits(position), logits, atol=2e-5, rtol=0)
     for token in (0, 17, 63):
         shares = attribution(trace, token, position)
-        assert (shares.heads.shape, shares.mlps.shape) == ((4, 4), (4,))
+        L, H = model.config.num_hidden_layers, model.config.num_attention_heads
+        assert (shares.heads.shape, shares.mlps.shape) == ((L, H), (L,))
         assert total(shares) == pytest.approx(logits[token].item(), abs=5e-5)
 
 
@@ -166,7 +169,7 @@ def test_ablation_is_a_zero_in_the_output_matrix(model, ids):
     trace, D = follow(model, ids), model.config.head_dim
     found = effect(trace, [ablate(trace, 1, 3), ablate(trace, 2, 0)], 5, position=8)
     with torch.no_grad():
-        model.model.layers[1].self_attn.o_proj.weight[:, 3 * D :] = 0
+        model.model.layers[1].self_attn.o_proj.weight[:, 3 * D : 4 * D] = 0
         model.model.layers[2].self_attn.o_proj.weight[:, :D] = 0
     expected = logits_of(model, ids, 8)
     torch.testing.assert_close(found.logits, expected, atol=5e-5, rtol=0)
@@ -215,7 +218,8 @@ def test_patching_all_heads_and_the_mlp_of_a_layer_is_patching_the_stream_after_
 ):
     """If the streams before the layer are the same; a head and an MLP come one by one too."""
     trace, source = follow(model, ids), follow(model, other)
-    edits = [patch(trace, source, 0, head, [9, -1]) for head in range(4)]
+    heads = range(model.config.num_attention_heads)
+    edits = [patch(trace, source, 0, head, [9, -1]) for head in heads]
     edits += [patch(trace, source, 0, "mlp", [9, 11])]  # -1 is 11; the tokens there are the same
     found = effect(trace, edits, 5)
     expected = effect(trace, [patch(trace, source, 1, "stream", [9, 11])], 5)
