@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, within 6 minutes: tests/cuda, then decoding beside transformers' compiled
 # step at the shapes of 0.5B and 7B, random weights. Writes gpu.json (or $1) with the device's name.
+# PYTHON=... is a Python with torch for that GPU and what the tests need; else that of `make`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-"$python" -c 'import torch, sys; torch.cuda.is_available() or sys.exit("no GPU that torch can see")'
-timeout 120 "$python" -m pytest tests/cuda -m cuda -q || echo "tests/cuda: FAILED"
+command -v "$python" > /dev/null || { echo "gpu.sh: no $python: run make first, or set PYTHON=..."; exit 1; }
+"$python" -c 'import torch, sys; torch.cuda.is_available() or sys.exit("gpu.sh: torch " + torch.__version__ + " sees no GPU")'
+failed=0; timeout 120 "$python" -m pytest tests/cuda -m cuda -q || failed=1
 timeout 230 "$python" - "${1:-gpu.json}" <<'PYTHON'
 import json, statistics, sys, time
 import torch, transformers
@@ -67,3 +69,4 @@ with torch.no_grad():
         print(kind, figures["Qwen2-0.5B"][kind], flush=True)
         json.dump(figures, open(sys.argv[1], "w"), indent=2)
 PYTHON
+exit $failed

@@ -128,9 +128,10 @@ def generate(
         vocab_limit: never choose this id or a higher one.
         generator: draws the tokens; or give `seed`. None = torch's global generator.
         fast: read single tokens at the speed of memory, by kernels in C++ on a CPU and in Triton on
-            a GPU; where that cannot be, a warning says why. See `decoding.fast`.
-        assistant_model: a smaller model, that guesses tokens ahead; the answer is the same. See
-            `decoding.speculation`.
+            a GPU; where that cannot be, a warning says why. See `decoding.fast`. Ids are the same
+            up to rounding: in bf16 one of two tokens that are nearly as likely may be the other.
+        assistant_model: a smaller model, that guesses tokens ahead; the answer is the same, up to
+            rounding as there. See `decoding.speculation`.
         generation_config: what it says wins over the model's.
         **options: fields of `GenerationConfig`. They win over both, and all over `DEFAULTS`;
             `effective_settings(model, **options)` shows what holds.

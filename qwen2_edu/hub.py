@@ -25,7 +25,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "gguf_file"
 # Options of transformers that are not offered: values at which they change nothing here, what to do
 # instead of others, and their names.
 _UNSAFE = "only safetensors are read and written, as a pickle can run any code; leave it out"
-_WHOLE = "weights are read as they are; load a checkpoint that is not quantised"
+_WHOLE = "load the original, with quantize='int8' or 'int4'"
 _ONE = "a model lives on one device here, see device_map"
 _BOTH = "Qwen2TokenizerFast is the compiled one, Qwen2Tokenizer the one from scratch; same ids"
 _NONE, _OFF, _ANY = (None,), (None, False), (None, True, False)
@@ -135,9 +135,9 @@ def resolve(
         raise ValueError(f"{name!r} is a file: give the folder that holds it, or a GGUF file")
     if not HUB_ID.fullmatch(name):
         if "/" in name or "\\" in name or name.startswith(("~", ".")):
-            raise FileNotFoundError(f"there is no folder {name!r}")
+            raise FileNotFoundError(f"there is no file and no folder {name!r}")
         raise ValueError(
-            f"{name!r} is neither a built-in name ({', '.join(BUILT_IN)}), nor a folder, nor a "
+            f"{name!r} is neither a built-in name ({', '.join(BUILT_IN)}), nor a folder, file or "
             "hub id, which is owner/name as in 'Qwen/Qwen2-0.5B'"
         )
     options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}

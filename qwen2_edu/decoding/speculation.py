@@ -2,7 +2,9 @@
 
 Reading several tokens costs hardly more than one, because the weights are what is read; so every
 guess that is right is a step saved. What comes out is what plain decoding would give: greedy ids
-are the same, and drawn ones follow the same distribution, whatever the guesses are worth.
+are the same, and drawn ones follow the same distribution, whatever the guesses are worth. That is
+exact in exact numbers: in bf16 a pass over several tokens rounds otherwise than passes over one,
+so where two tokens are as likely as each other to its three digits, the other may be chosen.
 
 Source: Leviathan, Kalman and Matias, arXiv:2211.17192; prompt lookup: Saxena, 2023, as in
 transformers.

@@ -345,7 +345,7 @@ def colour_tables() -> bytes:
 
 
 def _packed(blob: bytes) -> str:
-    return base64.b64encode(zlib.compress(blob, 9)).decode()
+    return base64.b64encode(zlib.compress(blob, 6)).decode()
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

@@ -367,7 +367,7 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("generate -m FOLDER x --device nowhere", 1, "'nowhere' is no device"),
         ("generate -m Qwen3 x", 1, "'Qwen3' is neither"),
         ("generate -m qwen2 x", 1, "tokenizer only"),
-        ("generate -m ./nowhere x", 1, "there is no folder './nowhere'"),
+        ("generate -m ./nowhere x", 1, "there is no file and no folder './nowhere'"),
         ("generate -m FOLDER x --device meta", 1, "no device 'meta' here"),
         ("generate -m FOLDER x --device xla", 1, "no device 'xla' here"),
         ("generate -m FOLDER x --device cuda:99", 1, "no device 'cuda:99' here"),
@@ -392,11 +392,11 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("info qwen2", 1, "tokenizer only, no config"),
         ("chat -m nobody/nothing", 1, "downloads are off"),
         ("chat -m FOLDER --sample --temperature -1", 1, "temperature must be a number above 0"),
-        ("tokenize x --model ./nowhere", 1, "there is no folder './nowhere'"),
-        ("info ./nowhere", 1, "there is no folder './nowhere'"),
+        ("tokenize x --model ./nowhere", 1, "there is no file and no folder './nowhere'"),
+        ("info ./nowhere", 1, "there is no file and no folder './nowhere'"),
         ("info Qwen2-8B", 1, "'Qwen2-8B' is neither"),
         ("download FOLDER --revision main", 1, "is local"),
-        ("download ./nowhere", 1, "there is no folder './nowhere'"),
+        ("download ./nowhere", 1, "there is no file and no folder './nowhere'"),
     ],
 )
 def test_failures_are_one_sentence(folder, tmp_path, arguments, code, says):

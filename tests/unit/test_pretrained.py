@@ -76,7 +76,7 @@ def test_every_class_comes_back(cls, shard, small_config, randomise, tmp_path):
         ("hidden_sizes", "did you mean hidden_size"),
         ("dtyp", "did you mean dtype"),
         ("lucky", "the options are attn_implementation, .*verify; and fields of the config"),
-        ("load_in_8bit", "weights are read as they are; load a checkpoint that is not quantised"),
+        ("load_in_8bit", "load the original, with quantize='int8' or 'int4'"),
         ("trust_remote_code", "it is never needed, as no remote code is run; leave it out"),
     ],
 )

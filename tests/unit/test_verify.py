@@ -283,7 +283,7 @@ def test_not_possible_means_failed(name):
     """Offline, as all tests are, and not in the cache."""
     (check,) = checks(name, cache_dir="/nonexistent")
     assert not check.ok and check.name == "found"
-    says = {"no-such-name": "nor a folder", "/no/such": "there is no folder '/no/such'"}
+    says = {"no-such-name": "nor a folder", "/no/such": "there is no file and no folder '/no/such'"}
     assert says.get(name, "HF_HUB_OFFLINE") in check.detail
 
 
