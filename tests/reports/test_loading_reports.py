@@ -63,11 +63,11 @@ def test_neutral_arguments(folder):
     [
         ("use_safetensors", False, "pickle"),
         ("trust_remote_code", True, "never needed"),
-        ("load_in_4bit", True, "not quantised"),
+        ("load_in_4bit", True, "load the original"),
         ("subfolder", "x", "the folder that holds"),
         ("tp_plan", "auto", "one device"),
         ("variant", "fp16", "model\\*.safetensors"),
-        ("quantization_config", object(), "not quantised"),
+        ("quantization_config", object(), "load the original"),
         ("attn_implementation", "flash_attention_2", "sdpa"),
         ("config", {"hidden_size": 1}, "must be Qwen2Config"),
     ],
