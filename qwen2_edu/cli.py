@@ -59,7 +59,7 @@ def option(kind: Any, text: str, *names: str) -> Any:
 STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 FLAGS = {"do_sample=False": "--greedy", "do_sample=True": "--sample"}
 FLAGS |= {"num_beams": "--beams", "stop_strings": "--stop"}
-HELP = "Qwen2 from the bytes up. A model is a folder, a name on the hub, or the built-in tiny."
+HELP = "Qwen2 from the bytes up. A model is a folder, a GGUF, a hub name, or tiny or released."
 app = typer.Typer(cls=OneSentence, help=HELP, pretty_exceptions_enable=False, add_completion=False)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
 
@@ -68,7 +68,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/
 # signatures, and `generating` puts this one into a command's. Named as in GenerationConfig; None =
 # what the model's generation_config.json says.
 def options_of_generation(
-    model: option(str, "A folder, or owner/name on the hub, or tiny.", "--model", "-m") = "tiny",
+    model: option(str, "A folder, a GGUF, owner/name, tiny or released.", "--model", "-m") = "tiny",
     max_new_tokens: option(int | None, "How many tokens at most.") = None,
     do_sample: option(bool | None, "Draw, or take the most likely.", "--sample/--greedy") = None,
     temperature: option(float | None, "Below 1, likely tokens get more likely.") = None,
@@ -78,7 +78,7 @@ def options_of_generation(
     repetition_penalty: option(float | None, "Above 1, tokens said before get rarer.") = None,
     seed: option(int | None, "The same seed draws the same tokens.") = None,
     stop_strings: option(list[str] | None, "Stop at this text; may be repeated.", "--stop") = None,
-    dtype: option(str, "float32, bfloat16 or float16; auto = as stored.") = "auto",
+    dtype: option(str, "float32, bfloat16 or float16; auto = stored, or faster.") = "auto",
     device: option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.") = "auto",
     fast: option(bool, "By kernels built on first use, or plainly.", "--fast/--plain") = True,
     quantize: option(str | None, "int8 or int4: keep the weights in fewer bits.") = None,
