@@ -14,7 +14,6 @@ from qwen2_edu import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
-    Qwen2ForCausalLM,
     StaticCache,
     capture,
 )
@@ -23,43 +22,15 @@ from qwen2_edu.training import TrainingSettings
 from qwen2_edu.viz import attention_explorer
 
 pytestmark = pytest.mark.cuda
-W = 8
-STACKS = {
-    "full": {},
-    "mixed": {"use_sliding_window": True, "sliding_window": W, "max_window_layers": 1},
-}
+W = 8  # the window of the mixed stack
 # Mean error allowed, in standard deviations of the logits.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def gpu():
-    assert torch.cuda.is_available(), "this lane needs a GPU that torch can see; there is none"
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-@pytest.fixture(scope="module")
-def model_of(small_config, randomise):
-    def make(stack, backend="sdpa", dtype=torch.float32):
-        config = small_config(
-            **STACKS[stack], hidden_size=96, head_dim=16, attn_implementation=backend
-        )
-        return randomise(Qwen2ForCausalLM(config)).to(dtype)
-
-    return make
-
-
-def batch(rows=3, length=3 * W):
-    ids = torch.randint(3, 97, (rows, length))
-    mask = (torch.arange(length) >= torch.tensor([0, 5, W + 3])[:, None]).long()
-    return ids.masked_fill(mask == 0, 2), mask
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("stack", STACKS)
-def test_logits_equal_the_cpu_in_fp32(model_of, stack, backend, dtype):
-    ids, mask = batch()
+def test_logits_equal_the_cpu_in_fp32(model_of, batch, stack, backend, dtype):
+    ids, mask = batch
     with torch.no_grad():
         # The same rounded weights in both: what differs is the arithmetic.
         expected = model_of(stack, backend, dtype).float()(ids, mask).logits
@@ -71,15 +42,14 @@ def test_logits_equal_the_cpu_in_fp32(model_of, stack, backend, dtype):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("stack", STACKS)
-def test_logits_equal_transformers(model_of, stack, backend):
+def test_logits_equal_transformers(model_of, batch, stack, backend):
     import transformers
 
     ours = model_of(stack, backend)
     config = transformers.Qwen2Config(**ours.config.to_dict(), attn_implementation=backend)
     theirs = transformers.Qwen2ForCausalLM(config)
     theirs.load_state_dict(ours.state_dict())
-    ids, mask = batch()
+    ids, mask = batch
     ids, mask = ids.cuda(), mask.cuda()
     with torch.no_grad():
         a = ours.cuda()(ids, mask).logits[mask.bool()]
@@ -88,7 +58,6 @@ def test_logits_equal_transformers(model_of, stack, backend):
 
 
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("stack", STACKS)
 def test_cached_steps_equal_one_pass(model_of, stack, kind):
     model = model_of(stack).to("cuda")
     ids = torch.randint(3, 97, (2, 3 * W)).cuda()
@@ -103,9 +72,8 @@ def test_cached_steps_equal_one_pass(model_of, stack, kind):
 
 
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"num_beams": 3}])
-@pytest.mark.parametrize("stack", STACKS)
-def test_generate_equals_the_cpu(model_of, stack, options):
-    ids, mask = batch()
+def test_generate_equals_the_cpu(model_of, batch, stack, options):
+    ids, mask = batch
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, **options}
     expected = model_of(stack).generate(ids, attention_mask=mask, **settings)
     found = model_of(stack).to("cuda").generate(ids.cuda(), attention_mask=mask.cuda(), **settings)
@@ -129,8 +97,8 @@ def test_compiled_static_decoding(model_of):
     assert torch.cat(found, 1).tolist() == expected[:, 7:].tolist()
 
 
-def test_capture_on_the_gpu(model_of):
-    model, (ids, mask) = model_of("mixed").to("cuda"), batch()
+def test_capture_on_the_gpu(model_of, batch):
+    model, (ids, mask) = model_of("mixed").to("cuda"), batch
     with torch.no_grad(), capture(model) as record:
         model(ids.cuda(), mask.cuda())
     assert {weights.device.type for weights in record.attentions} == {"cuda"}

@@ -20,36 +20,7 @@ from qwen2_edu.decoding.fast import GraphStep
 from qwen2_edu.quantize import quantize
 
 pytestmark = pytest.mark.cuda
-W = 8
-STACKS = {
-    "full": {},
-    "mixed": {"use_sliding_window": True, "sliding_window": W, "max_window_layers": 1},
-}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def gpu():
-    assert torch.cuda.is_available(), "this lane needs a GPU that torch can see; there is none"
-
-
-@pytest.fixture(scope="module")
-def model_of(small_config, randomise):
-    made = {}
-
-    def make(stack="full", kind=None):
-        if (stack, kind) not in made:
-            config = small_config(**STACKS[stack], hidden_size=96, intermediate_size=160)
-            model = randomise(Qwen2ForCausalLM(config)).to("cuda")
-            made[stack, kind] = model if kind is None else quantize(model, kind)
-        return made[stack, kind]
-
-    return make
-
-
-def prompts():
-    ids = torch.randint(3, 97, (3, 3 * W))
-    mask = (torch.arange(3 * W) >= torch.tensor([0, 5, W + 3])[:, None]).long()
-    return ids.masked_fill(mask == 0, 2).cuda(), mask.cuda()
+W = 8  # the window of the mixed stack
 
 
 @pytest.mark.parametrize(
@@ -63,13 +34,12 @@ def prompts():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("stack", STACKS)
-def test_ids_equal_plain_steps(model_of, stack, options):
+def test_ids_equal_plain_steps(model_of, batch, stack, options):
     """Padded rows, past the window; what is kept of each step is not overwritten by the next."""
-    ids, mask = prompts()
+    model, (ids, mask) = model_of(stack).to("cuda"), (part.cuda() for part in batch)
     told = {"do_sample": False, "max_new_tokens": 2 * W, "eos_token_id": None, **options}
-    plain = model_of(stack).generate(ids, mask, **told)
-    fast = model_of(stack).generate(ids, mask, fast=True, **told)
+    plain = model.generate(ids, mask, **told)
+    fast = model.generate(ids, mask, fast=True, **told)
     if "output_logits" in options:
         for a, b in zip(plain.logits, fast.logits, strict=True):
             torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
@@ -80,7 +50,7 @@ def test_ids_equal_plain_steps(model_of, stack, options):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @torch.no_grad()
 def test_quantised_weights(model_of, kind):
-    model = model_of(kind=kind)
+    model = quantize(model_of("full").to("cuda"), kind)
     prompt, new = torch.randint(3, 97, (1, 9)).cuda(), torch.randint(3, 97, (6, 1, 1)).cuda()
     caches = [StaticCache(model.config, 32, "cuda") for _ in range(2)]
     for cache in caches:
@@ -111,7 +81,7 @@ def test_bf16_errs_no_more_than_plain_steps(small_config, randomise):
 
 
 def test_threads_do_not_disturb_each_other(model_of):
-    model, found = model_of("mixed"), {}
+    model, found = model_of("mixed").to("cuda"), {}
     told = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
     texts = [torch.randint(3, 97, (1, n)).cuda() for n in (5, 9, 14)]
     right = [model.generate(ids, **told).tolist() for ids in texts]
