@@ -24,6 +24,14 @@ def gb_a_second():
         torch.cuda.synchronize(); best = max(best, 2 * block.nbytes / (time.perf_counter() - began))
     return best / 1e9
 
+def build(config):
+    """Ours in bf16 on the device, random weights."""
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = qwen2_edu.Qwen2ForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+    return model
+
 def rate(model, rounds=3, **options):
     """Tokens a second after the first 32, and seconds to the second token of the first call."""
     ids, rates = torch.arange(1000, 1064, device="cuda")[None], []
@@ -43,10 +51,7 @@ figures = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
 with torch.no_grad():
     for name in ("Qwen2-0.5B", "Qwen2-7B"):
         config = qwen2_edu.released_config(name)
-        with torch.device("cuda"):
-            torch.set_default_dtype(torch.bfloat16)
-            ours = qwen2_edu.Qwen2ForCausalLM(config).eval()
-            torch.set_default_dtype(torch.float32)
+        ours = build(config)
         read = sum(p.nbytes for p in ours.parameters())
         read -= 0 if config.tie_word_embeddings else ours.get_input_embeddings().weight.nbytes
         found = {"fast": rate(ours, fast=True), "plain": rate(ours, rounds=1)}
@@ -61,11 +66,8 @@ with torch.no_grad():
         print(name, found, flush=True)
         json.dump(figures, open(sys.argv[1], "w"), indent=2)
     for kind in ("int8", "int4"):
-        with torch.device("cuda"):
-            torch.set_default_dtype(torch.bfloat16)
-            ours = qwen2_edu.Qwen2ForCausalLM(qwen2_edu.released_config("Qwen2-0.5B")).eval()
-            torch.set_default_dtype(torch.float32)
-        figures["Qwen2-0.5B"][kind] = rate(quantize(ours, kind), fast=True)
+        ours = quantize(build(qwen2_edu.released_config("Qwen2-0.5B")), kind)
+        figures["Qwen2-0.5B"][kind] = rate(ours, fast=True)
         print(kind, figures["Qwen2-0.5B"][kind], flush=True)
         json.dump(figures, open(sys.argv[1], "w"), indent=2)
 PYTHON

@@ -99,14 +99,13 @@ def load(
     """Model, tokenizer, and those settings that were given. A download shows its progress."""
     folder = resolve(name, "model")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    stored = Qwen2Config.from_pretrained(folder).dtype
-    free = stored == "bfloat16" or folder.suffix == ".gguf"  # fp32 holds it; numbers of a few bits
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if fast and dtype == "auto" and free and on_cpu:
-        best, why = faster_dtype()
-        if str(best) != f"torch.{stored}":
-            dtype = best
-            say(f"Computed in {why}")
+    if fast and dtype == "auto" and on_cpu:
+        stored = Qwen2Config.from_pretrained(folder).dtype
+        if stored == "bfloat16" or folder.suffix == ".gguf":  # fp32 holds it; few bits a number
+            dtype, why = faster_dtype()
+            if str(dtype) != f"torch.{stored}":
+                say(f"Computed in {why}")
     with Console(stderr=True).status(Text(safe(f"Loading {name}"))):
         if fast:
             kernels.why_not()

@@ -124,11 +124,12 @@ def fast_reader(model: nn.Module, cache: Cache | None, why: str = "") -> Any:
     """What reads tokens fast in place of `model`; None, and a warning, where nothing can."""
     why = why or ("there is no cache" if cache is None else why_slow(model))
     if not why and model.device.type == "cuda":
-        if isinstance(cache, StaticCache) and not model.model.rotary_emb.dynamic:
-            return GraphStep(model, cache)
-        why = "a recorded step needs a cache of fixed size: cache_implementation='static'"
         if model.model.rotary_emb.dynamic:
             why = "the model's rotary frequencies change with the length of a text"
+        elif isinstance(cache, StaticCache):
+            return GraphStep(model, cache)
+        else:
+            why = "a recorded step needs a cache of fixed size: cache_implementation='static'"
     if why:
         warn_caller(f"fast=True has no effect: {why}")
         return None
