@@ -86,13 +86,18 @@ def next_tokens(request: Request) -> Iterator[Tensor]:
     ids, ended = r.input_ids, torch.zeros_like(logits[:, 0], dtype=torch.bool)
 
     for left in reversed(range(r.steps)):
-        token = r.choose(r.scores(ids, logits))  # (B,)
+        before = ids, logits
+        scores, sound = r.unchecked(*before)  # (B, V)
+        token = r.choose(scores)  # (B,)
         if len(token) > 1:  # where there is no padding id there is one row, or no end
             token = token.where(~ended, s.pad_token_id or 0)
         ids = torch.cat((ids, token[:, None]), dim=1)
         ended = r.ended(ids, ended)
+        sound, over = torch.stack((sound, ended.all())).tolist()  # the one wait for the device
+        if not sound:
+            raise r.unsound(*before)
         yield token
-        if left == 0 or (r.criteria and ended.all()):
+        if left == 0 or over:
             return
         if r.cache is None:
             logits = prefill(r.model, ids, mask=r.attention_mask)

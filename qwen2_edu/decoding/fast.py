@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..checks import warn_caller
 from ..quantize import FEW, GROUP, PackedLinear
 
 KNOWN = ("qwen2_edu.", "torch.")  # what a part may be made by
+RECORDING = Lock()  # one thread records at a time; others may go on with what is recorded
 
 
 class FastStep:
@@ -37,7 +39,8 @@ class FastStep:
     def __init__(self, model: nn.Module):
         self.model, self.trunk = model, model.model
         self.ops = ops = kernels.operators(model.device.type)
-        self.few = FEW if model.device.type == "cpu" else 1
+        self.recorded = model.device.type == "cuda"  # then the cache is fixed, and has its memory
+        self.few = 1 if self.recorded else FEW
         # Between a layer's q, k, v and its attention stands the cache. So a call of the kernel goes
         # from an attention to what comes before the next one, or, after the last, to the head.
         layers = self.trunk.layers
@@ -73,9 +76,13 @@ class FastStep:
         y = self.first(x)  # (B, T, (H + 2G) * D)
         for i, rest in enumerate(self.rests):
             kind = config.layer_types[i]
-            self.ops.rotate_(y, cos, sin, H + G)
             q, k, v = y.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)  # (B, T, H or G, D)
-            k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
+            if self.recorded:
+                k, v = (columns.data for columns in cache.layers[i])  # (B, G, S, D)
+                self.ops.keep_(y, cos, sin, k, v, slots)
+            else:
+                self.ops.rotate_(y, cos, sin, H + G)
+                k, v = cache.update(k.transpose(1, 2), v.transpose(1, 2), i)  # (B, G, S, D)
             x, y = rest(x, q, k, v, slots, keys[kind], self.windows[kind])  # y: at last (B, T, V)
         cache.advance(T)
         return SimpleNamespace(logits=y[:, -logits_to_keep:], past_key_values=cache)
@@ -109,13 +116,13 @@ class GraphStep:
         """
         cache, side, graph = self.cache, torch.cuda.Stream(token.device), torch.cuda.CUDAGraph()
         pads, inputs = cache.pads, {"past_key_values": cache, "logits_to_keep": 1}
-        with torch.cuda.device(token.device):
+        with RECORDING, torch.cuda.device(token.device):
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self.step(token, **inputs)
                 cache.advance(-1)
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 logits = self.step(token, **inputs).logits
         self.token, self.logits, self.graph, cache.pads = token, logits, graph, pads
 

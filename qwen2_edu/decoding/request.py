@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
@@ -249,24 +248,32 @@ class Request:
 
         ValueError: they hold NaN or infinities, or nothing is left to choose from.
         """
+        scores, sound = self.unchecked(ids, logits)
+        if not sound:
+            raise self.unsound(ids, logits)
+        return scores
+
+    def unchecked(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """`scores`, and are they sound? bool (), still on the device: to look is to wait for it."""
         if self.record is not None:
             self.record.keep(logits=logits.float().clone())
         scores = self.processed(ids, logits)
-        # A beam may come to nothing, not all of a prompt. NaN is larger than any number.
-        best = scores.reshape(len(scores) // self.settings.num_beams, -1).amax(-1)
-        if not math.isfinite(best.sum().item()):
-            raise ValueError(self._what_is_wrong(ids, logits))
         if self.record is not None:
             self.record.keep(scores=scores)
-        return scores
+        # A beam may come to nothing, not all of a prompt. NaN is larger than any number.
+        best = scores.reshape(len(scores) // self.settings.num_beams, -1).amax(-1)
+        sound = best.isfinite().all()
+        return scores.where(sound, 0), sound  # a GPU that draws from NaN could not be used again
 
-    def _what_is_wrong(self, ids: Tensor, logits: Tensor) -> str:
+    def unsound(self, ids: Tensor, logits: Tensor) -> ValueError:
+        """What is wrong with logits that follow ids."""
         if logits.isfinite().all():
-            return "no token is left to choose from: the settings and processors removed them all"
+            why = "no token is left to choose from: the settings and processors removed them all"
+            return ValueError(why)
         model = self.model if self.record is None else self.record.model
         read = {"input_ids": ids} if self.prompt.shape[1] else {"inputs_embeds": self.inputs_embeds}
         where = first_not_finite(model, **read)
-        return f"the model's logits are not finite numbers: {where}"
+        return ValueError(f"the model's logits are not finite numbers: {where}")
 
     def choose(self, scores: Tensor) -> Tensor:
         """The next token of each row, (B,), from scores (B, V): drawn, or the most likely one."""

@@ -39,7 +39,7 @@ SHAPES = {  # for what compiles, which runs on tensors without numbers
 
 
 def operators(device: str) -> Any:
-    """`linear`, `rotate_` and `block` for "cpu" or "cuda", once `why_not` has answered ""."""
+    """`linear`, `block`, and `rotate_` ("cpu") or `keep_` ("cuda"), once `why_not` answers ""."""
     if device == "cuda":
         from . import gpu  # Triton, which not every machine has
 

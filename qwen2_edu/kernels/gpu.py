@@ -33,31 +33,47 @@ def features(x, at, K, norm, root):
 
 
 @triton.jit
+def by_row(w, rows, N, x, norm, root, K: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Rows of a matrix, (R,), times x, (K,) -> (R,); its scales, if any, are left to the caller."""
+    sums = tl.zeros((rows.shape[0], AT_ONCE), tl.float32)  # added up across only at the end
+    for start in range(0, K, AT_ONCE):
+        at = start + tl.arange(0, AT_ONCE)
+        here = (rows < N)[:, None] & (at < K)[None]
+        values = tl.load(w + rows[:, None].to(tl.int64) * K + at[None], mask=here, other=0)
+        sums += values.to(tl.float32) * features(x, at, K, norm, root)[None]
+    return tl.sum(sums, 1)
+
+
+@triton.jit
+def by_group(w, scales, rows, N, x, norm, root, K: tl.constexpr, AT_ONCE: tl.constexpr):
+    """As `by_row`, every 32 columns with a scale of their own: int8, or two of 4 bits in a byte."""
+    BYTES: tl.constexpr = 16 if w.dtype.element_ty == tl.uint8 else 32  # a group, in one thread
+    GROUPS: tl.constexpr = AT_ONCE // 32
+    sums = tl.zeros((rows.shape[0], GROUPS), tl.float32)
+    for start in range(0, K // 32, GROUPS):
+        group, j = start + tl.arange(0, GROUPS), tl.arange(0, BYTES)
+        here = (rows < N)[:, None] & (group < K // 32)[None]
+        place, at = rows[:, None].to(tl.int64) * (K // 32) + group[None], group[:, None] * 32 + j
+        values = tl.load(w + place[:, :, None] * BYTES + j, mask=here[:, :, None], other=0)
+        if BYTES == 32:
+            terms = values.to(tl.float32) * features(x, at, K, norm, root)[None]
+        else:  # j of the group, and j + 16
+            terms = ((values & 15).to(tl.float32) - 8) * features(x, at, K, norm, root)[None]
+            terms += ((values >> 4).to(tl.float32) - 8) * features(x, at + 16, K, norm, root)[None]
+        sums += tl.sum(terms, 2) * tl.load(scales + place, mask=here, other=0).to(tl.float32)
+    return tl.sum(sums, 1)
+
+
+@triton.jit
 def dots(w, scales, bias, rows, N, x, norm, root, K: tl.constexpr, AT_ONCE: tl.constexpr):
     """Rows of a matrix, (R,), times x, (K,) -> (R,), rounded as x is. Kinds as in `quantize`."""
-    sums = tl.zeros((rows.shape[0], AT_ONCE), tl.float32)  # added up across only at the end
-    width: tl.constexpr = K // 2 if w.dtype.element_ty == tl.uint8 else K
-    for start in range(0, width, AT_ONCE):
-        at = start + tl.arange(0, AT_ONCE)
-        here = (rows < N)[:, None] & (at < width)[None]
-        values = tl.load(w + rows[:, None].to(tl.int64) * width + at[None], mask=here, other=0)
-        if w.dtype.element_ty == tl.uint8:  # two in a byte: j of a group of 32, and j + 16
-            group = at // 16
-            first = group * 32 + at % 16
-            low, high = (values & 15).to(tl.float32) - 8, (values >> 4).to(tl.float32) - 8
-            terms = low * features(x, first, K, norm, root)[None]
-            terms += high * features(x, first + 16, K, norm, root)[None]
-        else:
-            terms, group = values.to(tl.float32) * features(x, at, K, norm, root)[None], at // 32
-        if scales is not None:
-            if scales.dtype.element_ty == tl.float16:
-                place = rows[:, None].to(tl.int64) * (K // 32) + group[None]
-                terms *= tl.load(scales + place, mask=here, other=0).to(tl.float32)
-        sums += terms
-    total = tl.sum(sums, 1)
-    if scales is not None:
-        if scales.dtype.element_ty == tl.float32:  # one a row
-            total *= tl.load(scales + rows, mask=rows < N, other=0)
+    if scales is None:
+        total = by_row(w, rows, N, x, norm, root, K, AT_ONCE)
+    elif scales.dtype.element_ty == tl.float16:
+        total = by_group(w, scales, rows, N, x, norm, root, K, AT_ONCE)
+    else:
+        total = by_row(w, rows, N, x, norm, root, K, AT_ONCE)
+        total *= tl.load(scales + rows, mask=rows < N, other=0)
     if bias is not None:
         total += tl.load(bias + rows, mask=rows < N, other=0).to(tl.float32)
     return rounded(total, x)
@@ -107,15 +123,30 @@ def product(
 
 
 @triton.jit
-def turn(x, cos, sin, HALF: tl.constexpr, AT_ONCE: tl.constexpr):
-    """A head of queries or keys by the angles of its position, as `rope.apply_rope`."""
-    i = tl.arange(0, AT_ONCE)
-    here, first = i < HALF, x + tl.program_id(0) * 2 * HALF + i
-    a = tl.load(first, mask=here).to(tl.float32)
-    b = tl.load(first + HALF, mask=here).to(tl.float32)
-    co, si = tl.load(cos + i, mask=here).to(tl.float32), tl.load(sin + i, mask=here).to(tl.float32)
-    tl.store(first, rounded(a * co, x) - rounded(b * si, x), mask=here)
-    tl.store(first + HALF, rounded(b * co, x) + rounded(a * si, x), mask=here)
+def turn(
+    x, cos, sin, keys, values, at, H, G, S, of_g, of_s, HALF: tl.constexpr, AT_ONCE: tl.constexpr
+):
+    """A head of queries or keys by the angles of its position, as `rope.apply_rope`; keys, and
+    values as they are, go to their slot of the cache.
+    """
+    h, i = tl.program_id(0), tl.arange(0, AT_ONCE)
+    here, first = i < HALF, x + h * 2 * HALF + i
+    a, b = tl.load(first, mask=here), tl.load(first + HALF, mask=here)
+    if h < H + G:
+        co = tl.load(cos + i, mask=here).to(tl.float32)
+        si = tl.load(sin + i, mask=here).to(tl.float32)
+        c, d = a.to(tl.float32), b.to(tl.float32)
+        a = (rounded(c * co, x) - rounded(d * si, x)).to(a.dtype)
+        b = (rounded(d * co, x) + rounded(c * si, x)).to(b.dtype)
+    slot = i + tl.load(at) % S * of_s
+    if h < H:
+        to = first
+    elif h < H + G:
+        to = keys + (h - H) * of_g + slot
+    else:
+        to = values + (h - H - G) * of_g + slot
+    tl.store(to, a, mask=here)
+    tl.store(to + HALF, b, mask=here)
 
 
 @triton.jit
@@ -178,12 +209,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, window: 
     return y
 
 
-def shape_of_work(K: int, N: int) -> tuple[int, int, int]:
+def shape_of_work(K: int, N: int, bits: int) -> tuple[int, int, int]:
     """Rows a program, columns at once, and warps, for N rows of K: of 30 ways the fastest or nearly
     so on an H200, at the shapes of Qwen2-0.5B and 7B.
     """
+    if bits == 4:
+        return 4 if N > 4 * K else 1, min(next_power_of_2(K), 2048), 4 if K > 1024 else 2
     if K > 2 * N:  # few and long
         return 1, 512, 8
+    if bits == 8:
+        return 2, 512, 2
     if K <= 1024:
         return 4, next_power_of_2(K), 4
     return (4, 2048, 8) if K > 2048 and N > 4 * K else (8, 512, 4)
@@ -198,7 +233,8 @@ def linear(
     """
     K, rows = x.shape[-1], [len(w) for w in weights]
     y = x.new_empty(*x.shape[:-1], rows[0] if gated else sum(rows))
-    R, at_once, warps = shape_of_work(K, sum(rows))
+    bits = 16 if scales[0] is None else 8 * weights[0].shape[1] // K
+    R, at_once, warps = shape_of_work(K, sum(rows), bits)
     programs = cdiv(rows[0], R) if gated else sum(cdiv(n, R) for n in rows)
     matrices = [part for four in zip(weights, scales, biases, rows, strict=True) for part in four]
     matrices += [None] * (12 - len(matrices))
@@ -206,10 +242,15 @@ def linear(
     return y
 
 
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
-    """The first `heads` heads of x, (1, 1, heads * D and more), in place; cos, sin: (1, D)."""
-    half = cos.shape[-1] // 2
-    turn[heads,](x, cos, sin, half, next_power_of_2(half), num_warps=1)
+def keep_(x: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, at: Tensor) -> None:
+    """Of x, (1, 1, (H + 2G) * D), rotate queries in place; keys, rotated, and values go to k and v,
+    (1, G, S, D), where a token at position `at`, (1, 1), lies. cos, sin: (1, D).
+    """
+    (_, G, S, D), (_, of_g, of_s, _) = k.shape, k.stride()
+    assert v.stride() == k.stride()
+    heads, half = x.shape[-1] // D, D // 2
+    strides = of_g, of_s, half, next_power_of_2(half)
+    turn[heads,](x, cos, sin, k, v, at, heads - 2 * G, G, S, *strides, num_warps=1)
 
 
 def block(
