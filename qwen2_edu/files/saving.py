@@ -21,24 +21,16 @@ OUTDATED = re.compile(
 )
 
 
-def parse_size(size: int | str) -> int:
-    """Bytes in "5GB", "500 MB" or "1GiB"; kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", str(size).strip().upper())
-    powers = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-    if isinstance(size, bool) or not match or float(match[1]) <= 0:
-        raise ValueError(f"a size is a number of bytes or a text like '5GB', not {size!r}")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** powers[match[2]])
-
-
 def write_weights(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:
     """Write a model's parameters. A tied one is written once, under its first name.
 
-    A tensor is never split, so a shard exceeds `max_shard_size` only by being a single tensor.
+    max_shard_size: in bytes, or "5GB". A tensor is never split, so a shard exceeds it only by being
+    a single tensor.
     """
     from huggingface_hub import split_torch_state_dict_into_shards  # here: loading needs none of it
 
     tensors = {name: p.detach() for name, p in model.named_parameters()}  # what is tied comes once
-    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=parse_size(max_shard_size))
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     for file, names in plan.filename_to_tensors.items():
         path = folder / file
         path.touch()

@@ -18,7 +18,6 @@ from qwen2_edu import (
     Qwen2ForTokenClassification,
     Qwen2Model,
 )
-from qwen2_edu.files.saving import parse_size
 from qwen2_edu.files.weights import open_safetensors
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "hub_and_safetensors.json"
@@ -364,24 +363,3 @@ def test_training_never_changes_the_file(folder):
     again = Qwen2ForCausalLM.from_pretrained(folder)
     assert torch.equal(again.lm_head.weight, changed)
     assert torch.equal(model.lm_head.weight, changed)
-
-
-@pytest.mark.parametrize(
-    ("size", "count"),
-    [
-        ("5GB", 5 * 10**9),
-        ("1.5 MB", 1_500_000),
-        ("2GiB", 2**31),
-        ("10kb", 10_000),
-        (77, 77),
-        ("9", 9),
-    ],
-)
-def test_sizes(size, count):
-    assert parse_size(size) == count
-
-
-@pytest.mark.parametrize("size", ["", "GB", "-1GB", 0, -5, "0MB", "5 apples", None, True])
-def test_wrong_sizes(size):
-    with pytest.raises(ValueError, match="a size is a number of bytes"):
-        parse_size(size)
