@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import filecmp
 import json
 import os
 import re
@@ -21,7 +20,6 @@ except ImportError:  # Windows
     fcntl = None
 
 DRAFT = ".saving-"
-SMALL = 1 << 20  # bytes of a file that is compared
 
 
 def read_bytes(path: Path) -> bytes:
@@ -89,10 +87,10 @@ def replacing(
 ) -> Iterator[Path]:
     """Write files into the folder that this yields; on leaving, they replace those in `directory`.
 
-    Whatever raises on the way, or a kill at any moment, leaves the old files or the new. Where one
-    file differs it takes the other's place; where several do, a folder with the new ones, and hard
-    links to all that stays, is exchanged for `directory`: one rename. Savers take turns, and the
-    next one removes what a killed one left. An OSError says if the folder cannot be written.
+    Whatever raises on the way, or a kill at any moment, leaves the old files or the new. One file
+    takes the other's place; where there are several, a folder with them, and hard links to all that
+    stays, is exchanged for `directory`: one rename. Savers take turns, and the next one removes
+    what a killed one left. An OSError says if the folder cannot be written.
 
     Where folders cannot be exchanged (a mount point, the working folder, Windows, NFS), files move
     one by one. A kill on the way leaves a folder that does not load, as it has no entry; the next
@@ -150,11 +148,8 @@ def _clear(home: Path) -> None:
 def _swap(home: Path, draft: Path, stale: Callable[[str], bool], last: tuple[str, ...]) -> None:
     """What is in draft/new replaces what it shall in `home`."""
     new, old = draft / "new", draft / "old"
-    kept = {path.name for path in new.iterdir() if _same(path, home / path.name)}
-    for name in kept:
-        (new / name).unlink()
     arriving = sorted(os.listdir(new), key=lambda name: name in last)
-    leaving = [n for n in os.listdir(home) if n in arriving or (stale(n) and n not in kept)]
+    leaving = [name for name in os.listdir(home) if name in arriving or stale(name)]
     leaving.sort(key=lambda name: name not in last)
     changed = {*arriving, *leaving}
     folders = any((place / name).is_dir() for place in (home, new) for name in changed)
@@ -172,12 +167,6 @@ def _swap(home: Path, draft: Path, stale: Callable[[str], bool], last: tuple[str
                     if not source.exists():  # this one has happened
                         os.replace(target, source)
             raise
-
-
-def _same(path: Path, other: Path) -> bool:
-    """Is a file there already? Large ones are not compared: that would take as long as writing."""
-    sizes = [p.stat().st_size if p.is_file() else -1 for p in (path, other)]
-    return 0 <= sizes[0] == sizes[1] < SMALL and filecmp.cmp(path, other, shallow=False)
 
 
 def _exchange(home: Path, draft: Path, changed: set[str]) -> bool:

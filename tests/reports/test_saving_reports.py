@@ -150,19 +150,6 @@ def test_a_folder_saved_twice_reads_as_the_second(tmp_path, first, then):
     assert Qwen2ForTokenClassification.from_pretrained(tmp_path / "twice").generation_config is None
 
 
-def test_what_was_saved_before_is_not_written_again(tmp_path):
-    model = make(1)
-    model.save_pretrained(tmp_path / "m")
-    inode, times = (tmp_path / "m").stat().st_ino, [p.stat() for p in (tmp_path / "m").iterdir()]
-    model.save_pretrained(tmp_path / "m")
-    assert [p.stat() for p in (tmp_path / "m").iterdir()] == times
-    with torch.no_grad():
-        model.lm_head.weight.fill_(7)
-    model.save_pretrained(tmp_path / "m")  # one file differs: it is renamed, the folder stays
-    assert (tmp_path / "m").stat().st_ino == inode
-    assert (Qwen2ForCausalLM.from_pretrained(tmp_path / "m").lm_head.weight == 7).all()
-
-
 def test_the_folder_keeps_its_mode_and_the_working_folder_stays(tmp_path, monkeypatch):
     folder = tmp_path / "m"
     folder.mkdir(mode=0o750)
