@@ -187,14 +187,12 @@ class _Header:
     def fault(self, reason: str) -> ValueError:
         return ValueError(f"{self.path} is not a sound GGUF file: {reason}; fetch or save it again")
 
-    def take(self, size: int) -> bytes:
-        start, self.at = self.at, self.at + size
+    def numbers(self, kind: str, count: int = 1) -> tuple:
+        form = struct.Struct(f"<{count}{kind}")
+        start, self.at = self.at, self.at + form.size
         if self.at > len(self.data):
             raise self.fault(f"{self.what} goes on beyond the end of the file")
-        return self.data[start : self.at]
-
-    def numbers(self, kind: str, count: int = 1) -> tuple:
-        return struct.unpack(f"<{count}{kind}", self.take(struct.calcsize(kind) * count))
+        return form.unpack_from(self.data, start)
 
     def count(self, kind: str, most: int) -> int:
         (count,) = self.numbers(kind)
@@ -202,24 +200,21 @@ class _Header:
             raise self.fault(f"{self.what} has {count:,} entries, and at most {most:,} make sense")
         return count
 
-    def text(self) -> str:
-        try:
-            return self.take(*self.numbers("Q")).decode()
-        except UnicodeDecodeError:
-            raise self.fault(f"{self.what} is not UTF-8") from None
-
-    def texts(self, count: int) -> list[str]:
+    def texts(self, count: int = 1) -> list[str]:
         """So many texts: a vocabulary has 151,936, so without a call for each."""
         data, at, found, length = self.data, self.at, [], struct.Struct("<Q").unpack_from
+        size = len(data)
         try:
             for _ in range(count):
                 start = at + 8
                 at = start + length(data, at)[0]
+                if at > size:
+                    raise struct.error
                 found.append(data[start:at].decode())
-        except (struct.error, UnicodeDecodeError, ValueError, OverflowError):
-            at = len(data) + 1
-        if at > len(data):  # again, slowly, to say what is wrong with which
-            return [self.text() for _ in range(count)]
+        except struct.error:
+            raise self.fault(f"{self.what} goes on beyond the end of the file") from None
+        except UnicodeDecodeError:
+            raise self.fault(f"{self.what} is not UTF-8") from None
         self.at = at
         return found
 
@@ -228,7 +223,7 @@ class _Header:
         if kind == LIST:
             (kind,), count = self.numbers("I"), self.count("Q", MOST_ITEMS)
         if kind == TEXT:
-            return self.text() if count is None else self.texts(count)
+            return self.texts()[0] if count is None else self.texts(count)
         if kind not in SCALARS:
             raise self.fault(f"{self.what} is of the unknown kind {kind}")
         if count is not None:
@@ -241,7 +236,7 @@ class _Header:
         fields: dict[str, Any] = {}
         for _ in range(count):
             self.what = "the name of a metadata field"
-            name = self.text()
+            (name,) = self.texts()
             self.what = f"metadata field {name!r}"
             if name in fields:
                 raise self.fault(f"{self.what} is there twice")
@@ -266,7 +261,7 @@ class _Header:
 
     def tensor(self) -> tuple[str, Stored]:
         self.what = "the name of a tensor"
-        name = self.text()
+        (name,) = self.texts()
         self.what = f"tensor {name!r}"
         shape = self.numbers("Q", self.count("I", 4))[::-1]
         (kind,), (start,) = self.numbers("I"), self.numbers("Q")
