@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import hub
-from ..bpe import PATTERN, text_to_token, token_to_text
+from ..bpe import BYTE_TO_CHAR, PATTERN, text_to_token, token_to_text
 from ..checks import check_json, plain
 from ..files.disk import read_bytes, read_json, read_text, replacing
 from .runs import AddedToken
@@ -28,6 +28,7 @@ from .templates import QWEN2_TEMPLATE
 
 Folder = str | os.PathLike
 NAMED = "additional_chat_templates"  # a folder: a file for each chat template but the default
+ALPHABET = set(BYTE_TO_CHAR.values())
 # All that a tokenizer may have; a save takes those away that it does not write. For the template,
 # chat_template.jinja and the folder of named ones come before what tokenizer_config.json says.
 FILES = {name.split("/")[0] for name in hub.FILES["tokenizer"]}
@@ -129,8 +130,9 @@ def read_folder(folder: Path) -> dict[str, Any]:
                 config[where] = [contents[config[part]]]
     settings = _settings(config, vocab, added)
 
-    try:  # from spelled tokens to bytes; an added one may have letters that stand for no byte
-        spelled = {t: _token(t, t in contents) for t in vocab}
+    odd = {t for t in contents if set(t) - ALPHABET}  # letters that stand for no byte
+    try:  # from spelled tokens to bytes
+        spelled = {t: t.encode() if t in odd else text_to_token(t) for t in vocab}
     except ValueError as error:
         raise ValueError(f"{vocab_file}: {error}") from None
     for i, merge in enumerate(merges, 1):
@@ -140,15 +142,6 @@ def read_folder(folder: Path) -> dict[str, Any]:
     settings["vocab"] = {spelled[text]: token_id for text, token_id in vocab.items()}
     settings["merges"] = [(spelled[left], spelled[right]) for left, right in merges]
     return settings | {"added_tokens": added}
-
-
-def _token(text: str, added: bool) -> bytes:
-    try:
-        return text_to_token(text)
-    except ValueError:
-        if added:
-            return text.encode()
-        raise
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -251,18 +244,17 @@ def _post_processor(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _steps_of(data: dict[str, Any]) -> dict[str, Any]:
     """All in a tokenizer.json that decides about ids, in one spelling."""
-    steps = {name: _essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")}
-    steps |= {name: (data.get(name) or _BYTES).get("type") for name in ("decoder",)}
+
+    def essence(step: Any) -> Any:
+        if isinstance(step, list):
+            return [essence(part) for part in step]
+        if isinstance(step, dict):
+            return {name: essence(part) for name, part in step.items() if name != "trim_offsets"}
+        return step
+
+    steps = {name: essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")}
+    steps["decoder"] = (data.get("decoder") or _BYTES).get("type")
     return steps | {f"model.{n}": data["model"].get(n, MODEL[n]) or None for n in MODEL}
-
-
-def _essence(step: Any) -> Any:
-    """A step without the entries that change no id."""
-    if isinstance(step, list):
-        return [_essence(part) for part in step]
-    if isinstance(step, dict):
-        return {name: _essence(part) for name, part in step.items() if name != "trim_offsets"}
-    return step
 
 
 def _read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> tuple[dict, list, dict]:
@@ -350,8 +342,6 @@ def _spell(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(folder: Folder, prefix: str | None, spelled: dict, others: dict) -> tuple[str, ...]:
-    if Path(folder).is_file():
-        raise ValueError(f"{folder} is a file, and saving needs a folder")
     files = {"vocab.json": json.dumps(spelled["vocab"], ensure_ascii=False, separators=(",", ":"))}
     files |= {"merges.txt": "".join(f"{merge}\n" for merge in spelled["merges"]), **others}
     before = f"{prefix}-" if prefix else ""
