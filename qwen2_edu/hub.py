@@ -60,8 +60,7 @@ STATUS = {
     429: (ConnectionError, "is held back, as the hub got too many requests: wait some minutes"),
 }
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
-ALL = ("config", "generation", "tokenizer", "model")
-BUILT_IN = {"tiny": ALL, "released": ALL, "qwen2": ("tokenizer",)}  # kinds of load
+BUILT_IN = ("tiny", "released", "qwen2")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -87,9 +86,8 @@ def resolve(
 ) -> Path:
     """Which folder of this disk, or which GGUF file, holds a model?
 
-    Tried in order: a built-in name, an existing folder or GGUF file, a hub id "owner/name". The
-    last is downloaded once into the hub's cache, with progress, and only the files that `kind`
-    needs.
+    Tried in order: a built-in name, an existing folder or GGUF file, a hub id "owner/name", of
+    which the files that `kind` needs are downloaded once into the hub's cache, with progress.
 
     Args:
         name_or_path: "tiny", "released", "qwen2", "./my-model", "model.gguf" or "Qwen/Qwen2-0.5B".
@@ -114,9 +112,9 @@ def resolve(
     on_disk = name in BUILT_IN or is_gguf or (name != "" and folder.is_dir())  # Path("") is "."
     if revision is not None and on_disk:
         raise ValueError(f"revision={revision!r} is for hub repositories, but {name!r} is local")
-    if name in BUILT_IN and kind not in BUILT_IN[name]:
+    if name == "qwen2" and kind != "tokenizer":
         hint = "give a folder or a hub id such as 'Qwen/Qwen2-0.5B'"
-        raise ValueError(f"{name!r} is a {' and '.join(BUILT_IN[name])} only, no {kind}: {hint}")
+        raise ValueError(f"'qwen2' is a tokenizer only, no {kind}: {hint}")
     if name in BUILT_IN and gguf_file is not None:
         raise ValueError(f"gguf_file={gguf_file!r} is for folders and hub ids, not for {name!r}")
     if name == "released":

@@ -109,9 +109,7 @@ class GGUFFile:
             raise ValueError(f"{self.path}: metadata field {name} {says}")
         return value
 
-    def read(
-        self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """One parameter, unpacked a piece at a time and rounded to `dtype`. ValueError: the file is
         shorter than when it was opened.
         """
@@ -124,7 +122,7 @@ class GGUFFile:
                 if len(packed) < len(blocks):
                     raise ValueError(f"{self.path} has become shorter while it was read")
                 blocks.copy_(form.unpack(torch.from_numpy(packed)))
-        return out.to(device)
+        return out
 
     def blocks(self, name: str) -> Tensor:
         """A matrix as it lies in the file: uint8 (rows, blocks of a row, bytes of a block)."""
@@ -144,7 +142,7 @@ class GGUFFile:
         torch.empty(1 << 24, dtype=torch.uint8)  # freed, it teaches malloc to keep what is freed
         try:
             with ThreadPoolExecutor(min(threads, 4)) as pool:
-                values = pool.map(lambda name: self.read(name, dtype, device), names)
+                values = pool.map(lambda name: self.read(name, dtype).to(device), names)
                 return dict(zip(names, values, strict=True))
         finally:
             torch.set_num_threads(threads)

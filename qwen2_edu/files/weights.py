@@ -45,25 +45,29 @@ def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]
         ValueError: a broken index, or one that points outside the folder.
     """
     folder, index = Path(folder), Path(folder) / INDEX
+    found: dict[Path, list[str] | None] = {}
     if (folder / SINGLE).is_file():
-        return {_inside(folder, SINGLE): None}
-    if not index.is_file():
+        found[folder / SINGLE] = None
+    elif not index.is_file():
         raise FileNotFoundError(no_safetensors(str(folder), os.listdir(folder)))
-    shards: dict[Path, list[str]] = {}
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} is not an index: it needs weight_map, {{tensor: file}}")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", shard):
-            hint = "a shard must be a plain file name that ends in .safetensors"
-            raise ValueError(f"{index} puts tensor {name} into {shard!r}: {hint}")
-        shards.setdefault(folder / shard, []).append(name)
-    for path, names in shards.items():
+    else:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index} is not an index: it needs weight_map, {{tensor: file}}")
+        for name, shard in weight_map.items():
+            if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", shard):
+                hint = "a shard must be a plain file name that ends in .safetensors"
+                raise ValueError(f"{index} puts tensor {name} into {shard!r}: {hint}")
+            found.setdefault(folder / shard, []).append(name)
+    home = folder.resolve()  # which a link may leave for the blobs of the hub's cache alone
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    for path, names in found.items():
         if not path.is_file():
             hint = f"by {INDEX} it holds {names[0]}: download it again"
             raise FileNotFoundError(f"{path} is missing, {hint}")
-        _inside(folder, path.name)
-    return shards
+        if (target := path.resolve()).parent not in (home, blobs):
+            raise ValueError(f"{path} is a link that leaves its folder, to {target}: refused")
+    return found
 
 
 def no_safetensors(where: str, files: Iterable[str]) -> str:
@@ -75,15 +79,6 @@ def no_safetensors(where: str, files: Iterable[str]) -> str:
         f"{where} has no safetensors, only {pickles[0]}: that is a pickle, which can run any code "
         "when it is opened, so it is refused; look for a copy of the model in safetensors"
     )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Refuse a link that leaves the folder, unless it leads into the hub cache's own blobs."""
-    home, target = folder.resolve(), (folder / name).resolve()
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if target.parent not in (home, blobs):
-        raise ValueError(f"{folder / name} is a link that leaves its folder, to {target}: refused")
-    return folder / name
 
 
 def open_safetensors(path: str | os.PathLike[str], device: str = "cpu"):
@@ -117,22 +112,12 @@ def load_weights(
 
     On the CPU, where file and model agree in dtype, nothing is copied: the parameters are the
     mapped file, read page by page when first used. The mapping is private, so training the model
-    never changes the file.
-
-    Args:
-        model: a Qwen2PreTrainedModel on the meta device.
-        folder: holds model.safetensors, or shards and their index; or an opened GGUF file.
-        dtype: of the parameters; None = that of the checkpoint's first tensor.
-        device: where the parameters go.
-        mmap: False = copy, so that what becomes of the file is no matter.
-        ignore_mismatched_sizes: parts whose shapes differ are newly initialised.
+    never changes the file. Options are those of `from_pretrained`; dtype None = that of the
+    checkpoint's first tensor.
 
     Returns:
         The parameters that were newly initialised: what the checkpoint may lack (`fresh_heads`),
-        and what was ignored.
-
-    Warns:
-        UserWarning: layers or heads of the checkpoint are left out, as the model has none such.
+        and what was ignored. A warning says which layers or heads of the checkpoint are left out.
 
     Raises:
         FileNotFoundError, ValueError: a malformed file; or names, shapes or kinds of numbers that
