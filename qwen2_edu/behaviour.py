@@ -33,9 +33,7 @@ def entropy(weights: Tensor) -> Tensor:
 
 def to_first_token(weights: Tensor) -> Tensor:
     """How much weight goes to the first token, where heads look that have nothing to look for?
-
-    (..., H), from 0 to 1. In a sliding layer the first token is out of sight for the queries a
-    window or more behind it.
+    (..., H), from 0 to 1; a sliding layer may not see it.
 
     Source: attention sinks: Xiao et al., arXiv:2309.17453, section 3.1.
     """
@@ -58,9 +56,8 @@ def induction(weights: Tensor, input_ids: Tensor) -> Tensor:
 
     In "… red kite … red" that is the weight from the second "red" on "kite": a head that looks
     there can copy what came next. Only queries count whose token was there before, and not just one
-    place before: then what came next is the query itself. Without any such query the answer is NaN.
-    On any text this can be measured; on random tokens said twice, nothing but induction can score
-    high. Weights (..., B, H, T, T) and input_ids (B, T) -> (..., H), from 0 to 1.
+    place before: then what came next is the query itself. On random tokens said twice nothing but
+    induction can score high. input_ids (B, T) -> (..., H), from 0 to 1; NaN without such a query.
 
     Source: Olsson et al., In-context Learning and Induction Heads, arXiv:2209.11895: prefix
         matching; Elhage et al., 2021.
@@ -85,8 +82,6 @@ def induction(weights: Tensor, input_ids: Tensor) -> Tensor:
 def reach(weights: Tensor) -> Tensor:
     """How far back does a head look on average? In tokens, (..., H); 0 = at the query itself.
 
-    Small for heads that work on the spot, large for those that fetch from afar.
-
     Source: attention distance: Dosovitskiy et al., arXiv:2010.11929, section 4.5.
     """
     weights = _checked(weights)
@@ -96,9 +91,7 @@ def reach(weights: Tensor) -> Tensor:
 
 
 def all_scores(weights: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-    """Every measure, by name: entropy, first_token, previous_token, induction, reach. Weights
-    (..., B, H, T, T) and input_ids (B, T) -> (..., H) each.
-    """
+    """Every measure, by name: (..., H) each."""
     return {
         "entropy": entropy(weights),
         "first_token": to_first_token(weights),
@@ -152,9 +145,7 @@ class HeadScores:
 
 
 def repeated_tokens(ids: Sequence[int], rows: int, period: int, seed: int = 0) -> Tensor:
-    """Different random tokens, then the same once more: (rows, 2 * period). ValueError: no
-    rows, or fewer than `period` tokens to draw from.
-    """
+    """Different random tokens, then the same once more: (rows, 2 * period)."""
     if not 1 <= rows <= 2**20 or not 2 <= period <= len(set(ids)):
         n = len(set(ids))
         raise ValueError(f"period={period} must be from 2 to {n} ids, rows={rows} from 1 to 2**20")
@@ -173,19 +164,15 @@ def find_heads(
     period: int = 25,
     seed: int = 0,
 ) -> HeadScores:
-    """Score every head by every measure, on random tokens said twice.
-
-    No meaning, no grammar: what comes next can be known in the second half alone, and there only by
-    looking up what came next in the first. ValueError if there are too few ids for the period.
+    """Score every head by every measure, on random tokens said twice: what comes next can be known
+    in the second half alone, and there only by looking up what came next in the first.
 
     Args:
         model: with or without a head over the vocabulary.
         ids: tokens to draw from; None = all but the special ones that the config names.
         rows: B, how many such texts.
         period: how many tokens are said twice. What came next stands period - 1 tokens back, so a
-            sliding layer can show induction only if its window is at least `period`. 25 fits a
-            window of 64 with both halves.
-        seed: of the tokens.
+            sliding layer can show induction only if its window is at least `period`.
 
     Returns:
         The scores (L, H) of entropy, first_token, previous_token, induction and reach.

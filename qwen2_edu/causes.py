@@ -38,21 +38,20 @@ class Trace(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """Shares of a logit, which is the sum of them all: of the token's own embedding, (); of what
-    each head fetched, (L, H); of its value bias, said wherever it looks, (L, H); of MLPs, (L,)."""
+    """Shares of a logit, which is the sum of them all."""
 
-    embedding: Tensor
-    heads: Tensor
-    biases: Tensor
-    mlps: Tensor
+    embedding: Tensor  # (), the token's own
+    heads: Tensor  # (L, H), what each fetched
+    biases: Tensor  # (L, H), of their values, said wherever a head looks
+    mlps: Tensor  # (L,)
 
 
 class Effect(NamedTuple):
-    """After the change: delta of the token's logit; the five likeliest (id, probability); (V,)."""
+    """After the change."""
 
-    delta: float
-    top: list[tuple[int, float]]
-    logits: Tensor
+    delta: float  # of the token's logit
+    top: list[tuple[int, float]]  # the five likeliest ids, with their probabilities
+    logits: Tensor  # (V,)
 
 
 class Edit(NamedTuple):

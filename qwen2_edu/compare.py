@@ -45,13 +45,9 @@ def compare(
 ) -> Comparison:
     """At which station do two causal language models first differ?
 
-    Give both the same numeric type and eval mode, or rounding and dropout will be the answer.
-    ValueError: they differ in layers or widths, so there is nothing to compare.
-
-    Args:
-        model_a, model_b: of this package or of transformers, in any mixture, on any devices.
-        input_ids: (B, T).
-        tolerance: the largest absolute difference that counts as rounding.
+    They may be of this package or of transformers, in one numeric type and in eval mode, or
+    rounding and dropout will be the answer; input_ids (B, T). ValueError: they differ in layers or
+    widths.
     """
     a, b = stations(model_a, input_ids), stations(model_b, input_ids)
     if len(a) != len(b):
@@ -66,9 +62,8 @@ def compare(
 
 
 def first_not_finite(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> str:
-    """Where does a pass first hold NaN or an infinity, and which weights do? Says it.
-
-    Where a model cannot be followed, as when it is quantised, the weights alone are looked at.
+    """Where does a pass first hold NaN or an infinity, and which weights do? Of a model that cannot
+    be followed, as when it is quantised, the weights alone are looked at.
     """
     try:
         passed = stations(model, input_ids, **inputs).items()
@@ -84,8 +79,7 @@ def first_not_finite(model: nn.Module, input_ids: Tensor | None = None, **inputs
 def stations(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
     """What flows from part to part of a causal language model, in float64 on the CPU.
 
-    Each station is what the next part reads. It is noted just before that part runs, so the model
-    needs no help: the names of the parts are the released ones.
+    Each station is what the next part reads, noted just before that part runs.
 
     Returns:
         "embeddings"; for each layer i "layer i, after attention" and "layer i, after MLP", the

@@ -37,12 +37,10 @@ def pack(
     """Lay documents into rows so that little room is wasted and none is cut without need.
 
     Longest first, each goes to the row that has the least room for it, or to a new one. What is
-    longer than a row is cut, and its pieces count as documents of their own: so every token is
-    used, but a later piece does not see the earlier. The room left in a row is one more document,
-    of token 0, which counts for nothing.
+    longer than a row is cut, and its pieces count as documents of their own. The room left in a row
+    is one more document, of token 0, which counts for nothing.
 
     Args:
-        documents: the ids of each.
         length: T, of a row.
         labels: for each document as many labels as ids, -100 = not counted; None = every token.
 
@@ -93,8 +91,7 @@ def pack(
 class Shuffled:
     """Endless batches of rows, {name: (rows, …)} as of `pack`: item i depends on seed and i alone.
 
-    Every row comes once, in random order, then all once more in another order, and so on. Batches
-    are always full: one at the end of a round goes on with the next.
+    Every row comes once, in random order, then all once more in another order, and so on.
     """
 
     def __init__(self, rows: Mapping[str, Tensor], batch_size: int, seed: int = 0):

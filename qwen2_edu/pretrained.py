@@ -120,18 +120,17 @@ class Qwen2PreTrainedModel(nn.Module):
         place = partial(choose_device, device, device_map)
         how = {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
         load = partial(cls._load, name, folder, config, options, number_type, place, how, quantize)
-        for hold in (contextlib.nullcontext(), locked(folder)):  # savers wait for the second try
-            with hold:
-                seen = _stamps(folder)
-                try:
-                    model = load()
-                except (OSError, ValueError):
-                    if _stamps(folder) == seen:
-                        raise
-                else:
-                    if _stamps(folder) == seen:
-                        return model
-        raise OSError(f"{folder} was saved anew while it was read: load it again")
+        seen = _stamps(folder)
+        try:
+            model = load()
+        except (OSError, ValueError):
+            if _stamps(folder) == seen:
+                raise
+        else:
+            if _stamps(folder) == seen:
+                return model
+        with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
+            return load()
 
     @classmethod
     def _load(cls, name, folder, config, changes: dict, dtype, place: Callable, how, quantize):

@@ -44,14 +44,13 @@ class TrainingSettings:
     """How to train. ValueError: a value out of range.
 
     Args:
-        steps: how often the parameters are changed.
         learning_rate: its peak, after `warmup_steps`; half a cosine leads to `floor` times that.
         weight_decay: of matrices, embeddings among them; biases and norms do not decay.
         beta2: what AdamW keeps of its mean squared gradient in a step; of its mean gradient, 0.9.
         max_grad_norm: a longer gradient is scaled down to this length; inf = never.
         accumulation: how many batches make one step.
         precision: of products: "fp32" is exact, "bf16" faster; "auto" = bf16 on a GPU only.
-        seed: of dropout. The data have a seed of their own.
+        seed: of dropout.
         log_every, evaluate_every, save_every: in steps; the last step does all three.
     """
 
@@ -120,8 +119,8 @@ def weighted_losses(
 ) -> Iterator[Tensor]:
     """One loss a batch, scaled so that their sum is the mean over all labels of all batches.
 
-    In a plain mean of the batches' losses a label would count for more where there are few. A batch
-    without any is left out, as its loss is 0/0. ValueError: all are, or the model answers no loss.
+    A batch without labels is left out, as its loss is 0/0. ValueError: all are, or the model
+    answers no loss.
     """
     one_of("precision", precision, ("auto", "fp32", "bf16"))
     batches = list(batches)
@@ -201,7 +200,8 @@ def train(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 found = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
                 fix = f"see batches {first} to {first + s.accumulation - 1}, or lower learning_rate"
-                raise RuntimeError(f"{found}: {fix}, now {s.learning_rate}. {run.whereabouts()}")
+                kept = f"state after step {run.saved} is in {folder or 'no folder: none was given'}"
+                raise RuntimeError(f"{found}: {fix}, now {s.learning_rate}. The {kept}.")
             rate = float(learning_rate(step, s))
             for parameters in optimiser.param_groups:
                 parameters["lr"] = rate

@@ -116,12 +116,6 @@ class Run:
             save_file(tensors, draft / STATE, header)
         self.saved = self.step
 
-    def whereabouts(self) -> str:
-        """Where the last state is, in a sentence."""
-        if self.folder is None:
-            return "Nothing was saved, as no folder was given."
-        return f"The state after step {self.saved} is in {self.folder / STATE}."
-
     def _restore(self) -> None:
         at, tensors = _read(self.folder / STATE, self.about)
         with torch.no_grad():

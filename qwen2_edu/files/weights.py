@@ -34,23 +34,18 @@ FOREIGN = re.compile(r"(?!model\.|transformer\.)[A-Za-z_]\w*(\.\w+)+")  # or one
 ROTARY = "rotary_emb.inv_freq"  # in very old checkpoints; it follows from the config
 
 
-def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]:
+def find_weights(folder: str | os.PathLike[str]) -> list[Path]:
     """Which files hold the weights of a checkpoint?
-
-    Returns:
-        {file: the tensors that the index puts there, or None where there is no index}.
 
     Raises:
         FileNotFoundError: no safetensors file; a shard missing.
         ValueError: a broken index, or one that points outside the folder.
     """
     folder, index = Path(folder), Path(folder) / INDEX
-    found: dict[Path, list[str] | None] = {}
-    if (folder / SINGLE).is_file():
-        found[folder / SINGLE] = None
-    elif not index.is_file():
+    found = {SINGLE: ""}  # file: a tensor in it
+    if not (folder / SINGLE).is_file() and not index.is_file():
         raise FileNotFoundError(no_safetensors(str(folder), os.listdir(folder)))
-    else:
+    if not (folder / SINGLE).is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index} is not an index: it needs weight_map, {{tensor: file}}")
@@ -58,16 +53,16 @@ def find_weights(folder: str | os.PathLike[str]) -> dict[Path, list[str] | None]
             if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", shard):
                 hint = "a shard must be a plain file name that ends in .safetensors"
                 raise ValueError(f"{index} puts tensor {name} into {shard!r}: {hint}")
-            found.setdefault(folder / shard, []).append(name)
+        found = {shard: name for name, shard in weight_map.items()}
     home = folder.resolve()  # which a link may leave for the blobs of the hub's cache alone
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    for path, names in found.items():
+    for path, name in [(folder / file, name) for file, name in found.items()]:
         if not path.is_file():
-            hint = f"by {INDEX} it holds {names[0]}: download it again"
+            hint = f"by {INDEX} it holds {name}: download it again"
             raise FileNotFoundError(f"{path} is missing, {hint}")
         if (target := path.resolve()).parent not in (home, blobs):
             raise ValueError(f"{path} is a link that leaves its folder, to {target}: refused")
-    return found
+    return [folder / file for file in found]
 
 
 def no_safetensors(where: str, files: Iterable[str]) -> str:
@@ -186,13 +181,9 @@ def _tensors(source: str | os.PathLike[str] | GGUFFile) -> Iterator[_Stored]:
         for name, stored in source.tensors.items():  # blocks become fp32 if nothing else is said
             yield _Stored(source.path, name, stored.shape, "F32")
         return
-    for path, listed in find_weights(source).items():
+    for path in find_weights(source):
         with open_safetensors(path) as file:
-            names = list(file.keys())
-            for name in sorted(set(names if listed is None else listed) ^ set(names)):
-                verb = "holds" if name in names else "does not hold"
-                raise ValueError(f"{path} {verb} tensor {name}, but {INDEX} says otherwise")
-            for name in names:
+            for name in file.keys():
                 view = file.get_slice(name)
                 yield _Stored(path, name, tuple(view.get_shape()), view.get_dtype())
 

@@ -363,7 +363,7 @@ def test_no_finite_number(model, randomise, tmp_path, kind, keep):
     poisoned = Poisoned(model, 8, kind)  # in step 4, after the state of step 2
     with pytest.raises(RuntimeError, match="step 4: the loss is .*batches 6 to 7.*0.001") as caught:
         train(poisoned, lm_batches(18), settings, folder=folder, **QUIET)
-    where = "state after step 2 is in" if keep else "Nothing was saved"
+    where = "state after step 2 is in" if keep else "none was given"
     assert where in str(caught.value)
     after = {name: p.detach().clone() for name, p in poisoned.named_parameters()}
     if keep:
