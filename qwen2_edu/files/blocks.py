@@ -129,16 +129,3 @@ FORMATS = {
     14: Format("Q6_K", 256, 210, q6_k),
     30: Format("BF16", 1, 2, lambda b: b.view(torch.bfloat16).float()),
 }
-
-
-def quantize_q8_0(x: Tensor) -> Tensor:
-    """The way there: (…, n) -> uint8 (…, n / 32 * 34), for n a multiple of 32.
-
-    The largest of 32 numbers becomes ±127. Halves are rounded away from zero, as in C.
-    """
-    x = x.float().unflatten(-1, (-1, 32))
-    d = x.abs().amax(dim=-1, keepdim=True) / 127
-    scaled = x * torch.where(d == 0, 0, 1 / d)
-    q = scaled.trunc() + (2 * scaled.frac()).trunc()
-    blocks = torch.cat((d.half().view(torch.uint8), q.to(torch.int8).view(torch.uint8)), -1)
-    return blocks.flatten(-2)

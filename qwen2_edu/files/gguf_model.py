@@ -18,7 +18,7 @@ from ..bpe import text_to_token, token_to_text
 from ..checks import one_of
 from ..quantize import round_int4
 from ..text.runs import AddedToken
-from .blocks import FORMATS, quantize_q8_0
+from .blocks import FORMATS
 from .disk import replacing
 from .gguf import GGUFFile
 
@@ -140,9 +140,7 @@ def quantize_q4_0(x: Tensor) -> Tensor:
     return torch.cat((scales[..., None].view(torch.uint8), blocks), dim=-1).flatten(1)
 
 
-# dtype -> the number that stands for it in general.file_type, and what becomes of a matrix.
-DTYPES = {"F32": (0, Tensor.float), "F16": (1, Tensor.half), "Q8_0": (7, quantize_q8_0)}
-DTYPES |= {"BF16": (32, lambda x: x.bfloat16().view(torch.int16)), "Q4_0": (2, quantize_q4_0)}
+DTYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32, "Q4_0": 2}  # what general.file_type says
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -165,6 +163,7 @@ def save_gguf(
         OSError: the folder cannot be written.
     """
     from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+    from gguf.quants import quantize
 
     path = Path(path)
     one_of("dtype", dtype, list(DTYPES))
@@ -180,7 +179,7 @@ def save_gguf(
         tensors.append((names.get_name(name, (".weight", ".bias")), value.detach(), form))
     with replacing(path.parent) as draft:
         writer = GGUFWriter(draft / path.name, "qwen2")
-        writer.add_file_type(DTYPES[dtype][0])
+        writer.add_file_type(DTYPES[dtype])
         add = {str: writer.add_string, bool: writer.add_bool, list: writer.add_array}
         add |= {int: writer.add_uint32, float: writer.add_float32}
         for name, value in fields.items():
@@ -192,7 +191,11 @@ def save_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, value, form in tensors:
-            writer.write_tensor_data(DTYPES[form.name][1](value.cpu()).numpy())
+            if form.name == "Q4_0":
+                data = quantize_q4_0(value.cpu()).numpy()
+            else:
+                data = quantize(value.float().cpu().numpy(), GGMLQuantizationType[form.name])
+            writer.write_tensor_data(data)
         writer.close()
     return path
 
