@@ -223,7 +223,6 @@ class Qwen2PreTrainedModel(nn.Module):
         """Add rows at the end of embedding and head, or cut some off; `config` follows. New rows
         are normal(0, initializer_range), as in transformers if told `mean_resizing=False`.
         """
-        vocab_size = plain(vocab_size)
         check_numbers({"vocab_size": vocab_size}, {"vocab_size": RANGES["vocab_size"]})
         embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
         if not embedding.weight.is_floating_point():

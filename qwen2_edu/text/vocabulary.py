@@ -235,7 +235,6 @@ class Vocabulary:
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | None | list[str | None]:
         """Tokens of ids, spelled as in vocab.json; None for an id that no token has."""
-        ids = plain(ids)
         if isinstance(ids, int):
             return self._spell(ids)
         skip = self._skipped if skip_special_tokens else ()
