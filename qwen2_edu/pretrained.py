@@ -173,8 +173,7 @@ class Qwen2PreTrainedModel(nn.Module):
         files of others, such as a tokenizer, stay. OSError: the folder cannot be written.
         """
         from .files.disk import replacing
-        from .files.saving import OUTDATED, write_weights
-        from .files.weights import INDEX, SINGLE
+        from .files.weights import INDEX, OUTDATED, SINGLE, write_weights
         from .hub import drop_neutral
 
         drop_neutral("save_pretrained", options, ("save_directory", "max_shard_size"))

@@ -1,4 +1,4 @@
-"""Weights from disk into a model: safetensors, nothing else. `saving.py` is the way back.
+"""Weights from disk into a model, and back: safetensors, nothing else.
 
 A safetensors file is 8 bytes that say how long the header is, a JSON header {name: dtype, shape,
 offsets}, and the raw numbers. It can be mapped into memory, so that a number costs nothing until
@@ -7,8 +7,10 @@ it is used; and nothing in it can run. A pickle (`pytorch_model.bin`) can run an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
@@ -19,10 +21,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..checks import warn_caller
+from .checksums import SUMS
 from .disk import read_json
 from .gguf import GGUFFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a save leaves behind must be its own: these go if it does not write them. A reader takes
+# model.safetensors before the index, the index before loose shards, and believes all the rest.
+OUTDATED = re.compile(
+    rf"{SINGLE}|{INDEX}|model-\d{{5}}-of-\d{{5}}\.safetensors|generation_config\.json|{SUMS}"
+)
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KINDS = FLOATS | {"I8": torch.int8, "U8": torch.uint8}
 
@@ -252,3 +260,22 @@ def _initialise(model: nn.Module, names: list[str], dtype: torch.dtype, device) 
         setattr(module, leaf, nn.Parameter(empty))
     for owner in {name.rpartition(".")[0] for name in names}:
         model.init_weights(model.get_submodule(owner))
+
+
+def write_weights(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:
+    """Write a model's parameters beside its config.json, as a release is laid out: in one file, or
+    in shards with an index. A tied one is written once, under its first name.
+    """
+    from huggingface_hub import save_torch_state_dict  # here: loading needs none of it
+
+    tensors = {name: p.detach() for name, p in model.named_parameters()}  # what is tied comes once
+    for name, t in tensors.items():
+        if t.nbytes < t.untyped_storage().nbytes():  # a part of another: the client knows wholes
+            tensors[name] = t.clone()
+    try:
+        save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
+    except SafetensorError as error:  # "I/O error: No space left on device (os error 28)"
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+    for path in folder.glob("*.safetensors"):  # which safetensors lets nobody else read
+        shutil.copymode(folder / "config.json", path)

@@ -38,7 +38,7 @@ ROOMS = [
     "config",
     "hub files.gguf_model",
     "text.runs text.unicode bpe",
-    "files.saving files.weights files.released quantize",
+    "files.weights files.released quantize",
     "files.gguf files.blocks files.checksums files.devices",
     "checks files.disk outputs kernels",
 ]

@@ -9,6 +9,7 @@ import subprocess
 import warnings
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -20,7 +21,7 @@ from qwen2_edu import (
     Qwen2ForTokenClassification,
     Qwen2Model,
 )
-from qwen2_edu.files import devices, disk, saving
+from qwen2_edu.files import devices, disk
 from qwen2_edu.files.checksums import file_hash, write_sums
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -253,6 +254,17 @@ def test_an_older_save_is_wholly_replaced(model, tmp_path, first, then, randomis
     assert files(tmp_path) == {**expected, "tokenizer.json": b"{}"}
 
 
+def test_parameters_that_are_views_are_saved(model, tmp_path):
+    """Rows of a longer table, as one that was cut by hand; and a matrix that lies transposed."""
+    wide = torch.cat((model.model.embed_tokens.weight, torch.ones(9, 48))).detach()
+    model.model.embed_tokens.weight = nn.Parameter(wide[:97])
+    model.tie_weights()
+    matrix = model.model.layers[0].mlp.up_proj
+    matrix.weight = nn.Parameter(matrix.weight.detach().T.contiguous().T)
+    model.save_pretrained(tmp_path)
+    assert same(Qwen2ForCausalLM.from_pretrained(tmp_path), model)
+
+
 @pytest.fixture(params=["exchanged", "one by one"])
 def way(request, monkeypatch):
     """The two ways in which files come: where folders cannot be exchanged, they move one by one."""
@@ -275,7 +287,7 @@ def test_interrupted_anywhere_the_old_files_stay(
     randomise(model, seed=5).save_pretrained(tmp_path, max_shard_size=first)
     before = files(tmp_path)
     randomise(model, seed=9)
-    real = {saving: saving.save_file, os: os.replace}
+    real = {safetensors.torch: safetensors.torch.save_file, os: os.replace}
 
     def run(module, name, fail_at, after):
         calls = 0
@@ -295,7 +307,7 @@ def test_interrupted_anywhere_the_old_files_stay(
             model.save_pretrained(tmp_path, max_shard_size=then)
         return calls
 
-    for module, name in ((saving, "save_file"), (os, "replace")):
+    for module, name in ((safetensors.torch, "save_file"), (os, "replace")):
         for after in (False, True):
             for step in range(100):
                 try:
