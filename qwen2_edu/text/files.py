@@ -298,14 +298,28 @@ def _content(token: Any, path: Path) -> str | None:
     return content
 
 
-def write_vocabulary(settings: dict, folder: Folder, prefix: str | None = None) -> tuple[str, ...]:
-    """vocab.json and merges.txt; returns their paths."""
-    return _write(folder, prefix, _spell(settings), {})
+def write(settings: dict, folder: Folder, prefix: str | None, whole: bool) -> tuple[str, ...]:
+    """vocab.json and merges.txt; if `whole`, all that a tokenizer has. Returns their paths."""
+    added = settings["added_tokens"]
+    in_order = sorted(settings["vocab"].items(), key=lambda item: item[1])
+    vocab = {added[i].content if i in added else token_to_text(token): i for token, i in in_order}
+    merges = [f"{token_to_text(left)} {token_to_text(right)}" for left, right in settings["merges"]]
+    files = {"vocab.json": json.dumps(vocab, ensure_ascii=False, separators=(",", ":"))}
+    files |= {"merges.txt": "".join(f"{merge}\n" for merge in merges)}
+    if whole:
+        files |= _others(settings, {"vocab": vocab, "merges": merges})
+    before = f"{prefix}-" if prefix else ""
+    stale = {f"{before}{name}" for name in FILES} if whole else set()
+    with replacing(folder, stale=stale.__contains__) as draft:
+        for name, text in files.items():
+            path = draft / f"{before}{name}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(text.encode())
+    return tuple(str(Path(folder) / f"{before}{name}") for name in files)
 
 
-def write_all(settings: dict, folder: Folder, prefix: str | None = None) -> tuple[str, ...]:
-    """vocab.json, merges.txt, tokenizer.json and tokenizer_config.json; returns their paths."""
-    spelled = _spell(settings)
+def _others(settings: dict[str, Any], spelled: dict[str, Any]) -> dict[str, str]:
+    """tokenizer.json, the templates, tokenizer_config.json: name -> text."""
     added = {
         i: {"content": t.content, **_PLAIN, "normalized": t.normalized, "special": t.special}
         for i, t in settings["added_tokens"].items()
@@ -323,32 +337,10 @@ def write_all(settings: dict, folder: Folder, prefix: str | None = None) -> tupl
     }
     template = settings["chat_template"]
     named = template if isinstance(template, dict) else {"default": template} if template else {}
-    others = {"tokenizer.json": json.dumps(whole, ensure_ascii=False, indent=2)}
+    files = {"tokenizer.json": json.dumps(whole, ensure_ascii=False, indent=2)}
     for name, source in named.items():
         if not name or Path(name).name != name:
             raise ValueError(f"a chat template cannot be saved under the name {name!r}")
-        others["chat_template.jinja" if name == "default" else f"{NAMED}/{name}.jinja"] = source
+        files["chat_template.jinja" if name == "default" else f"{NAMED}/{name}.jinja"] = source
     text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
-    return _write(folder, prefix, spelled, others | {"tokenizer_config.json": text + "\n"})
-
-
-def _spell(settings: dict[str, Any]) -> dict[str, Any]:
-    """The vocabulary and the merges, bytes to spelled tokens, in the order of their ids."""
-    added = settings["added_tokens"]
-    in_order = sorted(settings["vocab"].items(), key=lambda item: item[1])
-    vocab = {added[i].content if i in added else token_to_text(token): i for token, i in in_order}
-    merges = [f"{token_to_text(left)} {token_to_text(right)}" for left, right in settings["merges"]]
-    return {"vocab": vocab, "merges": merges}
-
-
-def _write(folder: Folder, prefix: str | None, spelled: dict, others: dict) -> tuple[str, ...]:
-    files = {"vocab.json": json.dumps(spelled["vocab"], ensure_ascii=False, separators=(",", ":"))}
-    files |= {"merges.txt": "".join(f"{merge}\n" for merge in spelled["merges"]), **others}
-    before = f"{prefix}-" if prefix else ""
-    stale = {f"{before}{name}" for name in FILES} if others else set()
-    with replacing(folder, stale=stale.__contains__) as draft:
-        for name, text in files.items():
-            path = draft / f"{before}{name}"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(text.encode())
-    return tuple(str(Path(folder) / f"{before}{name}") for name in files)
+    return files | {"tokenizer_config.json": text + "\n"}

@@ -119,13 +119,13 @@ class Surface(Vocabulary):
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write vocab.json and merges.txt as released; returns their paths."""
-        return files.write_vocabulary(self.settings(), save_directory, filename_prefix)
+        return files.write(self.settings(), save_directory, filename_prefix, whole=False)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write those two, tokenizer.json and tokenizer_config.json; returns their paths."""
-        return files.write_all(self.settings(), save_directory, filename_prefix)
+        return files.write(self.settings(), save_directory, filename_prefix, whole=True)
 
     # -- rows to a batch
 

@@ -93,7 +93,7 @@ def real_pip(world):
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"fetching.lock"}
+    return {path.name for path in folder.iterdir()}
 
 
 # -- where it lies ---------------------------------------------------------------------------------
