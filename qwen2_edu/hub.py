@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
@@ -162,7 +161,7 @@ def _download(
 ) -> Path:
     import huggingface_hub  # here, so that nothing else waits for it
 
-    from .files.weights import no_safetensors
+    from .files.weights import NO_SAFETENSORS
 
     files = FILES[kind] if gguf_file is None else [gguf_file]
     wanted = {"allow_patterns": files, "ignore_patterns": ["*/*.safetensors*"]}
@@ -176,11 +175,7 @@ def _download(
     if gguf_file is not None:
         return folder / gguf_file
     if kind == "model" and not any(folder.glob("*.safetensors")):
-        listing: list[str] = []
-        with contextlib.suppress(Exception):  # it only makes the message better
-            api = huggingface_hub.HfApi(token=options["token"])
-            listing = api.list_repo_files(name, revision=folder.name)
-        raise FileNotFoundError(no_safetensors(f"the hub's {name!r}", listing))
+        raise FileNotFoundError(f"the hub's {name!r} {NO_SAFETENSORS}")
     return folder
 
 

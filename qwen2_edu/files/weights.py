@@ -26,6 +26,8 @@ from .disk import read_json
 from .gguf import GGUFFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NO_SAFETENSORS = f"has neither {SINGLE} nor {INDEX}: look for a copy in safetensors, as a pickle "
+NO_SAFETENSORS += "(pytorch_model.bin) can run any code when it is opened, so it is refused"
 # What a save leaves behind must be its own: these go if it does not write them. A reader takes
 # model.safetensors before the index, the index before loose shards, and believes all the rest.
 OUTDATED = re.compile(
@@ -52,7 +54,7 @@ def find_weights(folder: str | os.PathLike[str]) -> list[Path]:
     folder, index = Path(folder), Path(folder) / INDEX
     found = {SINGLE: ""}  # file: a tensor in it
     if not (folder / SINGLE).is_file() and not index.is_file():
-        raise FileNotFoundError(no_safetensors(str(folder), os.listdir(folder)))
+        raise FileNotFoundError(f"{folder} {NO_SAFETENSORS}")
     if not (folder / SINGLE).is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -71,17 +73,6 @@ def find_weights(folder: str | os.PathLike[str]) -> list[Path]:
         if (target := path.resolve()).parent not in (home, blobs):
             raise ValueError(f"{path} is a link that leaves its folder, to {target}: refused")
     return [folder / file for file in found]
-
-
-def no_safetensors(where: str, files: Iterable[str]) -> str:
-    """Why a place without safetensors cannot be loaded; `files` is what it holds instead."""
-    pickles = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if not pickles:
-        return f"{where} has neither model.safetensors nor model.safetensors.index.json"
-    return (
-        f"{where} has no safetensors, only {pickles[0]}: that is a pickle, which can run any code "
-        "when it is opened, so it is refused; look for a copy of the model in safetensors"
-    )
 
 
 def open_safetensors(path: str | os.PathLike[str], device: str = "cpu"):

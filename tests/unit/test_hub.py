@@ -317,7 +317,8 @@ def test_named_templates_are_fetched(hub):
 
 def test_pickle_only_repository(hub):
     with pytest.raises(
-        FileNotFoundError, match="'org/pickle' .*no .*safetensors.*pytorch_model.bin.*pickle"
+        FileNotFoundError,
+        match="'org/pickle' has neither .*safetensors.* pickle .pytorch_model.bin",
     ):
         Qwen2ForCausalLM.from_pretrained("org/pickle")
     assert not any("pytorch_model.bin" in path for _, path, _ in hub.requests)
