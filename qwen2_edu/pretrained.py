@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,16 +96,20 @@ class Qwen2PreTrainedModel(nn.Module):
                 tensor at fault and the way out. ConnectionError and PermissionError are OSErrors.
             MemoryError: `device_map="auto"` and no device has room.
         """
+        from .decoding.settings import GenerationConfig
         from .files.checksums import check_hashes
         from .files.devices import choose_device
         from .files.disk import locked
-        from .files.weights import INDEX, find_weights
+        from .files.gguf import open_place
+        from .files.weights import INDEX, check_layers, find_weights, load_weights
         from .hub import HUB_OPTIONS, drop_neutral, resolve, take_options
+        from .quantize import quantize as pack
+        from .quantize import shape_like_saved
 
         drop_neutral("from_pretrained", options, (*OPTIONS, *HUB_OPTIONS), also=CONFIG_FIELDS)
         if torch_dtype is not None and dtype not in ("auto", None, torch_dtype):
             raise TypeError(f"dtype={dtype!r}, torch_dtype={torch_dtype!r}: give one of the two")
-        number_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
+        asked_type = parse_dtype(dtype if torch_dtype is None else torch_dtype)
         name = pretrained_model_name_or_path
         folder = resolve(name, "model", **take_options(options))  # or a GGUF file
         if verify and folder.is_file():
@@ -117,9 +119,31 @@ class Qwen2PreTrainedModel(nn.Module):
             check_hashes(folder, [path.name for path in find_weights(folder)])
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
-        place = partial(choose_device, device, device_map)
-        how = {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
-        load = partial(cls._load, name, folder, config, options, number_type, place, how, quantize)
+
+        def load() -> Qwen2PreTrainedModel:
+            source = open_place(folder)
+            if config is None:
+                its = Qwen2Config.from_place(source, **options)
+            else:
+                kept = {"attn_implementation": config.attn_implementation, **options}
+                its = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **kept)
+            number_type = asked_type or parse_dtype(its.dtype)
+            check_layers(source, its.num_hidden_layers)
+            with torch.device("meta"), Undrawn():  # names and shapes only
+                model = cls(its)
+            if "quantization_config" in its.extra:
+                shape_like_saved(model, its.extra["quantization_config"])
+            size = model.num_parameters() * (number_type or torch.float32).itemsize
+            how = {"dtype": number_type, "device": choose_device(device, device_map, size)}
+            how |= {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+            if fresh := load_weights(model, source, **how):
+                warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
+            its.torch_dtype = str(model.dtype).removeprefix("torch.")
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+            if quantize is not None:
+                pack(model, quantize, None if source is folder else source)
+            return model.eval()
+
         seen = _stamps(folder)
         try:
             model = load()
@@ -131,36 +155,6 @@ class Qwen2PreTrainedModel(nn.Module):
                 return model
         with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
             return load()
-
-    @classmethod
-    def _load(cls, name, folder, config, changes: dict, dtype, place: Callable, how, quantize):
-        """What `from_pretrained` answers, unless a save came meanwhile."""
-        from .decoding.settings import GenerationConfig
-        from .files.gguf import open_place
-        from .files.weights import check_layers, load_weights
-        from .quantize import quantize as pack
-        from .quantize import shape_like_saved
-
-        source = open_place(folder)
-        if config is None:
-            config = Qwen2Config.from_place(source, **changes)
-        else:
-            changes = {"attn_implementation": config.attn_implementation, **changes}
-            config = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **changes)
-        dtype = dtype or parse_dtype(config.dtype)
-        check_layers(source, config.num_hidden_layers)
-        with torch.device("meta"), Undrawn():  # names and shapes only
-            model = cls(config)
-        if "quantization_config" in config.extra:
-            shape_like_saved(model, config.extra["quantization_config"])
-        device = place(model.num_parameters() * (dtype or torch.float32).itemsize)
-        if fresh := load_weights(model, source, dtype=dtype, device=device, **how):
-            warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
-        config.torch_dtype = str(model.dtype).removeprefix("torch.")
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-        if quantize is not None:
-            pack(model, quantize, None if source is folder else source)
-        return model.eval()
 
     def save_pretrained(
         self,
