@@ -159,8 +159,11 @@ def load_weights(
             raise ValueError(f"{twin}, but the config ties them: pass tie_word_embeddings=False")
         if other in tensors:
             tensors[name] = tensors[other]  # whichever of the two is stored serves both
+    for name in fresh:
+        tensors[name] = torch.empty(wanted[name].shape, dtype=dtype, device=device)
     model.load_state_dict(tensors, strict=False, assign=True)
-    _initialise(model, fresh, dtype, device)
+    for owner in {name.rpartition(".")[0] for name in fresh}:
+        model.init_weights(model.get_submodule(owner))
     model.tie_weights()
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     return fresh
@@ -240,17 +243,6 @@ def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[
 def _is_packed(name: str, tensor: Tensor) -> bool:
     """Is it a part of a quantised matrix, which is read as it is stored?"""
     return name.endswith(".scales") or not tensor.is_floating_point()
-
-
-def _initialise(model: nn.Module, names: list[str], dtype: torch.dtype, device) -> None:
-    """Give a fresh head its starting values."""
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        empty = torch.empty_like(module.get_parameter(leaf), dtype=dtype, device=device)
-        setattr(module, leaf, nn.Parameter(empty))
-    for owner in {name.rpartition(".")[0] for name in names}:
-        model.init_weights(model.get_submodule(owner))
 
 
 def write_weights(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:
