@@ -57,9 +57,9 @@ DEPTH = 64  # of lists and dicts in one another; what is deeper is no setting
 def plain(value: Any, whole: bool = False, depth: int = DEPTH) -> Any:
     """`value` in Python's own types, which every file can hold and every check knows.
 
-    Numbers, booleans, arrays and tensors of numpy and torch become int, float, bool or lists of
-    them, also inside lists, tuples and dicts. `whole`: a float without a fraction becomes an int,
-    as JSON may write a length (1e30). ValueError: nested more than 64 deep.
+    Numbers, arrays and tensors of numpy and torch become int, float, bool or lists of them, however
+    deep they lie. `whole`: a float without a fraction becomes an int, as JSON may write a length
+    (1e30). ValueError: nested more than 64 deep.
     """
     if depth < 0:
         raise ValueError(f"lists or objects are nested more than {DEPTH} deep: no setting is")
@@ -75,9 +75,8 @@ def plain(value: Any, whole: bool = False, depth: int = DEPTH) -> Any:
 def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> None:
     """Raise ValueError for the first value that is not of the type its field has in `hints`.
 
-    Types are written as annotations: int, float, str, bool, None, Any, list[int], dict[str, Any],
-    a class, unions of these. An int is a float too, but a bool is no number. Fields without a hint
-    pass. `where`: the file, or what else is at fault.
+    Types are written as annotations: an int is a float too, but a bool is no number. Fields without
+    a hint pass. `where`: the file, or what else is at fault.
     """
     for name, value in values.items():
         if not _is_a(value, hints.get(name, Any)):

@@ -16,9 +16,8 @@ PARTS = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "MLP", "n
 
 
 def parameters_by_part(config: Qwen2Config) -> dict[str, int]:
-    """How many numbers do "embedding", "attention", "MLP", "norms" and "head" hold?
-
-    A head tied to the embedding counts there, so the sum is that of all parameters.
+    """How many numbers do "embedding", "attention", "MLP", "norms" and "head" hold? A tied head
+    counts as embedding.
     """
     with torch.device("meta"), Undrawn():  # tensors have shapes and no memory
         model = Qwen2ForCausalLM(config)

@@ -82,9 +82,8 @@ class Qwen2PreTrainedModel(nn.Module):
             quantize: "int8" or "int4": keep the weights in fewer bits; see `quantize.quantize`.
             verify: first compare each file with its recorded hash; see `checksums.check_hashes`.
             mmap: where nothing needs to be converted, parameters are the file itself, read when
-                first used. Whoever then writes into that file changes the model, or ends the
-                process if it becomes shorter (a save puts a new file in its place, which does
-                neither). False = read all of it now.
+                first used. Whoever then writes into it (a save puts a new one in its place) changes
+                the model, or ends the process if it becomes shorter. False = read all of it now.
             ignore_mismatched_sizes: parts of other shapes are newly initialised, with a warning.
             **options: revision, token, cache_dir, local_files_only, gguf_file, as in `hub.resolve`;
                 and fields of the config to change, such as `num_labels=3`. With fewer
@@ -287,9 +286,8 @@ class Qwen2PreTrainedModel(nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the model has learned; a tied head counts once, scales do not.
-
-        `exclude_embeddings` leaves out the token embedding, and with it a head tied to it, but not
-        an untied head (the "non-embedding" figures of the releases leave that out too).
+        `exclude_embeddings` leaves out the token embedding and a head tied to it (the figures of
+        the releases leave out an untied head too).
         """
         embedding = self.get_input_embeddings().weight
         return sum(

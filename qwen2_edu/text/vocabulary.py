@@ -149,11 +149,9 @@ class Vocabulary:
         return self._special_ids | set(self.all_special_ids)
 
     def add_tokens(self, new_tokens: Token | Iterable[Token], special_tokens: bool = False) -> int:
-        """Add tokens that are matched whole wherever they stand. Their ids follow the highest one.
-
-        A plain string is looked for in the NFC form of a text; or, if special, in the text as it
-        is, and then `skip_special_tokens` drops it. Returns how many are new: if there are any,
-        call `model.resize_token_embeddings(tokenizer.vocab_limit)`.
+        """Add tokens; their ids follow the highest one. A plain string is looked for in the NFC
+        form of a text; or, if special, in the text as it is, and then `skip_special_tokens` drops
+        it. Returns how many are new: if any, `model.resize_token_embeddings(tokenizer.vocab_limit)`.
         """
         before = len(self._added)
         for token in [new_tokens] if isinstance(new_tokens, Token) else new_tokens:
@@ -162,9 +160,8 @@ class Vocabulary:
         return len(self._added) - before
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, Token | Sequence[Token]]) -> int:
-        """Add special tokens, and say which part they play; returns how many are new.
-
-        For example {"pad_token": "<pad>", "additional_special_tokens": ["<a>", "<b>"]}.
+        """Add special tokens, as {"pad_token": "<pad>", "additional_special_tokens": ["<a>"]} says
+        which part they play; returns how many are new.
         """
         extras = ("additional_special_tokens", "extra_special_tokens")
         new = 0
