@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class Row(NamedTuple):
-    """The largest absolute difference at a station."""
-
-    station: str
-    difference: float
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found; as text, a table."""
 
-    rows: list[Row]  # in the order in which a model computes
+    differences: dict[str, float]  # the largest at each station, in the order of computing
     tolerance: float  # the difference that counts as rounding
 
     @property
     def first(self) -> str | None:
         """The first station that differs by more than rounding, or None. NaN always differs."""
-        beyond = (row.station for row in self.rows if not row.difference <= self.tolerance)
-        return next(beyond, None)
+        return next((name for name, x in self.differences.items() if not x <= self.tolerance), None)
 
     def __str__(self) -> str:
-        width = max(len(row.station) for row in self.rows) + 2
+        width = max(map(len, self.differences)) + 2
         lines = [f"{'station':{width}}max|Δ|"]
-        for station, difference in self.rows:
+        for station, difference in self.differences.items():
             shown = f"≤ {self.tolerance:g}" if difference <= self.tolerance else f"{difference:.2g}"
             lines.append(f"{station:{width}}{shown}{'  <- first' * (station == self.first)}")
         return "\n".join(lines)
@@ -52,13 +44,13 @@ def compare(
     a, b = stations(model_a, input_ids), stations(model_b, input_ids)
     if len(a) != len(b):
         raise ValueError(f"models of {len(a) // 2 - 1} and {len(b) // 2 - 1} layers")
-    rows = []
+    differences = {}
     for (name, x), y in zip(a.items(), b.values(), strict=True):
         if x.shape != y.shape:
             raise ValueError(f"{name}: shapes {tuple(x.shape)} and {tuple(y.shape)} cannot agree")
         gap = torch.where(x == y, 0.0, (x - y).abs())  # two infinities are equal too
-        rows.append(Row(name, gap.max().item()))
-    return Comparison(rows, tolerance)
+        differences[name] = gap.max().item()
+    return Comparison(differences, tolerance)
 
 
 def first_not_finite(model: nn.Module, input_ids: Tensor | None = None, **inputs: Any) -> str:

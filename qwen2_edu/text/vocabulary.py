@@ -151,7 +151,7 @@ class Vocabulary:
     def add_tokens(self, new_tokens: Token | Iterable[Token], special_tokens: bool = False) -> int:
         """Add tokens; their ids follow the highest one. A plain string is looked for in the NFC
         form of a text; or, if special, in the text as it is, and then `skip_special_tokens` drops
-        it. Returns how many are new: if any, `model.resize_token_embeddings(tokenizer.vocab_limit)`.
+        it. Returns how many are new: if any, `model.resize_token_embeddings(self.vocab_limit)`.
         """
         before = len(self._added)
         for token in [new_tokens] if isinstance(new_tokens, Token) else new_tokens:

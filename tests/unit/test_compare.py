@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qwen2_edu import Qwen2ForCausalLM
-from qwen2_edu.compare import Comparison, Row, compare, stations
+from qwen2_edu.compare import Comparison, compare, stations
 
 IDS = torch.arange(22).view(2, 11) * 4 + 3
 NAMES = ["embeddings"]
@@ -33,7 +33,7 @@ def reference(model):
 
 def test_twins_differ_nowhere(model, reference):
     found = compare(model, reference, IDS)
-    assert [row.station for row in found.rows] == NAMES
+    assert list(found.differences) == NAMES
     assert found.first is None and "first" not in str(found)
     assert str(found).count("≤ 1e-05") == len(NAMES)
 
@@ -74,8 +74,8 @@ def test_a_planted_fault_is_found_where_it_is(model, reference, place, theirs):
     for pair in ((right, spoilt), (spoilt, right)):
         found = compare(*pair, IDS)
         assert found.first == place
-        before = found.rows[: NAMES.index(place)]
-        assert all(row.difference <= 1e-5 for row in before)
+        before = NAMES[: NAMES.index(place)]
+        assert all(found.differences[name] <= 1e-5 for name in before)
         marked = [line for line in str(found).split("\n") if line.endswith("  <- first")]
         assert len(marked) == 1 and marked[0].startswith(place)
 
@@ -85,7 +85,7 @@ def test_the_difference_is_the_largest_one(model):
     spoilt.lm_head.register_forward_hook(lambda module, inputs, out: out.index_fill(2, IDS[0], 0.0))
     with torch.no_grad():
         largest = model(IDS).logits[..., IDS[0]].abs().max().item()
-    assert compare(model, spoilt, IDS).rows[-1].difference == pytest.approx(largest, rel=1e-6)
+    assert compare(model, spoilt, IDS).differences["logits"] == pytest.approx(largest, rel=1e-6)
 
 
 def test_tolerance_decides(model):
@@ -101,7 +101,7 @@ def test_nan_differs_and_equal_infinities_do_not(model):
         spoilt = copy.deepcopy(model)
         spoilt.lm_head.register_forward_hook(lambda m, i, out, bad=bad: out.fill_(bad))
         assert compare(spoilt, copy.deepcopy(spoilt), IDS).first == first
-    assert Comparison([Row("a", float("nan"))], 1.0).first == "a"
+    assert Comparison({"a": float("nan")}, 1.0).first == "a"
 
 
 def test_the_models_are_left_as_they_were(model):
@@ -116,7 +116,7 @@ def test_the_models_are_left_as_they_were(model):
 
 def test_bf16_can_be_compared_with_fp32(model):
     found = compare(model, copy.deepcopy(model).to(torch.bfloat16), IDS)
-    assert found.first == "embeddings" and found.rows[-1].difference < 1
+    assert found.first == "embeddings" and found.differences["logits"] < 1
 
 
 def test_what_cannot_be_compared_is_said(model, small_config):
