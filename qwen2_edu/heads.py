@@ -112,7 +112,7 @@ class Qwen2ForTokenClassification(Qwen2PreTrainedModel):
         logits = self.score(self.dropout(out.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
-            loss = mean_loss(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+            loss = mean_loss(logits, labels, num_items_in_batch)
         return ClassifierOutput(
             loss, logits, out.past_key_values, out.hidden_states, out.attentions
         )
@@ -168,9 +168,10 @@ def classification_loss(
         kind = "single_label_classification"
     if kind == "single_label_classification":
         return mean_loss(logits, labels.flatten(), count)
-    labels = labels.float()
-    if kind == "regression":
-        loss = mse_loss(logits.reshape(labels.shape), labels)
-    else:
-        loss = binary_cross_entropy_with_logits(logits, labels)
+    if labels.numel() != logits.numel() or labels.device != logits.device:
+        found = f"labels {labels.dtype} {tuple(labels.shape)} on {labels.device} do not fit logits"
+        several = f"{tuple(logits.shape)} on {logits.device}: give a number for each"
+        raise ValueError(f"{found} {several}, or, for one class a text, integers")
+    measure = mse_loss if kind == "regression" else binary_cross_entropy_with_logits
+    loss = measure(logits, labels.float().reshape(logits.shape))
     return loss if count is None else loss * labels.numel() / count

@@ -127,7 +127,8 @@ class Qwen2Model(Qwen2PreTrainedModel):
             output_attentions = self.config.extra.get("output_attentions")
         if output_hidden_states is None:
             output_hidden_states = self.config.extra.get("output_hidden_states")
-        x = self._embed(input_ids, inputs_embeds)  # (B, T, E)
+        places = {"attention_mask": attention_mask, "position_ids": position_ids}
+        x = self._embed(input_ids, inputs_embeds, **places)  # (B, T, E)
         alone = attention_mask is None and past_key_values is None and not use_cache
         own = self._own_documents(position_ids, x, alone and self.config.is_causal)
         cache = self._choose_cache(past_key_values, use_cache, own is not None)
@@ -155,13 +156,9 @@ class Qwen2Model(Qwen2PreTrainedModel):
             attentions=tuple(record.attentions) if record is not None else None,
         )
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
-        if inputs_embeds is not None:
-            return inputs_embeds
-        check_ids(input_ids, self.config.vocab_size)
-        return self.embed_tokens(input_ids)
+    def _embed(self, input_ids: Any, inputs_embeds: Tensor | None = None, **more: Any) -> Tensor:
+        _check_inputs(self, input_ids, inputs_embeds, **more)
+        return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _own_documents(self, position_ids: Tensor | None, x: Tensor, alone: bool) -> Tensor | None:
         """`tokens_of_own_document` where positions alone tell documents apart, else None."""
@@ -239,6 +236,29 @@ class Qwen2Model(Qwen2PreTrainedModel):
         return position_ids, masks
 
 
+def _check_inputs(
+    trunk: nn.Module, input_ids: Any, inputs_embeds: Any, wait: bool = False, **beside: Any
+) -> None:
+    """Refuse what a trunk cannot read, or is not where it is; `wait` as in `check_ids`."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+    device = trunk.device
+    for name, x in {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **beside}.items():
+        if isinstance(x, Tensor) and x.device != device:
+            where = f"{name} must be on {device}, as the model is, not on {x.device}"
+            raise ValueError(f"{where}: pass {name}.to(model.device)")
+    if isinstance(input_ids, Tensor) and input_ids.ndim == 1:
+        shape = tuple(input_ids.shape)
+        raise ValueError(f"input_ids must be (B, T), {shape} is one row: pass input_ids[None]")
+    if inputs_embeds is None:
+        return check_ids(input_ids, trunk.config.vocab_size, wait)
+    shape, E, kind = tuple(inputs_embeds.shape), trunk.config.hidden_size, inputs_embeds.dtype
+    if len(shape) != 3 or 0 in shape or shape[2] != E:
+        raise ValueError(f"inputs_embeds must be (B, T, {E}), not {shape}")
+    if kind != trunk.dtype and not torch.is_autocast_enabled(device.type):
+        raise ValueError(f"inputs_embeds are {kind} and the model {trunk.dtype}: convert them")
+
+
 def _check_past(mask: Tensor, keys: dict[str, Tensor]) -> None:
     """Refuse a mask (B, past + T) that has other padding than the cache has read."""
     for kind, held in {} if torch.compiler.is_compiling() else keys.items():
@@ -313,11 +333,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         logits = self.lm_head(out.last_hidden_state[:, keep])  # (B, T, V)
         loss = None
         if labels is not None:
-            if logits.shape[:2] != labels.shape:
-                raise ValueError(
-                    f"labels {tuple(labels.shape)} do not fit logits of "
-                    f"{tuple(logits.shape[:2])} positions"
-                )
             loss = next_token_loss(logits, labels, num_items_in_batch)
         return CausalLMOutput(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
 
@@ -334,14 +349,33 @@ def next_token_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None =
     """Mean cross-entropy in nats of each label given what came before it; fp32. Logits (B, T, V),
     labels (B, T) with -100 = not counted -> (); `count` as in `mean_loss`.
     """
+    _check_labels(labels, logits)
     following = pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T): the label of the next position
-    return mean_loss(logits.flatten(0, 1), following.flatten(), count)
+    return mean_loss(logits, following, count)
 
 
 def mean_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
-    """Cross-entropy of logits (N, classes) and labels (N,), -100 = not counted; fp32. The sum over
-    labels is divided by `count`, None = their number: a trainer that adds up the gradients of
+    """Cross-entropy of logits (..., classes) and labels (...), -100 = not counted; fp32. The sum
+    over labels is divided by `count`, None = their number: a trainer that adds up the gradients of
     several batches counts the labels of all.
     """
-    loss = cross_entropy(logits.float(), labels.long(), reduction="sum")
+    _check_labels(labels, logits)
+    logits, labels = logits.float().flatten(0, -2), labels.long().flatten()
+    loss = cross_entropy(logits, labels, reduction="sum")
     return loss / (labels.ne(-100).sum() if count is None else count)
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Refuse labels that are not an integer for each place of the logits (..., classes), one of the
+    classes or -100. As with ids, what lies on a GPU is not looked at.
+    """
+    places, last = tuple(logits.shape[:-1]), logits.shape[-1] - 1
+    if (labels.shape, labels.device) != (places, logits.device) or labels.is_floating_point():
+        found = f"labels {labels.dtype} {tuple(labels.shape)} on {labels.device}"
+        fit = f"do not fit logits {tuple(logits.shape)} on {logits.device}: give integers {places}"
+        raise ValueError(f"{found} {fit}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels > last))]
+        if len(wrong):
+            known = f"each is from 0 to {last}, or -100 for what does not count"
+            raise ValueError(f"labels hold {wrong[0]}: {known}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache, DynamicCache, StaticCache
-from ..checks import Range, check_ids, check_numbers, checked, warn_caller
+from ..checks import Range, check_numbers, checked, warn_caller
 from ..compare import first_not_finite
 from ..pretrained import Qwen2PreTrainedModel
 from ..sampling import draw
@@ -67,8 +67,11 @@ class Request:
         if inputs is not None and input_ids is not None:
             raise ValueError("inputs and input_ids are the same thing: give one")
         self.inputs_embeds = inputs_embeds
-        self.prompt = self.input_ids = self._ids(inputs if input_ids is None else input_ids)
+        ids = inputs if input_ids is None else input_ids
+        self.prompt = self.input_ids = self._ids(ids, attention_mask)
         B, T = self.shape = (self.prompt if inputs_embeds is None else inputs_embeds).shape[:2]
+        if getattr(ids, "shape", None) == getattr(attention_mask, "shape", None) == (B, 0):
+            attention_mask = None  # of the empty prompt, in whose place stands the bos token
         self.attention_mask = self._mask(attention_mask)
         self.steps = self._steps(T)
         self.drafter, self.accepted = self._drafter(assistant_model, fast), []
@@ -97,30 +100,25 @@ class Request:
 
     # -- the arguments, checked --------------------------------------------------------------------
 
-    def _ids(self, ids: Tensor | None) -> Tensor:
+    def _ids(self, ids: Any, mask: Tensor | None) -> Tensor:
         """The ids of the prompt, (B, T); beside embeddings those that go with them, or (B, 0)."""
         model, embeds, bos = self.model, self.inputs_embeds, self.settings.bos_token_id
+        check = partial(model.base_model._embed, attention_mask=mask, wait=True)
         if embeds is not None:
-            shape, E = tuple(embeds.shape), model.config.hidden_size
-            if len(shape) != 3 or 0 in shape or shape[2] != E:
-                raise ValueError(f"inputs_embeds must be (B, T, {E}), not {shape}")
-            if (embeds.dtype, embeds.device) != (model.dtype, model.device):
-                found = f"inputs_embeds are {embeds.dtype} on {embeds.device} and the model"
-                raise ValueError(f"{found} {model.dtype} on {model.device}: convert them")
+            check(None, embeds)
             if ids is None:
-                return torch.zeros(shape[0], 0, dtype=torch.long, device=model.device)
+                return torch.zeros(len(embeds), 0, dtype=torch.long, device=model.device)
         if ids is None:
             ids = torch.zeros(1, 0, dtype=torch.long, device=model.device)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] == 0:
             if bos is None:
-                raise ValueError("the prompt is empty and there is no bos_token_id to begin with")
+                raise ValueError(
+                    "the prompt is empty: give a text, or bos_token_id=… to begin with"
+                )
             ids = ids.new_full((len(ids), 1), bos)
-        check_ids(ids, model.config.vocab_size, wait=True)
-        if ids.device != model.device:
-            where = f"input_ids are on {ids.device} and the model on {model.device}"
-            raise ValueError(f"{where}: pass input_ids.to(model.device)")
-        if embeds is not None and ids.shape != shape[:2]:
-            shapes = f"{tuple(ids.shape)} do not go with inputs_embeds {shape}"
+        check(ids)
+        if embeds is not None and ids.shape != embeds.shape[:2]:
+            shapes = f"{tuple(ids.shape)} do not go with inputs_embeds {tuple(embeds.shape)}"
             raise ValueError(f"input_ids {shapes}: give one id for each, or none")
         return ids.long()
 
@@ -141,7 +139,8 @@ class Request:
         s, longest = self.settings, self.model.config.max_position_embeddings
         steps = s.max_length - T if s.max_new_tokens is None else s.max_new_tokens
         if steps < 1:
-            raise ValueError(f"max_length={s.max_length} leaves no room after {T} tokens of prompt")
+            counts = f"max_length={s.max_length} counts the prompt too, which has {T} tokens"
+            raise ValueError(f"{counts}: pass a larger one, or max_new_tokens=…")
         if T + steps > longest:
             goes = f"a prompt of {T} and {steps} new tokens go past max_position_embeddings="
             warn_caller(f"{goes}{longest}: beyond it the text is likely to get worse")
@@ -155,14 +154,15 @@ class Request:
             return None
         if assistant is not None and lookup is not None:
             raise ValueError("assistant_model and prompt_lookup_num_tokens: give one of them")
+        asked = f"prompt_lookup_num_tokens={lookup}" if assistant is None else "assistant_model"
         if rows * s.num_return_sequences * s.num_beams != 1:
             counts = f"{rows} rows, {s.num_return_sequences} answers each, {s.num_beams} beams"
-            raise ValueError(f"speculation continues one row, once, without beams, not {counts}")
+            raise ValueError(f"{asked} continues one row, once, without beams, not {counts}")
         if not s.use_cache or self.inputs_embeds is not None:
             need = "ids and a cache: no inputs_embeds, no use_cache=False"
-            raise ValueError(f"speculation needs {need}")
+            raise ValueError(f"{asked} needs {need}")
         if s.output_hidden_states or s.output_attentions:
-            raise ValueError("speculation keeps no states and maps: leave out the one or the other")
+            raise ValueError(f"{asked} keeps no states and maps: leave out the one or the other")
         return PromptLookup(lookup) if assistant is None else Assistant(assistant, fast)
 
     def _cache(self, cache: Cache | None, fast: bool) -> Cache | None:

@@ -436,11 +436,11 @@ def test_rows_that_stop_apart_need_a_padding_id(ascii_model, tokenizer):
         ascii_model.config.pad_token_id = 2
 
 
-class Scripted:
+class Scripted(Qwen2ForCausalLM):
     """A model that says `script`, whatever it reads."""
 
     def __init__(self, config, prompt, script):
-        self.config, self.generation_config, self.device = config, None, torch.device("cpu")
+        super().__init__(config)
         self.prompt, self.script = prompt, [*script, *[7] * 20]
 
     def __call__(self, ids, past_key_values, **_):

@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen2_edu import DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model, StaticCache, capture
+from qwen2_edu import (
+    DynamicCache,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+    Qwen2ForTokenClassification,
+    Qwen2Model,
+    StaticCache,
+    capture,
+)
 from qwen2_edu.attention import attention_weights, eager_attention, sdpa_attention
 from qwen2_edu.layers import RMSNorm, SwiGLU
 from qwen2_edu.masks import additive, tokens_of_own_document, visible
@@ -211,11 +220,38 @@ def test_wrong_inputs_are_named(small_config):
             r"\(2, 7\) does not fit.*\(2, 5\)",
         ),
         ({"input_ids": ids, "position_ids": torch.zeros(2, 4).long()}, r"\(2, 4\) do not fit 2"),
-        ({"input_ids": ids, "labels": ids[:, :3]}, r"labels \(2, 3\).*\(2, 5\)"),
+        ({"input_ids": ids, "labels": ids[:, :3]}, r"labels .*\(2, 3\).*logits \(2, 5, 97\)"),
+        ({"input_ids": ids, "labels": ids + 97}, "labels hold .*from 0 to 96, or -100"),
+        ({"input_ids": ids, "labels": ids - 97}, "labels hold -.*from 0 to 96, or -100"),
+        ({"input_ids": ids, "labels": ids.float()}, r"labels torch.float32.*integers \(2, 5\)"),
+        ({"input_ids": ids[0]}, r"\(5,\) is one row: pass input_ids\[None\]"),
+        ({"inputs_embeds": torch.zeros(2, 5, 47)}, r"\(B, T, 48\), not \(2, 5, 47\)"),
+        ({"inputs_embeds": torch.zeros(5, 48)}, r"\(B, T, 48\), not \(5, 48\)"),
+        ({"inputs_embeds": torch.zeros(2, 5, 48).double()}, "float64 and the model .*float32"),
     ]
+    placed = {"input_ids": ids, "attention_mask": ids > 0, "position_ids": ids, "labels": ids}
+    for name in placed:
+        elsewhere = placed | {name: placed[name].to("meta")}
+        cases.append((elsewhere, rf"{name} .*on (meta|cpu).* on (meta|cpu)"))
+    before = model(ids).logits
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
+    assert torch.equal(model(ids).logits, before), "a refused call has changed the model"
+
+
+def test_labels_that_no_head_can_judge(small_config):
+    ids, config = torch.randint(3, 97, (2, 5)), small_config(num_labels=3, pad_token_id=0)
+    text, token = Qwen2ForSequenceClassification(config), Qwen2ForTokenClassification(config)
+    for model, labels, message in (
+        (text, torch.tensor([0, 3]), "labels hold 3: each is from 0 to 2, or -100"),
+        (text, torch.tensor([0, 1, 2]), r"int64 \(3,\) .* logits \(2, 3\).*integers \(2,\)"),
+        (text, torch.tensor([0.5, 1.0]), r"float32 \(2,\).* logits \(2, 3\).* integers"),
+        (token, ids.clamp(max=3), "labels hold 3: each is from 0 to 2, or -100"),
+        (token, ids[:, 1:], r"int64 \(2, 4\) .* logits \(2, 5, 3\).*integers \(2, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(ids, labels=labels)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 9])
