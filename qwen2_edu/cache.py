@@ -239,7 +239,10 @@ class StaticCache(Cache):
             raise ValueError(f"max_length must be from 1 to 2**31 - 1 tokens, not {max_length}")
         self.max_length = max_length
         super().__init__(config)
-        self.length = torch.zeros((), dtype=torch.int64, device=device)
+        try:
+            self.length = torch.zeros((), dtype=torch.int64, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from None
 
     def _columns(self, window: int | None, fill: int = 0) -> Fixed:
         return Fixed(self.max_length, window, fill)

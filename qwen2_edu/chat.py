@@ -15,6 +15,7 @@ makes ids of the spans.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from .text.templates import compile_template, render, to_json
 from .text.traced import LAST, SAID, SPOKEN, WHO, WRITTEN, Traced, origins
 
 _WHO = bytes(byte & WHO for byte in range(256))
-_KINDS = {"content": str, "tool_calls": Sequence[Mapping]}  # of what no template looks at
+_KINDS = {"content": str}  # of what no template looks at
 ROLES = ("system", "user", "assistant", "tool")
 DEFAULT_SYSTEM = {
     "qwen2": "You are a helpful assistant.",
@@ -95,7 +96,8 @@ def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list
         messages: dicts, or a single one.
         roles: those there are; None = any.
 
-    Raises TypeError: not a list of dicts. ValueError: no message, an unknown role, no content.
+    Raises TypeError: not a list of dicts. ValueError: no message, an unknown role, no content, a
+    tool call without a name, or, where `roles` are given, without arguments.
     """
     messages = [messages] if isinstance(messages, Mapping) else messages
     if not isinstance(messages, (list, tuple)):
@@ -113,6 +115,14 @@ def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list
         if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
             needed = "give it one: only an assistant's with tool_calls goes without"
             raise ValueError(f"message {number} ({role}) has no content; {needed}")
+        calls = message.get("tool_calls") or ()
+        check_json({"tool_calls": calls}, {"tool_calls": Sequence[Mapping]}, f"message {number}")
+        for call in calls:
+            made = call.get("function", call)
+            named = isinstance(made, Mapping) and isinstance(made.get("name"), str)
+            if not named or (roles is not None and "arguments" not in made):
+                needed = 'a tool call needs {"name": "…", "arguments": {…}}'
+                raise ValueError(f"message {number}: {needed}, not {reprlib.repr(call)}")
         checked.append(message)
     return checked
 
@@ -199,7 +209,12 @@ def spans(
         last["content"] = _left_open(last.get("content"))
     fixed = {name: Traced(token, WRITTEN) for name, token in (special_tokens or {}).items()}
 
-    text = render(template, **{**fixed, **inputs})
+    try:
+        text = render(template, **{**fixed, **inputs})
+    except ValueError as error:
+        said = [(i, m.get("content", "")) for i, m in enumerate(inputs["messages"])]
+        odd = [f"; the content of message {i} is {c!r}" for i, c in said if not isinstance(c, str)]
+        raise ValueError(f"{error}{''.join(odd[:1])}") from error.__cause__
     if continue_final_message:
         text = _cut_at_end(text)
     text, origin = str.__str__(text), origins(text)

@@ -168,6 +168,7 @@ class Qwen2Config:
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
+        check_json({"num_labels": count}, {"num_labels": int})
         check_numbers({"num_labels": count}, {"num_labels": LABELS})
         if not self.id2label or len(self.id2label) != count:
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
@@ -223,7 +224,8 @@ class Qwen2Config:
         try:
             return cls.from_dict(fields, **changes)
         except ValueError as error:
-            raise ValueError(f"{error}; read from {path}") from None
+            ours = any(name in str(error) for name in changes)  # and so not the file's
+            raise ValueError(str(error) if ours else f"{error}; read from {path}") from None
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Qwen2Config:

@@ -20,6 +20,7 @@ from .decoding.request import Request
 from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.speculation import speculate
 from .decoding.streaming import TextPieces
+from .text.surface import Surface
 
 __all__ = ["GenerationConfig", "effective_settings"]  # people know them by this module
 
@@ -184,7 +185,7 @@ def stream_ids(model: Any, *inputs: Any, **options: Any) -> Iterator[Tensor]:
 
 
 def stream(
-    model: Any, tokenizer: Any, input_ids: Any, skip_special_tokens: bool = True, **options: Any
+    model: Any, tokenizer: Surface, input_ids: Any, skip_special_tokens: bool = True, **options: Any
 ) -> Iterator[str]:
     """`generate` for one prompt, (1, T), as an iterator of text.
 

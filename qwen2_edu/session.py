@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, DynamicCache, StaticCache
-from .checks import checked
+from .checks import check_json, checked
 from .decoding.settings import GenerationConfig, effective_settings
 from .decoding.streaming import TextPieces
 from .generation import stream_ids
@@ -45,13 +45,20 @@ class ChatSession:
     """
 
     def __init__(
-        self, model: Qwen2ForCausalLM, tokenizer: Surface, system: str | None = None, **options: Any
+        self,
+        model: Qwen2ForCausalLM,
+        tokenizer: Surface,
+        system: str | None = None,
+        *,
+        generation_config: Any = None,
+        generator: torch.Generator | None = None,
+        vocab_limit: int | None = None,
+        fast: bool | None = False,
+        **options: Any,
     ):
-        self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.arguments = {n: options.pop(n, None) for n in ("generator", "vocab_limit", "fast")}
-        config = options.pop("generation_config", None)
-        self.options = options
-        self.settings = self._session_settings(config)
+        self.model, self.tokenizer, self.system, self.options = model, tokenizer, system, options
+        self.arguments = {"generator": generator, "vocab_limit": vocab_limit, "fast": fast}
+        self.settings = self._session_settings(generation_config)
         self._turn_options({})  # what cannot be is refused now, not at the first turn
         self.reset()
 
@@ -71,6 +78,7 @@ class ChatSession:
         Whoever stops early, or is interrupted, finds what was answered so far in the conversation.
         A turn without any answer leaves no trace.
         """
+        check_json({"messages": self.messages}, {"messages": list[dict]})
         question = {"role": "user", "content": text}
         options = self._turn_options(options)
         ids = self._rendered([*self.messages, question])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..checks import Range, check_numbers, one_of, warn_caller
+from ..checks import Range, check_numbers, checked, one_of, warn_caller
 
 NO_LIMIT = int(1e30)  # model_max_length of a tokenizer that does not say, as in transformers
 SIDES = ("right", "left")
@@ -19,6 +19,7 @@ FILLERS = {"attention_mask": 0, "offset_mapping": (0, 0), "special_tokens_mask":
 FILLERS |= {"assistant_masks": 0, "token_type_ids": 0, "word_ids": None}
 
 
+@checked
 class BatchEncoding(dict):
     """A result of tokenizing: `result["input_ids"]`, `result.input_ids`, `model(**result)`."""
 
@@ -26,6 +27,8 @@ class BatchEncoding(dict):
         """For each token of a row the number of its word, after `is_split_into_words=True`."""
         if "_words" not in self.__dict__:
             raise ValueError("there are word_ids of texts given as words, is_split_into_words=True")
+        rows = len(self._words)
+        check_numbers({"batch_index": batch_index}, {"batch_index": Range(-rows, rows - 1, True)})
         return self._words[batch_index]
 
     def __getattr__(self, name: str) -> Any:
@@ -33,11 +36,13 @@ class BatchEncoding(dict):
             return self[name]
         raise AttributeError(f"no {name!r} here, only {', '.join(self)}")
 
-    def to(self, device: str | torch.device) -> BatchEncoding:
+    def to(self, device: str | int | torch.device) -> BatchEncoding:
         """Move the tensors in here to a device; returns this same object."""
-        for name, value in self.items():
-            if isinstance(value, torch.Tensor):
-                self[name] = value.to(device)
+        tensors = {n: value for n, value in self.items() if isinstance(value, torch.Tensor)}
+        try:
+            self.update({name: value.to(device) for name, value in tensors.items()})
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from None
         return self
 
 

@@ -17,6 +17,7 @@ from .batching import BATCH_OPTIONS, NO_LIMIT, SIDES, BatchEncoding, batch
 from .vocabulary import Vocabulary
 
 
+@checked
 class StreamDecoder:
     """Decodes ids one at a time, keeping back the bytes of a character not yet whole.
 
@@ -29,7 +30,7 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; "" if none is complete yet."""
-        return self._decoder.decode(self._tokenizer._bytes([plain(token_id)], self._skip))
+        return self._decoder.decode(self._tokenizer._bytes([token_id], self._skip))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character cut short. Then start anew."""

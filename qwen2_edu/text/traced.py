@@ -95,6 +95,9 @@ class Traced(str):
         return found
 
 
+Traced.__name__ = "str"  # as Python calls it where a template fails
+
+
 def origins(text: str) -> bytes:
     """Where each character of a string comes from: WRITTEN, … and further bits."""
     return text._origins if isinstance(text, Traced) else bytes(len(text))
