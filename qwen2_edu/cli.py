@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from . import AutoModelForCausalLM, AutoTokenizer, ChatSession, Qwen2Config, generation, kernels
 from . import verify as verification  # a command has the shorter name
 from .bpe import text_to_token
+from .checks import did_you_mean
 from .config import RELEASES, released_config
 from .costs import tables
 from .decoding.fast import faster_dtype
@@ -59,6 +60,7 @@ def option(kind: Any, text: str, *names: str) -> Any:
 STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 FLAGS = {"do_sample=False": "--greedy", "do_sample=True": "--sample"}
 FLAGS |= {"num_beams": "--beams", "stop_strings": "--stop"}
+QUOTES = '"' * 3
 HELP = "Qwen2 from the bytes up. A model is a folder, a GGUF, a hub name, or tiny or released."
 app = typer.Typer(cls=OneSentence, help=HELP, pretty_exceptions_enable=False, add_completion=False)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name on the hub.")]
@@ -78,6 +80,9 @@ def options_of_generation(
     repetition_penalty: option(float | None, "Above 1, tokens said before get rarer.") = None,
     seed: option(int | None, "The same seed draws the same tokens.") = None,
     stop_strings: option(list[str] | None, "Stop at this text; may be repeated.", "--stop") = None,
+    prompt_lookup_num_tokens: option(
+        int | None, "Guess so many tokens from the text so far."
+    ) = None,
     dtype: option(str, "float32, bfloat16 or float16; auto = stored, or faster.") = "auto",
     device: option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.") = "auto",
     fast: option(bool, "By kernels built on first use, or plainly.", "--fast/--plain") = True,
@@ -142,7 +147,10 @@ def generate(
 
 @generating
 def chat(system: option(str | None, "In place of the template's.") = None, **options: Any) -> None:
-    """Talk to a model: /undo, /again, /reset, /exit; Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk to a model: /undo, /again, /reset, /exit; Ctrl-C stops an answer, Ctrl-D leaves.
+
+    A message of several lines begins and ends with three double quotes.
+    """
     fast = options["fast"]
     lm, tokenizer, said = load(options.pop("model"), **options)
     tokenizer.apply_chat_template([{"role": "user", "content": ""}])  # fails now or never
@@ -151,7 +159,7 @@ def chat(system: option(str | None, "In place of the template's.") = None, **opt
         import readline  # noqa: F401  gives input() a history and arrow keys
     while True:
         try:
-            text = read_stdin(one_line=True).strip()
+            text = read_message()
             question = session.undo() if text in ("/undo", "/again") else text
         except EOFError:  # Ctrl-D
             return
@@ -204,10 +212,15 @@ def info(model: Model = "tiny") -> None:
     released = model.removeprefix("Qwen/") in RELEASES and not Path(model).is_dir()
     if released:
         say(f"There is no folder {model}, so this is the built-in table of releases")
-    config = released_config(model) if released else Qwen2Config.from_pretrained(model)
+    meant = not Path(model).exists() and did_you_mean(model, RELEASES, cutoff=0.8)
+    config = released_config(model) if released or meant else Qwen2Config.from_pretrained(model)
     for heads, rows in tables(config):
         show_table(heads, rows)
-    typer.echo(f"Fastest here: {faster_dtype()[1]}")
+    with Console(stderr=True).status("Looking for kernels, which are built once"):
+        why_not = kernels.why_not("cuda" if torch.cuda.is_available() else "cpu")
+    typer.echo(
+        f"Fastest here: {faster_dtype()[1]}\nFor --fast: {why_not or 'the kernels are ready'}"
+    )
 
 
 @app.command()
@@ -256,6 +269,17 @@ def read_stdin(one_line: bool = False) -> str:
     if re.search("[\udc80-\udcff]", text):  # which stand for bytes that are no text
         raise ValueError(f"stdin is not {sys.stdin.encoding.upper()}")
     return text
+
+
+def read_message() -> str:
+    """The next line of stdin, or what stands between three double quotes, over several lines."""
+    text = read_stdin(one_line=True).strip()
+    while text.startswith(QUOTES) and not text.rstrip().endswith(QUOTES, len(QUOTES)):
+        try:
+            text += "\n" + read_stdin(one_line=True)
+        except EOFError:
+            raise ValueError(f"the message has no {QUOTES} at its end") from None
+    return text.strip().removeprefix(QUOTES).removesuffix(QUOTES).strip()
 
 
 def safe(text: object) -> str:

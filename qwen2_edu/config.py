@@ -347,9 +347,10 @@ RELEASES = tuple(name for name in _PUBLISHED if name.startswith("Qwen2"))
 @checked
 def released_config(name: str) -> Qwen2Config:
     """The configuration of a release, without the network: "Qwen2-0.5B", "Qwen2.5-7B-Instruct", …
-    Another name is a ValueError that lists the known ones.
+    Another name is a ValueError that tells the known ones.
     """
     name = name.removeprefix("Qwen/")
     if name not in RELEASES:
-        raise ValueError(f"no release is called {name!r}; known: {', '.join(RELEASES)}")
+        hint = did_you_mean(name, RELEASES, f"known are {', '.join(RELEASES)}", cutoff=0.8)
+        raise ValueError(f"no release is called {name!r}: {hint}")
     return Qwen2Config.from_dict(copy.deepcopy(_PUBLISHED[name]))

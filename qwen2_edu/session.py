@@ -6,20 +6,25 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from .cache import Cache, DynamicCache, StaticCache
-from .checks import check_json, checked
+from .checks import check_json, checked, refuse_unknown
+from .decoding.request import Request
 from .decoding.settings import GenerationConfig, effective_settings
+from .decoding.speculation import WholeCache
 from .decoding.streaming import TextPieces
 from .generation import stream_ids
 from .model import Qwen2ForCausalLM
 from .text.surface import Surface
 from .text.templates import QWEN2_5_TEMPLATE, QWEN2_TEMPLATE
 
+# Arguments of `generate` that are no settings: what a turn hands on, and what it makes itself.
+PASSED = "generator vocab_limit fast assistant_model logits_processor stopping_criteria".split()
+MADE = "input_ids attention_mask inputs inputs_embeds past_key_values tokenizer streamer".split()
 EACH_BY_ITSELF = (QWEN2_TEMPLATE, QWEN2_5_TEMPLATE)  # templates: no turn changes another's text
 
 
@@ -45,20 +50,14 @@ class ChatSession:
     """
 
     def __init__(
-        self,
-        model: Qwen2ForCausalLM,
-        tokenizer: Surface,
-        system: str | None = None,
-        *,
-        generation_config: Any = None,
-        generator: torch.Generator | None = None,
-        vocab_limit: int | None = None,
-        fast: bool | None = False,
-        **options: Any,
+        self, model: Qwen2ForCausalLM, tokenizer: Surface, system: str | None = None, **options: Any
     ):
-        self.model, self.tokenizer, self.system, self.options = model, tokenizer, system, options
-        self.arguments = {"generator": generator, "vocab_limit": vocab_limit, "fast": fast}
-        self.settings = self._session_settings(generation_config)
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.arguments: dict[str, Any] = {}
+        self.arguments = self._taken(options)
+        config = options.pop("generation_config", None)
+        self.options = options
+        self.settings = self._session_settings(config)
         self._turn_options({})  # what cannot be is refused now, not at the first turn
         self.reset()
 
@@ -86,8 +85,9 @@ class ChatSession:
         prompt = torch.tensor([ids], device=self.model.device)  # (1, T)
         s, cache = options["generation_config"], self._cache_for(ids)
         needed = s.max_length if s.max_new_tokens is None else len(ids) + s.max_new_tokens
-        if needed > cache.max_length:
-            cache = self._forget(needed)
+        guesses = bool(s.prompt_lookup_num_tokens or options.get("assistant_model"))
+        if needed > cache.max_length or (guesses and not isinstance(cache, WholeCache)):
+            cache = self._forget(needed, guesses)
         tokens = stream_ids(self.model, prompt, past_key_values=cache, **options)
         pieces = TextPieces(self.tokenizer, options["generation_config"].stop_strings)
         return self._answer(question, ids, pieces.of(_noted(tokens, ids)))
@@ -156,7 +156,7 @@ class ChatSession:
 
     def _turn_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of a turn: its own, over the session's. Only its own may warn."""
-        arguments = {name: options.pop(name, said) for name, said in self.arguments.items()}
+        arguments = self._taken(options)
         config = options.pop("generation_config", None)
         base = self._session_settings(config) if config else self.settings
         if options.get("max_length") is not None:  # a turn's own limit, in either spelling
@@ -170,6 +170,14 @@ class ChatSession:
             s.eos_token_id = [*s.eos_token_id, end]
         return {**arguments, "tokenizer": self.tokenizer, "generation_config": s}
 
+    def _taken(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What goes to `generate` as it is, taken out of a turn's options, or the session's."""
+        made = dict.fromkeys(MADE, "each turn has its own")
+        refuse_unknown("ChatSession", [name for name in MADE if name in options], (), made)
+        taken = {name: options.pop(name) for name in PASSED if options.get(name) is not None}
+        check_json(taken, get_type_hints(Request.__init__))
+        return {**self.arguments, **taken}
+
     def _cache_for(self, ids: list[int]) -> Cache:
         """The cache, cut back to what `ids` begins with; at least the last id is left to read."""
         kept = 0
@@ -182,12 +190,15 @@ class ChatSession:
             self._forget()
         return self.cache
 
-    def _forget(self, needed: int = 0) -> Cache:
+    def _forget(self, needed: int = 0, guesses: bool = False) -> Cache:
         """Start a new cache; `read` are the ids that the cache holds. On a GPU a fast step is
         recorded for a cache of fixed size: it gets room for `needed` tokens, and as many again.
+        `guesses`: it must go back where one was wrong.
         """
         config, self.read = self.model.config, []
-        if self.arguments["fast"] and self.model.device.type == "cuda":
+        if guesses:
+            self.cache: Cache = WholeCache(config)
+        elif self.arguments.get("fast") and self.model.device.type == "cuda":
             self.cache = StaticCache(config, max(1024, 2 * needed), self.model.device)
         else:
             self.cache = DynamicCache(config)

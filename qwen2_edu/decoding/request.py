@@ -13,6 +13,7 @@ from torch import Tensor
 from ..cache import Cache, DynamicCache, StaticCache
 from ..checks import Range, check_numbers, checked, warn_caller
 from ..compare import first_not_finite
+from ..config import SLIDING
 from ..pretrained import Qwen2PreTrainedModel
 from ..sampling import draw
 from ..text.surface import Surface
@@ -183,6 +184,10 @@ class Request:
         if held >= T:
             counts = f"the cache holds {held} tokens and input_ids {T}: pass those and a new one"
             raise ValueError(f"{counts}, or first call cache.crop({T - 1})")
+        window = cache.windows.get(SLIDING)
+        if self.drafter is not None and window is not None and needed > window:
+            held = f"past_key_values keep the last {window} tokens of sliding layers"
+            raise ValueError(f"{held}, and a wrong guess must be taken back: leave them out")
         cache._check_room(B, needed - 1 - held)  # the last token is not read
         shown = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
         known = torch.as_tensor(cache.pads).flatten().cpu()

@@ -34,10 +34,12 @@ SAMPLING = {
     "min_p": 0.001,
     "repetition_penalty": 1.2,
     "seed": 7,
+    "prompt_lookup_num_tokens": 3,
 }
 SPELLED = (
     "--max-new-tokens 12 --sample --temperature 1.5 --top-k 40 --top-p 0.95 --min-p 0.001 "
-    "--repetition-penalty 1.2 --seed 7"
+    "--repetition-penalty 1.2 --seed 7 "
+    "--prompt-lookup-num-tokens 3"
 ).split()
 
 
@@ -178,6 +180,21 @@ def test_chat_is_a_session(folder, loaded):
     assert (result.exit_code, result.stderr) == (0, "Undone\nReset\n")
 
 
+def test_chat_reads_a_message_of_several_lines(folder, loaded):
+    session = ChatSession(*loaded)
+    expected = [
+        session.send("A dog.\n\n  Which dog?"),
+        session.send('The "fox"'),
+        session.send("Hi."),
+    ]
+    typed = '"""A dog.\n\n  Which dog?"""\n"""\nThe "fox"\n"""\nHi.\n'
+    result = run("chat", "-m", folder, stdin=typed)
+    assert result.stdout == "".join(answer + "\n" for answer in expected) and result.stderr == ""
+    result = run("chat", "-m", folder, stdin='"""The dog\n')
+    assert (result.exit_code, result.stdout) == (0, "") and 'no """ at its end' in result.stderr
+    only_a_sentence(result.stderr)
+
+
 def test_chat_leaves_at_the_end_of_its_input(folder):
     assert run("chat", "-m", folder, stdin="").exit_code == 0
 
@@ -265,7 +282,9 @@ def test_info_of_a_release_needs_no_folder(tmp_path, monkeypatch):
     assert "28 full layers 114.69 MB 57.34 MB" in said  # 28 * 2 * 4 * 128 * 1000
     assert "layers that slide none" in said
     assert "built-in table" in result.stderr
-    assert run("info", "Qwen/Qwen2-7B").stdout == result.stdout
+    assert "For --fast: the kernels are ready" in said
+    monkeypatch.setattr(cli.kernels, "why_not", lambda device: f"none for {device}")
+    assert "For --fast: none for c" in run("info", "Qwen/Qwen2-7B").stdout
 
 
 def test_info_of_a_folder_reads_no_weights(folder, tmp_path, monkeypatch):
@@ -394,7 +413,8 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("chat -m FOLDER --sample --temperature -1", 1, "temperature must be a number above 0"),
         ("tokenize x --model ./nowhere", 1, "there is no file and no folder './nowhere'"),
         ("info ./nowhere", 1, "there is no file and no folder './nowhere'"),
-        ("info Qwen2-8B", 1, "'Qwen2-8B' is neither"),
+        ("info Qwen2-8B", 1, "no release is called 'Qwen2-8B': did you mean Qwen2-7B or"),
+        ("info nothing", 1, "'nothing' is neither"),
         ("download FOLDER --revision main", 1, "is local"),
         ("download ./nowhere", 1, "there is no file and no folder './nowhere'"),
     ],

@@ -83,14 +83,22 @@ def from_scratch(model, messages, **options):
     return bytes(i for i in answer if i < 256).decode("utf-8", "replace"), len(answer)
 
 
+def second(ids, logits):
+    """The likeliest token but one."""
+    return logits.masked_fill(logits == logits.amax(), -torch.inf)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"max_new_tokens": 12},
         {"max_new_tokens": 12, "do_sample": True, "seed": 5, "temperature": 2.0},
         {"max_new_tokens": 12, "repetition_penalty": 1.3},
+        {"max_new_tokens": 12, "prompt_lookup_num_tokens": 3},
+        {"max_new_tokens": 12, "logits_processor": [second]},
+        {"max_new_tokens": 12, "stopping_criteria": [lambda ids, scores: ids[:, -1] % 7 == 0]},
     ],
-    ids=["greedy", "sampled", "penalty"],
+    ids="greedy sampled penalty lookup processor criterion".split(),
 )
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_each_turn_equals_the_conversation_from_scratch(model, tokenizer, system, options):
@@ -294,7 +302,17 @@ def test_impossible_options_are_refused_at_once(model, tokenizer):
         ChatSession(model, tokenizer, temprature=1)
     with pytest.raises(ValueError, match="num_beams=2"):
         ChatSession(model, tokenizer, num_beams=2)
+    for name in "input_ids attention_mask inputs_embeds past_key_values streamer".split():
+        with pytest.raises(TypeError, match=f"{name}.*each turn has its own"):
+            ChatSession(model, tokenizer, **{name: torch.zeros(1, 1)})
+    for name in "generator vocab_limit fast assistant_model logits_processor".split():
+        with pytest.raises(ValueError, match=f"^{name} must be .*, not 'yes'"):
+            ChatSession(model, tokenizer, **{name: "yes"})
     session = ChatSession(model, tokenizer)
+    session.messages = [["a"]]
+    with pytest.raises(ValueError, match="^messages must be list"):
+        session.send("a")
+    session.reset()
     with pytest.raises(ValueError, match="top_p"):
         session.send("a", top_p=2.0, do_sample=True)
     assert session.messages == []
