@@ -31,7 +31,12 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-split = regex.compile(PATTERN).findall
+_PIECES = regex.compile(PATTERN)
+
+
+def split(text: str) -> list[str]:
+    """Which pieces is a text cut into? Joined, they are the text again."""
+    return _PIECES.findall(text)
 
 
 def _byte_alphabet() -> dict[int, str]:

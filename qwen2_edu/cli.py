@@ -80,9 +80,7 @@ def options_of_generation(
     repetition_penalty: option(float | None, "Above 1, tokens said before get rarer.") = None,
     seed: option(int | None, "The same seed draws the same tokens.") = None,
     stop_strings: option(list[str] | None, "Stop at this text; may be repeated.", "--stop") = None,
-    prompt_lookup_num_tokens: option(
-        int | None, "Guess so many tokens from the text so far."
-    ) = None,
+    prompt_lookup_num_tokens: option(int | None, "Guess so many tokens ahead.") = None,
     dtype: option(str, "float32, bfloat16 or float16; auto = stored, or faster.") = "auto",
     device: option(str, "cpu, cuda, cuda:1 or mps; auto = the best with room.") = "auto",
     fast: option(bool, "By kernels built on first use, or plainly.", "--fast/--plain") = True,
@@ -212,15 +210,13 @@ def info(model: Model = "tiny") -> None:
     released = model.removeprefix("Qwen/") in RELEASES and not Path(model).is_dir()
     if released:
         say(f"There is no folder {model}, so this is the built-in table of releases")
-    meant = not Path(model).exists() and did_you_mean(model, RELEASES, cutoff=0.8)
-    config = released_config(model) if released or meant else Qwen2Config.from_pretrained(model)
+    near = not Path(model).exists() and did_you_mean(model, RELEASES, cutoff=0.8)
+    config = released_config(model) if released or near else Qwen2Config.from_pretrained(model)
     for heads, rows in tables(config):
         show_table(heads, rows)
-    with Console(stderr=True).status("Looking for kernels, which are built once"):
-        why_not = kernels.why_not("cuda" if torch.cuda.is_available() else "cpu")
-    typer.echo(
-        f"Fastest here: {faster_dtype()[1]}\nFor --fast: {why_not or 'the kernels are ready'}"
-    )
+    typer.echo(f"Fastest here: {faster_dtype()[1]}")
+    why_not = kernels.why_not("cuda" if torch.cuda.is_available() else "cpu")
+    typer.echo(f"For --fast: {why_not or 'the kernels are ready'}")
 
 
 @app.command()

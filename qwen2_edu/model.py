@@ -329,7 +329,7 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         past = past_key_values
         out = self.model(input_ids, attention_mask, position_ids, past, inputs_embeds, **options)
         whole = isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim > 0
-        keep = logits_to_keep if whole else slice(-int(logits_to_keep), None)
+        keep = logits_to_keep if whole else slice(-int(logits_to_keep or 0), None)
         logits = self.lm_head(out.last_hidden_state[:, keep])  # (B, T, V)
         loss = None
         if labels is not None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..cache import Cache, DynamicCache, StaticCache
 from ..checks import Range, check_numbers, checked, warn_caller
 from ..compare import first_not_finite
-from ..config import SLIDING
 from ..pretrained import Qwen2PreTrainedModel
 from ..sampling import draw
 from ..text.surface import Surface
@@ -113,9 +112,7 @@ class Request:
             ids = torch.zeros(1, 0, dtype=torch.long, device=model.device)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] == 0:
             if bos is None:
-                raise ValueError(
-                    "the prompt is empty: give a text, or bos_token_id=… to begin with"
-                )
+                raise ValueError("the prompt is empty: give a text, or bos_token_id=…")
             ids = ids.new_full((len(ids), 1), bos)
         check(ids)
         if embeds is not None and ids.shape != embeds.shape[:2]:
@@ -184,10 +181,6 @@ class Request:
         if held >= T:
             counts = f"the cache holds {held} tokens and input_ids {T}: pass those and a new one"
             raise ValueError(f"{counts}, or first call cache.crop({T - 1})")
-        window = cache.windows.get(SLIDING)
-        if self.drafter is not None and window is not None and needed > window:
-            held = f"past_key_values keep the last {window} tokens of sliding layers"
-            raise ValueError(f"{held}, and a wrong guess must be taken back: leave them out")
         cache._check_room(B, needed - 1 - held)  # the last token is not read
         shown = torch.zeros(1) if mask is None else (~mask[:, :held]).sum(-1).cpu()
         known = torch.as_tensor(cache.pads).flatten().cpu()

@@ -20,7 +20,6 @@ from ..checks import (
 )
 from ..files.disk import read_json, read_text, write_whole
 from ..hub import resolve, take_options
-from ..text.runs import check_text
 
 COUNT, AMOUNT, ROWS = Range(1, whole=True), Range(0, whole=True), Range(1, 2**20, whole=True)
 ID, SEED = Range(-(2**31), 2**31 - 1, whole=True), Range(-(2**63), 2**64 - 1, whole=True)
@@ -265,8 +264,6 @@ def _check(s: GenerationConfig, vocab_size: int) -> None:
     for word in s.bad_words_ids or ():
         if not word or not 0 <= min(word) <= max(word) < vocab_size:
             raise ValueError(f"bad_words_ids hold {word}: each is ids from 0 to {vocab_size - 1}")
-    for stop in s.stop_strings:
-        check_text(stop)
     one_of("early_stopping", s.early_stopping, (True, False, "never"))
     one_of("cache_implementation", s.cache_implementation, (None, "dynamic", "static"))
     K, R, stops = s.num_beams, s.num_return_sequences, s.stop_strings

@@ -105,6 +105,15 @@ def text(name):
 
 
 HI = [{"role": "user", "content": "Hi"}]
+CALL = {"role": "assistant", "content": ""}
+
+
+def talk(t, messages):
+    session = ChatSession(t["tiny"], t["tokenizer"])
+    session.messages = messages
+    return session
+
+
 load = qwen2_edu.AutoModelForCausalLM.from_pretrained
 # What is called: "where argument" -> a function of the things and a wrong value.
 CALLS = {
@@ -122,6 +131,22 @@ CALLS = {
     "session model": lambda t, x: ChatSession(x, t["tokenizer"]),
     "session tokenizer": lambda t, x: ChatSession(t["tiny"], x),
     "session system": lambda t, x: ChatSession(t["tiny"], t["tokenizer"], x),
+    **{
+        f"session {name}": lambda t, x, name=name: ChatSession(
+            t["tiny"], t["tokenizer"], **{name: x}
+        )
+        for name in "fast generator vocab_limit assistant_model logits_processor".split()
+    },
+    "session messages": lambda t, x: talk(t, x).send("Hi"),
+    "batch batch_index": lambda t, x: t["tokenizer"]([["a"]], is_split_into_words=True).word_ids(x),
+    "batch device": lambda t, x: t["tokenizer"]("a", return_tensors="pt").to(x),
+    "stream token_id": lambda t, x: t["tokenizer"].stream_decoder().push(x),
+    "call tool_calls": lambda t, x: chat.render_chatml({**CALL, "tool_calls": x}),
+    "call tool call": lambda t, x: chat.render_chatml({**CALL, "tool_calls": [{"function": x}]}),
+    "call in a template, tool call": lambda t, x: t["tokenizer"].apply_chat_template(
+        [{**CALL, "tool_calls": [{"function": {"name": x, "arguments": {}}}]}]
+    ),
+    "config num_labels ": lambda t, x: setattr(Qwen2Config(**SMALL), "num_labels", x),
     "session text": lambda t, x: ChatSession(t["tiny"], t["tokenizer"]).send(x),
     "capture model": lambda t, x: qwen2_edu.capture(x),
     "class config": lambda t, x: qwen2_edu.Qwen2ForCausalLM(x),
@@ -220,6 +245,7 @@ WHOLE = {
     sampling.top_p: {"logits": LOGITS, "p": 0.5},
     sampling.min_p: {"logits": LOGITS, "p": 0.5},
     sampling.draw: {"logits": LOGITS, "generator": None},
+    bpe.split: {"text": "a"},
     bpe.token_to_text: {"token": b"a"},
     bpe.text_to_token: {"text": "a"},
     bpe.merge: {"piece": b"ab", "ranks": BYTES, "limit": 9},

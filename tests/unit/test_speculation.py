@@ -134,7 +134,6 @@ def test_what_cannot_be(model, other):
         ({"input_ids": prompt().repeat(2, 1)}, "one row, once, without beams, not 2 rows"),
         ({"num_beams": 2}, "2 beams"),
         ({"assistant_model": other}, "give one of them"),
-        ({"past_key_values": DynamicCache(model.config)}, "keep the last 8 tokens"),
         ({"use_cache": False}, "prompt_lookup_num_tokens=.* needs ids and a cache"),
         ({"return_dict_in_generate": True, "output_attentions": True}, "no states and maps"),
     ):
