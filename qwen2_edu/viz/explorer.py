@@ -17,6 +17,7 @@ import anywidget
 import matplotlib
 import torch
 import traitlets
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..causes import Trace
@@ -25,7 +26,7 @@ from .effects import changed, trace_of, trace_of_other
 from .facts import page_data, rounding_sentence, rows
 from .given import check_model, choose_layers, encode
 from .lens import lens_places, lens_rows, lens_sentence
-from .static import explorer_figure
+from .static import INSTEAD, explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
@@ -320,13 +321,19 @@ class AttentionExplorer(anywidget.AnyWidget):
             self.data, self.recording, self.layer, self.head, self.mask(self.layer)
         )
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget, and a picture for where there is none, as on GitHub.
+    def _ipython_display_(self) -> None:
+        """The widget; and for where it is gone or never came, a sentence and a picture of it.
 
-        JupyterLab takes the picture only in a notebook that it does not trust. In a trusted one
-        that is opened again without its kernel it says "model not found", unless Settings ▸ Save
-        Widget State Automatically was on: then the widget itself is there, with the layer seen.
+        These are outputs of their own. JupyterLab asks for the widget in each notebook that it
+        trusts, and where the kernel is gone it says "model not found" and looks no further.
         """
+        if self.comm is not None:  # it is not closed
+            bundle, _ = self._repr_mimebundle_()
+            picture = {"image/png": bundle.pop("image/png")}
+            display(bundle, {"text/html": INSTEAD}, picture, raw=True)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and a picture."""
         if (bundle := super()._repr_mimebundle_(**kwargs)) is None:
             return None  # it is closed
         png = io.BytesIO()

@@ -21,6 +21,13 @@ HIDDEN = {  # reason -> its name, its hatching
 }
 MOST_LABELS = 40  # along a side; beyond it every n-th token is named
 
+# Between the widget and its picture. Both hide where the widget is, or is on its way; and where it
+# is not, its error hides. A box is one output, of JupyterLab or of VS Code.
+INSTEAD = """<style>.jp-OutputArea-child, .output_container {
+  &:has(.qx, > .lm-Panel:not(.jupyter-widgets)) + :has(.qx-still) { &, + * { display: none } }
+  &:has(> .jupyter-widgets):has(+ * .qx-still) { display: none }
+}</style><p class="qx-still">Run this cell to look around in the explorer.</p>"""
+
 
 def explorer_figure(
     data: dict[str, Any], recording: record.Recording, layer: int, head: int, mask: torch.Tensor

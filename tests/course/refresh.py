@@ -43,9 +43,12 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for cell in notebook.cells:
         cell.metadata = from_dict(kept(cell.metadata.get("tags", [])))
-        for output in cell.get("outputs", []):  # a widget's id is chance; its one line stays
-            if output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None):
-                output["data"].pop("image/png", None)  # its static figure stands in the next cell
+        html = ""
+        for output in list(cell.get("outputs", [])):  # a widget's id is chance; its one line stays
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            if "qx-still" in html:  # the next cell has an explorer's picture
+                cell.outputs.remove(output)
+            html = output.get("data", {}).get("text/html", "")
     return notebook
 
 

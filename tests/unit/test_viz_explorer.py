@@ -664,6 +664,18 @@ def test_a_saved_notebook_has_a_picture_of_it(model, bytewise):
     assert len(bundle["image/png"]) < 60_000
 
 
+def test_the_picture_is_an_output_of_its_own(model, bytewise, monkeypatch):
+    """Beside the widget JupyterLab would not look at it; tests/browser/test_reopened.py does."""
+    shown, given = attention_explorer(model, bytewise, TEXT), []
+    monkeypatch.setattr(explorer, "display", lambda *outputs, raw: given.extend(outputs))
+    shown._ipython_display_()
+    kinds = [["application/vnd.jupyter.widget-view+json", "text/plain"], ["text/html"]]
+    assert [sorted(output) for output in given] == [*kinds, ["image/png"]]
+    shown.close()
+    shown._ipython_display_()
+    assert len(given) == 3
+
+
 @pytest.mark.parametrize(("layers", "heads"), [(24, 14), (80, 64)])
 def test_the_picture_of_many_heads_is_cheap(small_config, bytewise, layers, heads):
     """Every layer and head is in it, numbered; drawing all of 5,120 singly took 5 seconds."""
