@@ -23,6 +23,7 @@ from ..generation import decode, stream_ids
 from ..masks import visible
 from ..model import Qwen2ForCausalLM
 from ..pretrained import Qwen2PreTrainedModel
+from ..quantize import Packed, unpack
 
 SEEN, FUTURE, OUTSIDE, PADDING = range(4)  # may a query look at a key, and if not, why?
 THUMBNAIL = 40  # pixels of a head in the overview, each way; half as many above 1,000 heads
@@ -230,7 +231,9 @@ def value_norms(model: Any, layer: int, stream: Tensor) -> Tensor:
     H, D = config.num_attention_heads, config.head_dim
     values = block.self_attn.v_proj(block.input_layernorm(stream)).float()
     values = values.view(len(stream), -1, D).repeat_interleave(H // config.num_key_value_heads, 1)
-    out = block.self_attn.o_proj.weight.float().view(-1, H, D)  # (E, H, D)
+    part = block.self_attn.o_proj  # quantised or not
+    out = unpack(part.weight, part.scales) if isinstance(part, Packed) else part.weight
+    out = out.float().view(-1, H, D)  # (E, H, D)
     gram = torch.einsum("ehc,ehd->hcd", out, out)  # ‖W v‖² = vᵀ WᵀW v
     return torch.einsum("thc,hcd,thd->ht", values, gram, values).clamp(min=0).sqrt()
 
