@@ -1,5 +1,5 @@
-"""The operators of a fast step: for a GPU those of gpu.py, for a CPU the C++ of gemv.cpp, which are
-`torch.ops.qwen2_edu.*`, built by this machine on first use.
+"""The operators of a fast step: for a GPU those of gpu.py, for a CPU the C++ of gemv.cpp, on dot.h,
+which are `torch.ops.qwen2_edu.*`, built by this machine on first use.
 
 Building takes some ten seconds, once: the library is kept beside torch's own extensions (or where
 TORCH_EXTENSIONS_DIR says) under a name that says what it was made from. It is built in a folder of
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("gemv.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("gemv.cpp", "dot.h")]
 FLAGS = "-O3 -march=native -ffast-math -fopenmp -std=c++20 -fPIC".split()
 FORMATS = (torch.float32, torch.bfloat16)  # of activations, and of weights that are not quantised
 
@@ -71,7 +71,7 @@ def home() -> Path:
 
 def _library() -> Path:
     """The library for this source, torch and processor, built if it is not there whole."""
-    made_from = (SOURCE.read_bytes(), FLAGS, torch.__version__, _processor())
+    made_from = ([path.read_bytes() for path in SOURCES], FLAGS, torch.__version__, _processor())
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
     for path in home().glob(f"{key}-*.so"):  # the name ends in a hash of the file
         if path.stem.endswith(_digest(path)):
@@ -98,7 +98,7 @@ def _build(folder: Path) -> Path:
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     link = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
     for command in (
-        [compiler, *FLAGS, abi, f"-I{root / 'include'}", "-c", str(SOURCE), "-o", str(part)],
+        [compiler, *FLAGS, abi, f"-I{root / 'include'}", "-c", str(SOURCES[0]), "-o", str(part)],
         [compiler, "-shared", str(part), "-o", str(built), *link],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
