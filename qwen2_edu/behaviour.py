@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import capture
+from .checks import one_of
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -132,9 +133,7 @@ class HeadScores:
 
     def ranked(self, name: str) -> list[Head]:
         """All heads, the highest score first."""
-        if name not in self.scores:
-            raise ValueError(f"there is no score {name!r}, only {', '.join(self.scores)}")
-        scores = self.scores[name]
+        scores = self.scores[one_of("name", name, list(self.scores))]
         order = scores.flatten().argsort(descending=True, stable=True).tolist()
         places = [divmod(i, scores.shape[1]) for i in order]
         return [Head(layer, head, float(scores[layer, head])) for layer, head in places]

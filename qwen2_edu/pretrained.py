@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,14 +141,18 @@ class Qwen2PreTrainedModel(nn.Module):
                 pack(model, quantize, None if source is folder else source)
             return model.eval()
 
-        seen = _stamps(folder)
+        def stamp() -> tuple[int, int]:
+            """Of the folder: it changes with each file that comes or goes."""
+            return folder.stat().st_ino, folder.stat().st_mtime_ns
+
+        seen = stamp()
         try:
             model = load()
         except (OSError, ValueError):
-            if _stamps(folder) == seen:
+            if stamp() == seen:
                 raise
         else:
-            if _stamps(folder) == seen:
+            if stamp() == seen:
                 return model
         with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
             return load()
@@ -320,15 +322,6 @@ class Undrawn(TorchFunctionMode):
         if getattr(function, "__module__", "") == "torch.nn.init":
             return kwargs["tensor"]
         return function(*args, **(kwargs or {}))
-
-
-def _stamps(place: Path) -> set[tuple[str, int, int]]:
-    """Which files stand there now, by name, inode and time."""
-    with contextlib.suppress(OSError):
-        paths = place.iterdir() if place.is_dir() else [place]
-        read = [p for p in paths if p.name.startswith(("config.", "generation_", "model"))]
-        return {(p.name, (stat := p.stat()).st_ino, stat.st_mtime_ns) for p in read}
-    return set()
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -193,5 +193,5 @@ def test_ranking():
     heads = HeadScores({"reach": torch.tensor([[1.0, 5.0], [7.0, 3.0]])}, IDS)
     assert [tuple(h) for h in heads.ranked("reach")] == [(1, 0, 7), (0, 1, 5), (1, 1, 3), (0, 0, 1)]
     assert heads.best("reach") == (1, 0, 7)
-    with pytest.raises(ValueError, match="no score 'speed', only reach"):
+    with pytest.raises(ValueError, match=r"name must be one of \['reach'\], not 'speed'"):
         heads.best("speed")
