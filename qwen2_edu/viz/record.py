@@ -300,7 +300,7 @@ def to_bytes(weights: Tensor) -> Tensor:
     is drawn, and not 0. Back by (byte/255)², within 0.002 of the weight up to a weight of 0.25 and
     within 0.004 above.
     """
-    return (weights.clamp(0, 1).sqrt() * 255).round().to(torch.uint8).cpu()
+    return weights.clamp(0, 1).sqrt_().mul_(255).round_().to(torch.uint8).cpu()
 
 
 def from_bytes(data: Tensor) -> Tensor:
@@ -308,12 +308,16 @@ def from_bytes(data: Tensor) -> Tensor:
     return (data / 255) ** 2
 
 
-def thumbnails(maps: Tensor) -> Tensor:
-    """Small copies of the maps, uint8 (layers, H, T, T) -> (layers, H, n, n), n ≤ THUMBNAIL.
+def thumbnails(maps: Tensor, side: int | None = None) -> Tensor:
+    """Small copies of the maps, uint8 (layers, H, T, T) -> (layers, H, n, n), n ≤ side.
 
     A pixel is the largest weight of its cells, so that thin lines stay visible.
+
+    Args:
+        side: None = THUMBNAIL, and half as much above 1,000 heads.
     """
-    side = THUMBNAIL if maps.shape[0] * maps.shape[1] <= 1000 else THUMBNAIL // 2
+    if side is None:
+        side = THUMBNAIL if maps.shape[0] * maps.shape[1] <= 1000 else THUMBNAIL // 2
     if maps.shape[-1] <= side:
         return maps
     return torch.stack([adaptive_max_pool2d(m.float(), side).to(torch.uint8) for m in maps])

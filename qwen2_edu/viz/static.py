@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from torch.nn.functional import adaptive_max_pool2d
 
 from . import record
 from .palette import GREY, ORANGE, drawable
@@ -67,9 +66,8 @@ def _overview(
     """One image of all thumbnails: rows are layers, columns are query heads."""
     small = recording.thumbnails["raw"]  # (layers, H, n, n)
     rows, H = small.shape[:2]
-    n = min(small.shape[-1], 640 // max(rows, H) + 8)  # no more pixels than the figure has
-    if n < small.shape[-1]:
-        small = adaptive_max_pool2d(small.float(), n)
+    small = record.thumbnails(small, 640 // max(rows, H) + 8)  # no more pixels than the figure has
+    n = small.shape[-1]
     size, gap = H // data["groups"], max(2, n // 10)
     lefts = [h * (n + gap) + h // size * 2 * gap for h in range(H)]
     # One picture of all: hundreds take seconds. The upper triangles are the future: nothing there.
