@@ -47,8 +47,20 @@ function fromPage(page) {
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
+  /** A layer in full: of each row q a page has q+1 weights, as those of the future are 0; then the mask. */
+  const unfold = (bytes) => {
+    const T = page.data.tokens.length, { heads } = page.data, all = new Uint8Array((heads + 1) * T * T);
+    let at = 0;
+    for (let row = 0; row < heads * T; row++) {
+      const end = at + (row % T) + 1;
+      all.set(bytes.subarray(at, end), row * T);
+      at = end;
+    }
+    all.set(bytes.subarray(at), heads * T * T);
+    return all;
+  };
   const blob = (name) => {
-    if (!loaded.has(name)) loaded.set(name, inflate(page.blobs[name]));
+    if (!loaded.has(name)) loaded.set(name, inflate(page.blobs[name]).then(name.startsWith("layer") ? unfold : undefined));
     return loaded.get(name);
   };
   const load = async (name) => {
