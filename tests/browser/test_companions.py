@@ -48,6 +48,7 @@ CELLS = [
     "sampling(model, tokenizer, 'hello', temperature=0.9, top_k=6)",
     "masks(config, 9, layer=1, padding=1)",
     "chat(model, tokenizer, do_sample=False, max_new_tokens=12)",
+    f"tokens(tokenizer, {TEXT!r}, model=model)",
 ]
 
 
@@ -96,6 +97,33 @@ def test_tokens_by_mouse_and_by_keyboard(page, python):
     arabic = [i for i, t in enumerate(expected) if "bytes of “م”" in t]
     lefts = [tops[i]["left"] for i in arabic]
     assert lefts == sorted(lefts)  # in the order of the ids, whatever the script
+
+
+def test_tokens_tell_how_likely_the_model_held_them(page, python):
+    """By mouse and by keyboard; the colour is the stronger, the less a token was expected."""
+    boxes, ids = cell(page, 6).locator(".q2-t"), python["tokenizer"](TEXT, return_tensors="pt")
+    with python["torch"].no_grad():
+        logs = python["model"](ids.input_ids).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
+    expected = logs.gather(1, ids.input_ids[0, 1:, None])[:, 0].tolist()
+    told = [one.split(", ")[-1] for one in boxes.evaluate_all("boxes => boxes.map(b => b.title)")]
+    assert told[0] == "given"
+    found = [float(one.removeprefix("log-probability ")) for one in told[1:]]
+    assert found == pytest.approx(expected, abs=0.006)
+    grounds = boxes.evaluate_all("boxes => boxes.map(b => getComputedStyle(b).backgroundColor)")
+    parts = [float(re.findall(r"[\d.]+", ground)[-1]) for ground in grounds]  # its opacity
+    assert parts[0] == 0 and len(set(parts)) > 5
+    dark = sorted(range(1, len(told)), key=lambda i: found[i - 1])
+    assert [parts[i] for i in dark] == sorted(parts[1:], reverse=True)
+    mean = sum(expected) / len(expected)
+    cell(page, 6).get_by_text(f"mean log-probability {mean:.2f}, the stronger").wait_for()
+    shown = "b => getComputedStyle(b, '::after').content"
+    boxes.nth(3).hover()
+    assert boxes.nth(3).evaluate(shown).strip('"').endswith(told[3])
+    page.mouse.move(0, 0)
+    boxes.nth(3).focus()
+    page.keyboard.press("Tab")
+    assert boxes.nth(4).evaluate("b => b === document.activeElement")
+    assert boxes.nth(4).evaluate(shown).strip('"').endswith(told[4])
 
 
 def test_live_tokens(page, python):

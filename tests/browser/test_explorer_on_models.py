@@ -1,0 +1,180 @@
+"""The explorer's main path on trained weights: the shipped checkpoint and the released model.
+
+What it shows is compared with what the model itself says, in the same kernel and without the
+explorer's code: its attention, its streams, its answer, and its logits with a head cut out by hand.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from tests.browser.lab import open_notebook, run_cell, wait_for_kernel
+from tests.browser.test_explorer import digits, eventually, head, readout, selected
+
+pytestmark = pytest.mark.browser
+NAMES = ["tiny", pytest.param("released", marks=pytest.mark.released)]
+TEXT = (
+    "Rosa has a blue flag. Ben has a green box.\n"
+    "Question: What colour is the flag?\nAnswer: The flag is"
+)
+SHOW = f"""
+import json, torch
+from pathlib import Path
+from qwen2_edu import AutoModelForCausalLM, AutoTokenizer
+from qwen2_edu.viz import attention_explorer
+
+torch.set_num_threads(1)
+model = AutoModelForCausalLM.from_pretrained(NAME, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(NAME)
+text, options = {TEXT!r}, {{"max_new_tokens": 3, "do_sample": False, "repetition_penalty": 1.0}}
+explorer = attention_explorer(model, tokenizer, text, **options)
+explorer
+"""
+ASK = """
+prompt = tokenizer(text, return_tensors="pt").input_ids
+last = prompt.shape[1] - 1
+ids = model.generate(prompt, **options)  # (1, T)
+key = [tokenizer.decode([i]).strip() for i in ids[0].tolist()].index("blue")
+with torch.no_grad():
+    out = model(ids, output_attentions=True, output_hidden_states=True)
+    maps = torch.cat(out.attentions)  # (layers, H, T, T)
+    looks = maps[:, :, last, key]
+    layer, head = divmod(int(looks.argmax()), looks.shape[1])
+    row, middle = maps[layer, head, last], len(maps) // 2
+    stream = out.hidden_states[middle + 1][0, last]
+    lens = model.lm_head(model.model.norm(stream)).softmax(-1)
+    says = out.logits[0].softmax(-1)
+    part, D = model.model.layers[layer].self_attn.o_proj, model.config.head_dim
+
+    def silence(_, inputs):
+        inputs[0][..., head * D : (head + 1) * D] = 0
+
+    hook = part.register_forward_pre_hook(silence)
+    without = model(ids).logits[0]
+    hook.remove()
+    names = [tokenizer.decode([i]) for i in (lens.argmax(), *ids[0, last + 1 :])]
+Path(NAME + ".json").write_text(json.dumps({
+    "T": ids.shape[1], "last": last, "key": key, "layer": layer, "head": head, "middle": middle,
+    "shape": list(maps.shape[:2]), "names": names, "look": float(looks.max()),
+    "share": float(row[key] / (1 - row[0])), "lens": float(lens.max()),
+    "says": [float(says[at, ids[0, at + 1]]) for at in (last, last + 1)],
+    "delta": float((without - out.logits[0])[last, ids[0, last + 1]]),
+}))
+explorer.to_html(NAME + ".html", lens=0)
+"""
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def opened(request, jupyterlab, new_page):
+    """A notebook that shows the explorer of a model, what the model says, and the folder."""
+    page, (address, folder), name = new_page(), jupyterlab, request.param
+    cells = [f"NAME = {name!r}{SHOW}", ASK]
+    open_notebook(page, address, folder, f"{name}.ipynb", cells)
+    run_cell(page)
+    page.wait_for_selector(".qx-heads [role=option]")
+    run_cell(page)
+    eventually((folder / f"{name}.html").exists, True)
+    wait_for_kernel(page)
+    yield page, json.loads((folder / f"{name}.json").read_text()), folder / f"{name}.html"
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def choose(page, by, one):
+    """A head or a button."""
+    if by == "mouse":
+        one.click()
+    else:
+        one.focus()
+        page.keyboard.press("Enter")
+
+
+def seen(text):
+    """A token as it is shown."""
+    return text.replace(" ", "·").replace("\n", "↵")
+
+
+def near(told, weight, within=0.004):
+    """Weights travel as bytes of their roots."""
+    return abs(float(told) - weight) <= within
+
+
+@pytest.mark.parametrize(("by", "theme"), [("mouse", "light"), ("keyboard", "dark")])
+def test_which_head_finds_the_word_and_what_is_lost_without_it(opened, by, theme):
+    page, model, _ = opened
+    layers, heads = model["shape"]
+    name = f"JupyterLab {theme.title()}"
+    page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
+    page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+    title = page.locator(".qx header p").inner_text()
+    assert title.startswith(f"{model['last'] + 1} + 3 generated tokens, {layers} layers of {heads}")
+
+    page.get_by_role("tab", name="Generation").click()
+    told, on = page.locator(".qx-steps .qx-told"), page.get_by_label("Step on")
+    page.get_by_label("Step of generation").focus()
+    page.keyboard.press("Home")
+    for step in (0, 1):
+        came = f" came “{seen(model['names'][step + 1])}”, "
+        came += f"probability {digits(model['says'][step])}"
+        eventually(lambda n=step + 1: told.inner_text().startswith(f"Step {n} of 3"), True)
+        assert told.inner_text().endswith(came)
+        choose(page, by, on if step == 0 else page.get_by_label("Step back"))
+
+    canvas = page.locator(".qx-maps canvas").first
+    canvas.focus()
+    for key in ("Home", *["ArrowRight"] * model["key"]):
+        page.keyboard.press(key)
+    cell = f"Query {model['last']} “·is”, key {model['key']} “·blue”: "
+    eventually(lambda: readout(page).startswith(cell), True)
+    page.get_by_label("Heads by").select_option("cell")
+    best = page.locator(".qx-ranking [role=option]").first
+    place = [model["layer"], model["head"]]
+    found = best.locator("small")
+    eventually(lambda: found.inner_text().split("\n")[0], f"{place[0]}·{place[1]}")
+    assert near(found.inner_text().split("\n")[1], model["look"], 0.009)  # of two digits
+    choose(page, by, best)
+    eventually(lambda: selected(page), place)
+    page.get_by_role("heading", name=f"Layer {place[0]}, head {place[1]}").wait_for()
+    for view, share in [("rest", model["share"]), ("raw", model["look"])]:
+        page.get_by_label("Weights", exact=True).select_option(view)
+        eventually(lambda s=share: near(readout(page).split(" ")[-1], s), True)
+
+    page.get_by_role("tab", name="Logit lens").click()
+    row = page.locator(
+        ".qx-lens tbody tr", has=page.get_by_text(f"layer {model['middle']}", exact=True)
+    )
+    eventually(row.locator("td small").first.inner_text, digits(model["lens"]))
+    assert row.locator("td span").first.inner_text() == seen(model["names"][0])
+
+    page.get_by_role("tab", name="Causes").click()
+    choose(page, by, page.get_by_role("button", name="Switch off this head"))
+    loss = f"changes by {'−' if model['delta'] < 0 else '+'}{abs(model['delta']):.2f}"
+    eventually(lambda: loss in page.locator(".qx-cause .qx-told").inner_text(), True)
+    choose(page, by, page.get_by_role("button", name="Undo all"))
+
+    found = Axe().run(page, context=".qx").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    assert page.errors == page.strayed == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_its_page_opens_as_its_address_says(opened, new_page, theme):
+    (_, model, path), page = opened, new_page()
+    page.emulate_media(color_scheme=theme)
+    view = f"layer={model['layer']}&head={model['head']}&query={model['last']}&key={model['key']}"
+    page.goto(f"{path.as_uri()}#{view}")
+    page.wait_for_selector(".qx-heads [role=option]")
+    eventually(lambda: selected(page), [model["layer"], model["head"]])
+    eventually(lambda: near(readout(page).split(" ")[-1], model["look"]), True)
+    page.get_by_label("Heads by").select_option("layer")
+    head(page, 1, 2).click()
+    page.get_by_label("Weights", exact=True).select_option("value")
+    eventually(lambda: "head=2" in page.url and "view=value" in page.url, True)
+    again, expected = new_page(page.url), readout(page)
+    eventually(lambda: readout(again), expected)
+    assert selected(again) == [1, 2] and "share by value" in expected
+    found = Axe().run(page, context=".qx").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    assert page.errors == page.strayed == again.errors == []
