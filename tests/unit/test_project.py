@@ -289,9 +289,12 @@ def test_released_model_has_to_be_named(make):
     assert code == 0 and asked.splitlines()[-1] == "-m qwen2_edu verify some/folder"
 
 
-def test_the_browser_lane_is_asked_for_by_name(make):
-    code, _, asked = make("test-browser")
-    assert code == 0 and asked.splitlines()[-1] == "-m pytest tests/browser -m browser"
+@pytest.mark.parametrize("released", [True, False])
+def test_the_browser_lane_is_asked_for_by_name(make, released):
+    code, _, asked = make("test-browser", *([] if released else ["RELEASED=0"]))
+    lane = "browser" if released else "browser and not released"
+    assert code == 0 and asked.splitlines()[-1] == f"-m pytest tests/browser -m {lane}"
+    assert ("download released" in asked) is released
 
 
 @pytest.fixture
