@@ -9,7 +9,7 @@ from ipywidgets import HBox
 
 from .explorer import AttentionExplorer
 
-LINKED = ("layer", "head", "query")
+LINKED = ("layer", "head", "query", "key")
 _READINGS = count(1)
 
 
@@ -19,8 +19,8 @@ def side_by_side(left: AttentionExplorer, right: AttentionExplorer) -> HBox:
         one, two = (attention_explorer(model, tokenizer, text) for text in texts)
         side_by_side(one, two)
 
-    A query is a place in the text; what the other explorer does not have stays as it was. Each
-    then has a switch that draws its map minus the other's, where their cells are the same.
+    A query or a key is a place in the text; what the other explorer does not have stays as it was.
+    Each then has a switch that draws its map minus the other's, where their cells are the same.
 
     Args:
         left, right: of one model and two texts, or of two models whose tokenizers agree.
@@ -43,7 +43,7 @@ def side_by_side(left: AttentionExplorer, right: AttentionExplorer) -> HBox:
         )
 
     def follow(change: dict[str, Any], other: AttentionExplorer) -> None:
-        if change["new"] in other.choices(change["name"]):
+        if change["new"] is None or change["new"] in other.choices(change["name"]):
             setattr(other, change["name"], change["new"])
 
     left.observe(lambda change: follow(change, right), LINKED)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..causes import Edit, Trace, ablate, cut, effect, follow, patch
 from .given import encode
@@ -34,6 +35,36 @@ def trace_of_other(model: Any, tokenizer: Any, recording: Recording, text: str) 
     return follow(model, ids[None].to(model.device))
 
 
+def position_of(recording: Recording, place: int) -> int:
+    """Where a token stands without padding. ValueError: it is padding."""
+    if not recording.real[place]:
+        raise ValueError(f"token {place} is padding: the model says nothing there")
+    return int(recording.real[:place].sum())
+
+
+def asked(
+    trace: Trace, recording: Recording, query: int, token: int | None = None
+) -> tuple[int, int, bool]:
+    """The position asked about, the token asked about after it, and whether it comes next.
+
+    Args:
+        query: a place in the explorer's text, padding counted.
+        token: its id; None = the one that comes next, or after the last token the likeliest.
+    """
+    at, ids = position_of(recording, query), recording.ids
+    last = query == len(ids) - 1 or not recording.real[query + 1]
+    if token is None:
+        token = int(trace.logits(at).argmax()) if last else ids[query + 1]
+    return at, token, not last and token == ids[query + 1]
+
+
+def likeliest(tokenizer: Any, logits: Tensor) -> list[dict[str, Any]]:
+    """The five likeliest tokens, each a word, its id and its probability."""
+    top = logits.softmax(-1).topk(5)
+    words = token_labels(tokenizer, top.indices.tolist())
+    return [chance(word, p) for word, p in zip(words, top.values.tolist(), strict=True)]
+
+
 @torch.no_grad()
 def changed(
     trace: Trace,
@@ -41,6 +72,7 @@ def changed(
     recording: Recording,
     query: int,
     *,
+    token: int | None = None,
     off: Sequence[tuple[int, int]] = (),
     to: str = "zero",
     cuts: Sequence[tuple[int | None, int | None, int, int]] = (),
@@ -51,50 +83,38 @@ def changed(
 
     Args:
         query: a place in the explorer's text, padding counted, as all places here.
+        token: see `asked`.
         off: heads, (layer, head). to: what they say instead, as in `causes.ablate`.
         cuts: (layer, head, query, key), a key that a query cannot see; None = all layers or heads.
         patches: (layer, part, place), taken from `other`; part as in `causes.patch`.
 
     Returns:
-        "token": the one asked about, that comes next, or after the last token the likeliest;
-        "delta": what its logit gains; "chances": its probability before and after; "before" and
-        "after": the five likeliest, each a word, its id and its probability.
+        "token": the one asked about, and whether it "comes" next; "delta": what its logit gains;
+        "chances": its probability before and after; "before" and "after": `likeliest`.
 
     Raises:
         ValueError: a place that is padding; a layer, head or part that is not there.
     """
-
-    def position(place: int) -> int:
-        if not recording.real[place]:
-            raise ValueError(f"token {place} is padding: the model says nothing there")
-        return int(recording.real[:place].sum())
-
     config = trace.model.config
     edits: list[Edit] = [ablate(trace, *head, to) for head in off]
     for layer, head, seeing, seen in cuts:
         edits += [
-            cut(trace, one, each, position(seeing), position(seen))
+            cut(trace, one, each, *(position_of(recording, place) for place in (seeing, seen)))
             for one in (range(config.num_hidden_layers) if layer is None else [layer])
             for each in (range(config.num_attention_heads) if head is None else [head])
         ]
-    edits += [patch(trace, other, layer, part, [position(at)]) for layer, part, at in patches]
-    at = position(query)
-    before = trace.logits(at)
-    last = query == len(recording.ids) - 1 or not recording.real[query + 1]
-    token = int(before.argmax()) if last else recording.ids[query + 1]
-    found = effect(trace, edits, token, at)
-    chances = [logits.softmax(-1) for logits in (before, found.logits)]
-    top = chances[0].topk(5)
-    tops = [list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), found.top]
-    words = token_labels(tokenizer, [token, *(i for five in tops for i, _ in five)])
-    pairs = zip(words[1:], tops[0] + tops[1], strict=True)
-    rows = [chance(word, p) for word, (_, p) in pairs]
+    edits += [
+        patch(trace, other, layer, part, [position_of(recording, place)])
+        for layer, part, place in patches
+    ]
+    at, token, comes = asked(trace, recording, query, token)
+    found, before = effect(trace, edits, token, at), trace.logits(at)
     return {
-        "token": words[0]["text"],
+        "token": token_labels(tokenizer, [token])[0]["text"],
         "id": token,
-        "comes": not last,
+        "comes": comes,
         "delta": round(found.delta, 4),
-        "chances": [round(float(each[token]), 5) for each in chances],
-        "before": rows[:5],
-        "after": rows[5:],
+        "chances": [round(float(each.softmax(-1)[token]), 5) for each in (before, found.logits)],
+        "before": likeliest(tokenizer, before),
+        "after": likeliest(tokenizer, found.logits),
     }

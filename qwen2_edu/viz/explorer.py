@@ -28,11 +28,13 @@ from .effects import changed, trace_of, trace_of_other
 from .facts import page_data, rounding_sentence, rows
 from .given import check_model, choose_layers, encode
 from .lens import lens_places, lens_rows, lens_sentence
+from .shares import SHARE, shares_of_all, shares_to_choose, why_no_shares
 from .static import INSTEAD, explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
-PARTS = "tools source weights minus heat heads map controls text lens causes page explorer".split()
+PARTS = """tools source weights minus shares heat heads map controls text lens causes page
+explorer""".split()
 MODULE = "\n".join((HERE / "js" / f"{part}.js").read_text("utf-8") for part in PARTS)
 LARGEST_PAGE = 20_000_000  # bytes: beyond it a browser takes seconds and mail refuses it
 FINE_PAGE = 12_000_000  # beyond it the weights of a page are rounded
@@ -121,7 +123,8 @@ def _measure(
 class AttentionExplorer(anywidget.AnyWidget):
     """The widget that `attention_explorer` makes.
 
-    `layer`, `head` and `query` are what is chosen: read them, or set them to choose.
+    `layer`, `head`, `query` and `key` are what is chosen: read them, or set them to choose. While
+    `key` is None, it is the one that the query looks at most.
     """
 
     _esm = MODULE
@@ -134,6 +137,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
     query = traitlets.Int().tag(sync=True)
+    key = traitlets.Int(None, allow_none=True).tag(sync=True)
     beside = traitlets.Dict().tag(sync=True)  # about the explorer beside it, see `side_by_side`
     other: AttentionExplorer | None = None  # that explorer
 
@@ -171,21 +175,22 @@ class AttentionExplorer(anywidget.AnyWidget):
             "layer": layer,
             "head": head,
             "query": query,
+            "key": None,
             "data": page_data(self.model, self.tokenizer, recording),
         }
 
-    @traitlets.validate("layer", "head", "query")
-    def _check(self, proposal: Any) -> int:
+    @traitlets.validate("layer", "head", "query", "key")
+    def _check(self, proposal: Any) -> int | None:
         name, value = proposal["trait"].name, proposal["value"]
-        if value not in (known := self.choices(name)):
+        if value is not None and value not in (known := self.choices(name)):
             raise ValueError(f"{name}={value}: choose one of {known}")
         return value
 
     def choices(self, name: str) -> Sequence[int]:
-        """What "layer", "head" or "query" can be."""
-        r = self.recording
-        known = {"layer": r.layers, "head": range(r.maps.shape[1]), "query": range(len(r.ids))}
-        return known[name]
+        """What "layer", "head", "query" or "key" can be."""
+        r, places = self.recording, range(len(self.recording.ids))
+        known = {"layer": r.layers, "head": range(r.maps.shape[1]), "query": places}
+        return (known | {"key": places})[name]
 
     def _answer(self, _: Any, message: dict[str, Any], buffers: list) -> None:
         """The browser looks at something for the first time: send it."""
@@ -212,8 +217,12 @@ class AttentionExplorer(anywidget.AnyWidget):
         if kind == "lens":
             return lens_rows(self.model, self.tokenizer, self.recording.hidden[:, int(of[0])])
         if kind == "grid":
-            stream = self.recording.hidden[int(of[0])]
+            place, start, end = map(int, of)
+            stream = self.recording.hidden[place, start:end]
             return [best for (best,) in lens_rows(self.model, self.tokenizer, stream, 1)]
+        if kind == "shares":
+            here = self.traced(), self.tokenizer, self.recording
+            return shares_to_choose(*here, *map(int, of))
         if kind == "page":
             return self._page(view=message["view"]).encode()
         if kind == "effect":
@@ -267,17 +276,21 @@ class AttentionExplorer(anywidget.AnyWidget):
         window = config.window_by_type[config.layer_types[layer]]
         return record.effective_mask(self.recording.real, window)
 
+    def traced(self) -> Trace:
+        """What flowed in what is shown: one pass more, when a cause is first asked for."""
+        if self._trace is None:
+            self._trace = trace_of(self.model, self.recording)
+        return self._trace
+
     def changed(
         self, query: int, *, patches: Sequence = (), other: str | None = None, **changes: Any
     ) -> dict[str, Any]:
         """What `effects.changed` says after a query; `other` is the text that patches come from."""
-        if self._trace is None:
-            self._trace = trace_of(self.model, self.recording)
         if patches and self._other[0] != other:
             parts = self.model, self.tokenizer, self.recording
             self._other = other, trace_of_other(*parts, other or "")
         given = {"patches": patches, "other": self._other[1], **changes}
-        return changed(self._trace, self.tokenizer, self.recording, query, **given)
+        return changed(self.traced(), self.tokenizer, self.recording, query, **given)
 
     def to_html(
         self, path: str | os.PathLike[str] | None = None, *, lens: int | None = None
@@ -308,11 +321,15 @@ class AttentionExplorer(anywidget.AnyWidget):
         places = lens_places(len(read), len(r.ids), lens)
         blobs = {"thumbnails": self.thumbnails, "norms": self.norms, "colours": self.colours}
         blobs = {name: _packed(blob) for name, blob in blobs.items()}
-        # Sizes come first: the lens, of 200 bytes or fewer a row, is what takes time.
-        layers, step = self._packed_layers(
-            sum(map(len, blobs.values())) + 200 * len(places) * len(r.ids)
-        )
+        each = 200 * len(places)  # bytes of the lens or fewer, for a token
+        if shared := not why_no_shares(self.model):
+            each += SHARE * self.model.config.num_hidden_layers * (self.data["heads"] + 1)
+        # Sizes come first: the lens is what takes time.
+        layers, step = self._packed_layers(sum(map(len, blobs.values())) + each * len(r.ids))
         blobs |= layers
+        if shared:
+            found = shares_of_all(self.traced(), self.tokenizer, r)
+            blobs["shares"] = _packed(json.dumps(found, separators=(",", ":")).encode())
         if places:
             stream = r.hidden[places].transpose(0, 1).flatten(0, 1)  # (T * places, E)
             rows = lens_rows(self.model, self.tokenizer, stream)

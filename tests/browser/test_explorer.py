@@ -4,6 +4,7 @@ a page opened from disk. What is on the screen is compared with what Python meas
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 
@@ -14,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from qwen2_edu.viz import explorer as viz
 from qwen2_edu.viz import record
 from qwen2_edu.viz.lens import lens_rows
+from qwen2_edu.viz.shares import shares_to_choose
 from tests.browser.lab import open_notebook, run_cell
 from tests.browser.shapes import random_explorer
 
@@ -68,6 +70,45 @@ COUNT_PICTURES = """() => {
   kind.putImageData = function (...all) { window.pictures++; return putImageData.apply(this, all) };
 }"""
 PADS, T, GUTTER = 2, 25, 88
+# A kernel as anywidget shows it to the page, each question answered by `ask`, which Python gives.
+KERNEL = """
+const unpack = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const { traits, blobs } = await window.begin(), acts = new Map();
+for (const [name, text] of Object.entries(blobs)) traits[name] = unpack(text);
+const hear = (event) => acts.get(event) ?? acts.set(event, new Set()).get(event);
+render({ el: document.body, model: {
+  get: (name) => traits[name], set: (some) => Object.assign(traits, some), save_changes: () => {},
+  on: (event, act) => hear(event).add(act), off: (event, act) => hear(event).delete(act),
+  send: async (message) => {
+    const { content, buffers } = await window.ask(message);
+    for (const act of hear("msg:custom")) act(content, buffers.map(unpack));
+  },
+}});
+"""
+
+
+def live_page(page, explorer):
+    """The widget in the whole window, without JupyterLab: `page.asked` notes what it asks for."""
+    pack = lambda blob: base64.b64encode(blob).decode()  # noqa: E731
+    names = [name for name in explorer.traits(sync=True) if name[0] != "_"]
+    names = [name for name in names if name not in ("layout", "tabbable", "tooltip", "comm")]
+    traits = {name: getattr(explorer, name) for name in names}
+    blobs = {name: pack(traits.pop(name)) for name in names if isinstance(traits[name], bytes)}
+    page.asked, sent = [], []
+    explorer.send = lambda content, buffers=(): sent.append((content, buffers))
+
+    def ask(message):
+        page.asked.append(message["name"])
+        explorer._answer(None, message, [])
+        content, buffers = sent.pop()
+        return {"content": content, "buffers": [*map(pack, buffers)]}
+
+    page.expose_function("begin", lambda: {"traits": traits, "blobs": blobs})
+    page.expose_function("ask", ask)
+    css = (viz.HERE / "explorer.css").read_text("utf-8")
+    head = f"<!DOCTYPE html><style>body {{ margin: 0 }}\n{css}</style>"
+    page.set_content(f'{head}<body><script type="module">{viz.MODULE}{KERNEL}</script>')
+    page.wait_for_selector(".qx-maps canvas[aria-label]")
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +381,7 @@ def test_the_map_of_a_key_group_and_of_a_layer(page, python, over, heads, view):
     page.get_by_label("Mask", exact=True).hover()
     eventually(lambda: readout(page).split(" ")[-1], digits(float(seen[12, 8])))
     assert f"mean of {len(heads)} heads" in readout(page)
-    name = {"group": "Layer 1, key group 1", "layer": "Layer 1, all heads"}[over]
+    name = {"group": "Layer 1, mean of key group 1", "layer": "Layer 1, mean of all heads"}[over]
     assert page.locator(".qx-maps h3").first.inner_text() == name
     byte = int((seen[10, 6].sqrt() * 255).round())
     table = viz.colour_tables()
@@ -377,8 +418,8 @@ def test_the_mean_of_heads_marked_by_mouse_and_by_keyboard(page, python, view):
     head(page, 0, 5).focus()
     for key in ("m", "ArrowRight", "m", "m"):  # the second is marked and no more
         page.keyboard.press(key)
-    eventually(title.inner_text, "2 marked heads")
-    assert note.inner_text() == "mean of layer·head 2·1, 0·5"
+    eventually(title.inner_text, "Mean of 2 marked heads")
+    assert note.inner_text() == "layer·head 2·1, 0·5"
     assert flagged(page, "marked") == [(0, 5), (2, 1)]
     seen = record.weigh(record.from_bytes(r.maps), view, r.first, r.norms)
     mean = (seen[2, 1] + seen[0, 5]) / 2
@@ -397,7 +438,7 @@ def test_the_mean_of_heads_marked_by_mouse_and_by_keyboard(page, python, view):
     page.get_by_role("button", name="Compare").click()  # what is kept is a head, and no mean
     titles = page.locator(".qx-maps figure:visible h3").all_inner_texts
     kept = "Layer 1, head 3, kept: now choose another"
-    eventually(titles, ["2 marked heads", kept])
+    eventually(titles, ["Mean of 2 marked heads", kept])
     page.get_by_role("button", name="Compare").click()
     head(page, 2, 1).focus()
     page.keyboard.press("m")
@@ -752,16 +793,13 @@ def test_the_chosen_token_is_in_sight(new_page, python, tmp_path):
 
 
 def test_the_scrubber(page, python):
-    told, slider = page.locator(".qx-steps .qx-told"), page.get_by_label("Step of generation")
+    told, slider = page.locator(".qx-step"), page.get_by_label("Step of generation")
 
     def expected(i):
         step = python.data["steps"][i - 1]
-        how = "the last row of the prompt" if i == 1 else "one row, decoded with the cache"
         name = f"{step['position']} “{python.data['tokens'][step['position']]['text']}”"
         chance = digits(max(step["probability"], 1e-9))
-        return (
-            f"Step {i} of 6: after token {name} ({how}) came “{step['text']}”, probability {chance}"
-        )
+        return f"Step {i} of 6: after token {name} came “{step['text']}”, probability {chance}"
 
     slider.focus()
     page.keyboard.press("Home")
@@ -774,6 +812,8 @@ def test_the_scrubber(page, python):
     page.keyboard.press("Enter")
     eventually(told.inner_text, expected(2))
     step = python.data["steps"][1]
+    title = page.locator(".qx-steps h3").inner_text()
+    assert title.endswith(", one row, decoded with the cache")
     bars = page.locator(".qx-steps .qx-bars li")
     assert bars.locator("span").all_inner_texts() == [
         f"“{a['text']}”" for a in step["alternatives"]
@@ -886,6 +926,41 @@ def test_the_grid_of_the_lens_is_coloured_by_probability(page, python):
         assert (torch.tensor(seen) - (part * hue + (1 - part) * tint)).abs().max() <= 3
 
 
+def test_a_click_on_a_head_goes_before_the_lens(new_page):
+    """The kernel does one thing after another, and each row of the lens is one of many products."""
+    shown, page = random_explorer(6, 4, 2, 120), new_page()
+    live_page(page, shown)
+    page.get_by_label("Heads by").select_option("layer")
+    head(page, 4, 1).click()  # at once
+    page.get_by_role("heading", name="Layer 4, head 1").wait_for()
+    assert "layer 4" in page.asked
+    assert not [name for name in page.asked if name.split()[0] in ("lens", "grid")]
+
+    def grids():  # the page is asked too, so that its questions are answered meanwhile
+        return page.evaluate("1") and [name for name in page.asked if name.startswith("grid")]
+
+    eventually(lambda: len(grids()) >= 4, True)
+    assert "lens 119" in page.asked
+    places = [[*map(int, name.split()[1:])] for name in grids()]
+    assert all(end - start <= 16 for _, start, end in places)  # what a click may have to wait for
+    assert (
+        places[0][0] == 6 and places[0][1] <= 119 - 5 <= places[0][2] + 16
+    )  # in sight, the answer
+    token(page, 3).click()
+    head(page, 2, 2).click()
+    page.get_by_role("heading", name="Layer 2, head 2").wait_for()
+    at = page.asked.index("lens 3") if "lens 3" in page.asked else len(page.asked)
+    assert page.asked.index("layer 2") < at  # another token's table waits, the head does not
+    eventually(lambda: len(set(grids())), 7 * 8)  # at last all of it is here
+    told = page.locator(".qx-lens .qx-read")
+    for place, one in [(6, 3), (1, 3)]:
+        stream = shown.recording.hidden[place, one][None]
+        [[best]] = lens_rows(shown.model, shown.tokenizer, stream, 1)
+        page.locator(".qx-grid canvas").click(position=lens_cell(page, place, one))
+        eventually(lambda text=f"“{best['text']}”": text in told.inner_text(), True)
+    assert len(page.asked) == len(set(page.asked)) and page.errors == []
+
+
 def test_the_grid_of_a_long_text_scrolls_in_its_own_box(new_page, tmp_path):
     """24 layers, 120 tokens: the page stays as it is, and what is chosen comes into sight."""
     shown = random_explorer(24, 14, 2, 120)
@@ -939,9 +1014,10 @@ def test_the_tab_key_reaches_every_control_once(page):
         page.keyboard.press("Tab")
     inside = [name for name in reached if name]
     assert [name.split()[0] for name in inside] == [
-        *("input", "option", "select", "select", "option"),  # text, heads
-        *("select", *["button"] * 4, "input", "select", "application"),  # map
-        *("tab", "button", "input", "button"),  # scrubber
+        *("input", "button", "input", "button", "option"),  # text and its steps
+        *("select", "select", "option"),  # heads
+        *("select", *["button"] * 4, "input", "application", "select"),  # map
+        "tab",
     ]
     assert all(name.endswith("ringed") for name in inside[1:])
 
@@ -966,8 +1042,8 @@ def test_axe_finds_nothing_serious(page, theme):
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """A model of the released one's shape, 24 layers of 14 heads on 2: its page."""
+def many_live():
+    """A model of the released one's shape, 24 layers of 14 heads on 2: its explorer."""
     names, setup = {}, SETUP
     for old, new in [
         ("num_hidden_layers=3", "num_hidden_layers=24"),
@@ -978,7 +1054,13 @@ def many(tmp_path_factory):
         assert old in setup
         setup = setup.replace(old, new)
     exec(setup, names)
-    return names["explorer"].to_html(tmp_path_factory.mktemp("many") / "many.html").as_uri()
+    return names["explorer"]
+
+
+@pytest.fixture(scope="module")
+def many(many_live, tmp_path_factory):
+    """Its page."""
+    return many_live.to_html(tmp_path_factory.mktemp("many") / "many.html").as_uri()
 
 
 def test_many_heads_open_as_a_picture_of_one_score(new_page, many):
@@ -995,6 +1077,81 @@ def test_many_heads_open_as_a_picture_of_one_score(new_page, many):
     page.get_by_label("Heads by").select_option("layer")
     eventually(page.locator(".qx-heads [role=option]").count, 336)
     assert heat.count() == 0
+
+
+def test_the_picture_of_all_heads_by_keyboard(new_page, many):
+    """Arrow keys move, a letter does what it does on a head, Enter chooses; the cell is told."""
+    page = new_page(many)
+    heat, told = page.locator(".qx-heat:visible"), page.locator(".qx-heats output")
+    heat.wait_for()
+    page.wait_for_selector(".qx-heat[aria-label]")
+    title = page.locator(".qx-maps h3").first
+    before = title.inner_text()
+    layer, number = map(int, re.findall(r"\d+", before))
+    page.get_by_label("Keep heads that score").focus()
+    page.keyboard.press("Tab")
+    assert heat.evaluate("c => c === document.activeElement")
+    assert heat.evaluate("c => getComputedStyle(c).outlineStyle") != "none"  # the ring
+    at = lambda: [int(n) for n in re.findall(r"\d+", told.inner_text())[:2]]  # noqa: E731
+    assert at() == [layer, number]  # the chosen one
+    drawn = "c => c.toDataURL()"
+    for key, expected in [
+        ("PageUp", [0, number]),
+        ("Home", [0, 0]),
+        ("ArrowUp", [0, 0]),
+        ("ArrowLeft", [0, 0]),
+        ("ArrowRight", [0, 1]),
+        ("ArrowDown", [1, 1]),
+        ("End", [1, 13]),
+        ("ArrowRight", [1, 13]),
+        ("PageDown", [23, 13]),
+        ("ArrowUp", [22, 13]),
+        ("ArrowLeft", [22, 12]),
+    ]:
+        picture = heat.evaluate(drawn)
+        moves = at() != expected
+        page.keyboard.press(key)
+        eventually(at, expected)
+        assert not moves or heat.evaluate(drawn) != picture  # a frame goes along
+        assert heat.get_attribute("aria-label").endswith(told.inner_text())
+    assert title.inner_text() == before  # nothing is chosen yet
+    page.keyboard.press("m")
+    page.get_by_label("Map of").select_option("marked")
+    eventually(title.inner_text, "1 marked head")
+    page.get_by_label("Map of").select_option("head")
+    for key, name in [("Enter", "Layer 0, head 0"), ("Space", "Layer 1, head 0")]:
+        heat.focus()
+        for move in ("PageUp", "Home", *(["ArrowDown"] if key == "Space" else [])):
+            page.keyboard.press(move)
+        page.keyboard.press(key)
+        eventually(title.inner_text, name)
+        assert heat.evaluate("c => c === document.activeElement")
+    heat.hover(position={"x": 22 + 27 * 5 + 13, "y": 14 + 9 * 7 + 4})
+    eventually(at, [7, 5])
+    page.get_by_label("Mask", exact=True).hover()
+    eventually(at, [1, 0])
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page, context=".qx-overview").response["violations"]
+        assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+    assert page.errors == []
+
+
+def test_the_picture_of_all_heads_follows_the_theme(new_page, many):
+    """Its numbers are drawn in the ink of the page, and anew when that changes."""
+    page = new_page()
+    page.emulate_media(color_scheme="light")
+    page.goto(many)
+    heat = page.locator(".qx-heat:visible")
+    heat.wait_for()
+    ink = """c => { const r = c.width / c.clientWidth, { data } = c.getContext("2d")
+        .getImageData(0, 0, 20 * r, c.height); let most = [0, 0];
+        for (let i = 0; i < data.length; i += 4) {
+            if (data[i + 3] > most[1]) most = [data[i], data[i + 3]] }
+        return most[0] }"""
+    eventually(lambda: heat.evaluate(ink) < 60, True)
+    page.emulate_media(color_scheme="dark")
+    eventually(lambda: heat.evaluate(ink) > 200, True)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (1920, 1080)])
@@ -1019,11 +1176,58 @@ def test_head_and_map_are_on_one_screen(new_page, many, width, height):
     heading = "Full attention in all 24 layers: use_sliding_window is off"
     assert page.locator(".qx-heading").all_inner_texts() == [heading]
     assert page.locator(".qx-badge").count() == 0
-    assert page.locator(".qx-help").inner_text().startswith("?A bracket joins")
+    told = page.locator(".qx-help")
+    assert told.inner_text().startswith("?A bracket joins") and told.bounding_box()["height"] < 30
     page.get_by_role("button", name="Compare").click()
     head(page, 10, 3).click()
     pinned = page.locator(".qx-pinned")
     eventually(lambda: pinned.get_attribute("data-head"), "7")
+
+
+def in_sight(page, *places):
+    """Nothing was scrolled, and all of these are within the window."""
+    height = page.viewport_size["height"]
+    boxes = [page.locator(place).first.bounding_box() for place in places]
+    low = [box["y"] + box["height"] for box in boxes]
+    assert page.evaluate("scrollY") == 0 and min(b["y"] for b in boxes) >= 0 and max(low) <= height
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (1920, 1080)])
+def test_answers_are_on_one_screen(new_page, many_live, width, height, by):
+    """What a step, a head that is off and a cut look come to is told in sight of the map."""
+    page = new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    live_page(page, many_live)
+    step, answer = page.locator(".qx-step"), page.locator(".qx-large .qx-told:visible")
+    assert step.inner_text().startswith("Step 1 of 6") and answer.count() == 0
+    if by == "mouse":
+        page.get_by_label("Step on").click()
+    else:
+        page.get_by_label("Step of generation").press("ArrowRight")
+    eventually(lambda: step.inner_text()[:11], "Step 2 of 6")
+    in_sight(page, ".qx-step", ".qx-scrubber", ".qx-maps canvas", ".qx-readout")
+    assert step.bounding_box()["height"] < 30  # a line
+    query, key = many_live.data["steps"][1]["position"], key_of(page)
+    where = {"off": [(many_live.layer, many_live.head)]}
+
+    def agrees():
+        found = many_live.changed(query, **where)
+        delta = f"{'−' if found['delta'] < 0 else '+'}{abs(found['delta']):.2f}"
+        eventually(lambda: f"its logit changes by {delta}," in answer.inner_text(), True)
+        in_sight(page, ".qx-large .qx-told:visible", ".qx-maps canvas", ".qx-readout", ".qx-heat")
+
+    if by == "mouse" and width == 1920:  # lower, the buttons are scrolled to
+        page.get_by_role("tab", name="Causes").click()
+        page.get_by_role("button", name="Switch off this head").click()
+    else:
+        page.locator(".qx-heat").press("o")
+    agrees()
+    page.locator(".qx-maps canvas").first.press("x")
+    agrees_with = [(many_live.layer, many_live.head, query, key)]
+    where["cuts"] = agrees_with
+    agrees()
+    assert page.errors == []
 
 
 @pytest.mark.parametrize("width", [380, 700])
@@ -1052,10 +1256,10 @@ def test_tabs_by_keyboard(page):
     assert page.locator(".qx-lens table").is_visible()
     assert "after token 11 " not in before  # what is not seen is not computed
     told.get_by_text("after token 11 ").wait_for()
-    assert not page.locator(".qx-steps .qx-told").is_visible()
+    assert not page.locator(".qx-steps .qx-bars").is_visible()
     assert lens.get_attribute("aria-selected") == "true"
     page.keyboard.press("ArrowLeft")
-    assert page.locator(".qx-steps .qx-told").is_visible()
+    assert page.locator(".qx-steps .qx-bars").is_visible()
 
 
 def caused(first, python, query, **changes):
@@ -1128,6 +1332,125 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
     lab.keyboard.press("Enter")
     agrees([], 14)
     assert disk.get_by_role("tab", name="Causes").count() == 0  # a page has no model
+
+
+def shown_share(value):
+    return f"{'−' if value < 0 else '+'}{abs(value):.2f}"
+
+
+def told_shares(python, found, query, layer, number):
+    name = f"{query} “{python.data['tokens'][query]['text']}”"
+    best = found["choices"][0]["id"]
+    how = (
+        "comes next" if found["comes"] else "is likeliest" if found["id"] == best else "could come"
+    )
+    return (
+        f"After token {name}, “{found['token']}” {how}, with a logit of {found['logit']:.2f}: "
+        f"head {layer}·{number} adds {shown_share(found['heads'][layer][number])} to it, "
+        f"MLP {layer} {shown_share(found['mlps'][layer])}."
+    )
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_who_adds_to_a_logit(page, python, by):
+    """Heads and MLPs, as a ranking and a picture, by layer, and what they add up to."""
+    live = page.url.startswith("http")
+    head(page, 1, 4).click()
+    token(page, 14).click()
+    sort = page.get_by_label("Heads by")
+    if by == "mouse":
+        page.get_by_role("tab", name="Attribution").click()
+        sort.select_option("shares")
+    else:
+        page.get_by_role("tab", name="Generation").focus()
+        page.keyboard.press("ArrowRight"), page.keyboard.press("ArrowRight")
+        sort.focus()
+        page.keyboard.press("ArrowDown"), page.keyboard.press("ArrowDown")
+    told = page.locator(".qx-large .qx-told:visible").first
+    ask = (python.traced(), python.tokenizer, python.recording)
+    found = shares_to_choose(*ask, 14)
+    eventually(told.inner_text, told_shares(python, found, 14, 1, 4))
+
+    def agrees(found):
+        seen = [p for p in found["parts"] if p[0] != "rounding" or abs(p[1]) >= 0.005]
+        words = [f"{name} {shown_share(value)}" for name, value in seen]
+        total = f"= {found['logit']:.2f} the logit"
+        spans = page.locator(".qx-sum > span").all_inner_texts
+        eventually(lambda: [one.strip() for one in spans()], [*words, total])
+        rows = page.locator(".qx-layers tbody tr").all()
+        for row, heads, mlp in zip(rows, found["heads"], found["mlps"], strict=True):
+            assert row.locator("b").all_inner_texts() == [shown_share(sum(heads)), shown_share(mlp)]
+        scores = {(i, j): x for i, row in enumerate(found["heads"]) for j, x in enumerate(row)}
+        order = sorted(scores, key=lambda at: -scores[at])
+        captions = page.locator(".qx-ranking small").all_inner_texts
+        expected = [f"{i}·{j}\n{shown_share(scores[i, j])}" for i, j in order]
+        eventually(captions, expected)
+        far = max(map(abs, [*scores.values(), *found["mlps"]]))
+        ends = page.locator(".qx-heats .qx-scale span").all_inner_texts()
+        assert ends == [shown_share(-far), "0", shown_share(far)]
+        return far
+
+    far = agrees(found)
+    heat, wide = page.locator(".qx-heat"), 390 // 6
+    cell = page.locator(".qx-heats output")
+    for row, column in [(0, 2), (2, 5), (1, 6)]:  # the last one is an MLP
+        x = 22 + wide * column + (6 if column == 6 else 0) + wide / 2
+        at = {"x": x, "y": 14 + 14 * row + 6}
+        heat.hover(position=at)
+        value = found["mlps"][row] if column == 6 else found["heads"][row][column]
+        what = "MLP" if column == 6 else f"head {column}"
+        eventually(cell.inner_text, f"Layer {row} {what}: {shown_share(value)}")
+        read = """(c, {x, y}) => { const r = c.width / c.clientWidth;
+            return [...c.getContext("2d").getImageData(x * r, y * r, 1, 1).data].slice(0, 3) }"""
+        seen, colour = heat.evaluate(read, at), blended(page, value / far)
+        assert max(abs(a - b) for a, b in zip(seen, colour, strict=True)) <= 1
+    heat.click(position={"x": 22 + wide * 2.5, "y": 20})
+    eventually(told.inner_text, told_shares(python, found, 14, 0, 2))
+    heat.focus()
+    page.keyboard.press("End")
+    eventually(cell.inner_text, f"Layer 0 MLP: {shown_share(found['mlps'][0])}")
+    page.keyboard.press("Enter")  # it is no head, and has no map
+    page.keyboard.press("ArrowLeft"), page.keyboard.press("Enter")
+    eventually(lambda: selected(page), [0, 5])
+    page.get_by_label("Order").select_option("low")
+    low = min((x, i, j) for i, row in enumerate(found["heads"]) for j, x in enumerate(row))
+    first = page.locator(".qx-ranking small").first
+    eventually(first.inner_text, f"{low[1]}·{low[2]}\n{shown_share(low[0])}")
+    page.get_by_label("Order").select_option("high")
+    token(page, T - 1).click()  # nothing comes after it: the likeliest
+    found = shares_to_choose(*ask, T - 1)
+    eventually(told.inner_text, told_shares(python, found, T - 1, 0, 5))
+    agrees(found)
+    choice = page.get_by_label("Logit of")
+    assert choice.is_visible() == live  # a page has the shares of one token after each
+    if live:
+        default, other = found["id"], found["choices"][1]["id"]
+        if by == "mouse":
+            choice.select_option(str(other))
+        else:
+            choice.focus()
+            page.keyboard.press("ArrowDown")
+        found = shares_to_choose(*ask, T - 1, other)
+        eventually(told.inner_text, told_shares(python, found, T - 1, 0, 5))
+        agrees(found)
+        head(page, 1, 4).first.focus()
+        page.keyboard.press("o")  # and what is caused is told of the same token
+        caused = python.changed(T - 1, token=other, off=[(1, 4)])
+        answer = page.locator(".qx-large .qx-told:visible").nth(1)
+        change = (
+            f"“{caused['token']}” could come: its logit changes by {shown_share(caused['delta'])}"
+        )
+        eventually(lambda: change in answer.inner_text(), True)
+        page.keyboard.press("o")
+        choice.select_option(str(default))
+        agrees(shares_to_choose(*ask, T - 1))
+    token(page, 1).click()
+    eventually(lambda: "padding: the model says nothing there" in told.inner_text(), True)
+    assert page.locator(".qx-layers table").is_hidden() and heat.is_hidden()
+    token(page, 14).click()
+    eventually(heat.is_visible, True)
+    found = Axe().run(page, context=".qx").response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
 
 
 def test_looks_cut_by_mouse_and_by_keyboard(lab, python):
@@ -1254,7 +1577,8 @@ def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
     head(page, 0, 1).focus()
     page.keyboard.press("o")
     changes = twin.changed(twin.query, off=[(0, 1)])["delta"]
-    page.get_by_text(f"changes by {'−' if changes < 0 else '+'}{abs(changes):.2f}").wait_for()
+    told = f"changes by {'−' if changes < 0 else '+'}{abs(changes):.2f}"
+    page.locator(".qx-large .qx-told").get_by_text(told).wait_for()
     edit.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("ControlOrMeta+a")
@@ -1289,6 +1613,8 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     page.get_by_label("Colours", exact=True).select_option("cividis")
     page.get_by_role("button", name="Mark").click()
     page.get_by_label("Heads by").select_option("entropy")
+    page.get_by_label("Keep heads that score").fill("400")
+    page.get_by_role("tab", name="Logit lens").click()
     page.get_by_label("is seen by").check()
     page.locator(".qx-maps canvas").first.focus()
     page.keyboard.press("+")
@@ -1303,6 +1629,13 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     again = new_page(page.url)
     eventually(lambda: again.evaluate(shown), expected)
     assert again.get_by_label("Heads by").input_value() == "entropy"
+    assert again.get_by_role("tab", selected=True).inner_text() == "Logit lens"
+    assert again.locator(".qx-grid canvas").is_visible()
+    kept = [one.locator(".qx-filter output").inner_text() for one in (page, again)]
+    assert kept[0] == kept[1] and "18 of 18" not in kept[0]
+    slider = again.get_by_label("Keep heads that score")
+    assert slider.input_value() == "400"
+    slider.press("Home")
     assert again.get_by_label("Colours", exact=True).input_value() == "cividis"
     assert again.get_by_label("is seen by").is_checked()
     assert again.get_by_label("Minus", exact=True).input_value() == "1.5"
@@ -1313,10 +1646,16 @@ def test_a_page_keeps_its_view_in_its_address(new_page, disk, python):
     again.evaluate("location.hash = 'layer=0&head=5&query=20&zoom=1&head=no&view=odd'")
     eventually(lambda: readout(again).startswith("Query 20 "), True)
     assert again.get_by_role("heading", name="Layer 0, head 5").is_visible()
-    odd = "layer=99&head=x&pinned=7&minus=7.1&marked=7.1+x&sort=<b>"
+    odd = "layer=99&head=x&pinned=7&minus=7.1&marked=7.1+x&sort=<b>&tab=causes&keep=1e9"
     wrong = new_page(f"{disk.url.split('#')[0]}#{odd}")
     eventually(lambda: selected(wrong), [python.layer, python.head])
-    assert wrong.errors == again.errors == page.errors == []
+    assert (
+        wrong.get_by_role("tab", selected=True).inner_text() == "Generation"
+    )  # no model, no causes
+    worse = new_page(f"{disk.url.split('#')[0]}#sort=entropy&tab=%00&keep=half")
+    eventually(lambda: worse.locator(".qx-filter output").inner_text()[-8:], "18 of 18")
+    assert worse.get_by_role("tab", selected=True).inner_text() == "Generation"
+    assert worse.errors == wrong.errors == again.errors == page.errors == []
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
@@ -1376,6 +1715,51 @@ def test_two_explorers_stand_side_by_side(lab, pair):
     token(left, 1).click()
     for one in (left, right):
         eventually(lambda one=one: one.locator(".qx-readout").inner_text()[:7], "Query 1")
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+@pytest.mark.parametrize("pair", [3, 4], indirect=True, ids=["shorter", "as long"])
+def test_a_key_is_chosen_in_both(lab, pair, by):
+    """As far as the other text has that place, whichever of the two it is chosen in."""
+    left, right = pair
+    size = right.locator(".qx-text [role=option]").count()
+    assert size in (3, 5)
+    left.locator("[data-layer='1'][data-head='2']").click()
+
+    def choose(one, query, key):
+        count = one.locator(".qx-text [role=option]").count()
+        canvas = one.locator(".qx-maps canvas").first
+        canvas.scroll_into_view_if_needed()
+        each = (canvas.bounding_box()["width"] - GUTTER) / count
+        if by == "mouse":
+            spot = {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+            canvas.click(position=spot)
+        else:
+            token(one, query).click()
+            for press in ("Home", *["ArrowRight"] * key):
+                canvas.press(press)
+        one.get_by_role("tab").first.hover()
+
+    def at(one):
+        told = one.locator(".qx-readout").inner_text()
+        return [int(n) for n in re.match(r"Query (\d+) .*?, key (\d+) ", told).groups()]
+
+    for one, query, key in [(left, 2, 0), (right, 2, 1), (left, 1, 1), (right, 1, 0), (left, 2, 0)]:
+        choose(one, query, key)
+        for each in (left, right):
+            eventually(lambda each=each: at(each), [query, key])
+    choose(left, 4, 3)
+    eventually(lambda: at(left), [4, 3])
+    if size == 5:
+        eventually(lambda: at(right), [4, 3])
+    else:
+        assert at(right)[0] == 2  # it has no such places
+        assert by == "keyboard" or at(right)[1] == 0
+    token(left, 1).click()  # then each begins at its own strongest key
+    for one in (left, right):
+        bars = one.locator(".qx-tops .qx-bars").first.locator("li span").first
+        eventually(lambda one=one, bars=bars: bars.inner_text().split()[0], str(at(one)[1]))
+        assert at(one)[0] == 1
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])

@@ -24,9 +24,11 @@ from qwen2_edu import (
     Qwen2ForSequenceClassification,
 )
 from qwen2_edu.attention import sdpa_attention
+from qwen2_edu.quantize import quantize
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer, explorer, facts, given, record, side_by_side
 from qwen2_edu.viz import lens as viz_lens
+from qwen2_edu.viz import shares as viz_shares
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
 
 BLAME = "rounding in 8 layers explains {}, so the cache may be at fault"
@@ -589,6 +591,113 @@ def test_a_patch_keeps_padding_apart_and_takes_the_generated_tokens_along(model,
     assert there == here and abs(here["delta"]) > 1e-3
 
 
+def spoken(model, ids, token, place):
+    """What each head and each MLP adds to a logit, from a plain pass with hooks of torch."""
+    blocks, seen = model.model.layers, {"heads": [], "mlps": []}
+    keep = [b.self_attn.o_proj for b in blocks], [b.mlp for b in blocks]
+    hooks = [
+        o.register_forward_pre_hook(lambda _, z: seen["heads"].append(z[0][0])) for o in keep[0]
+    ]
+    hooks += [m.register_forward_hook(lambda _, x, y: seen["mlps"].append(y[0])) for m in keep[1]]
+    with torch.no_grad():
+        out = model.model(torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+        logit = model.lm_head(out.last_hidden_state)[0, place, token]
+    [hook.remove() for hook in hooks]
+    final = torch.nn.functional.rms_norm  # of the stream, as torch has it
+    row = model.lm_head.weight[token] * model.model.norm.weight
+    x = seen_stream(model, ids)[place]
+    scale = final(x, x.shape, eps=model.config.rms_norm_eps).norm() / x.norm()
+    H, D = model.config.num_attention_heads, model.config.head_dim
+    heads = []
+    for block, z in zip(blocks, seen["heads"], strict=True):
+        attention = block.self_attn
+        bias = attention.v_proj.bias.view(-1, D).repeat_interleave(H // 2, 0)
+        fetched = z[place].view(H, D) - bias
+        write = attention.o_proj.weight.view(-1, H, D)
+        heads.append(torch.einsum("ehd,hd,e->h", write, fetched, row) * scale)
+    mlps = torch.stack([y[place] @ row * scale for y in seen["mlps"]])
+    return float(logit), torch.stack(heads), mlps
+
+
+def seen_stream(model, ids):
+    """What the final norm reads, (T, E)."""
+    found = []
+    hook = model.model.norm.register_forward_pre_hook(lambda _, x: found.append(x[0][0]))
+    with torch.no_grad():
+        model.model(torch.tensor([ids]), use_cache=False)
+    hook.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("given", ["text", "padded", "generated"])
+def test_the_shares_are_what_each_part_says_and_add_up(model, bytewise, given):
+    text, options = TEXT, {}
+    if given == "padded":
+        text = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
+    if given == "generated":
+        options = {"max_new_tokens": 3, "eos_token_id": []}
+    shown, sent = attention_explorer(model, bytewise, text, **options), []
+    shown.send = lambda content, buffers=None: sent.append(content)
+    r = shown.recording
+    pads = r.first
+    ids = r.ids[pads:]
+    page = page_of(shown.to_html(lens=0))
+    packed = json.loads(zlib.decompress(base64.b64decode(page["blobs"]["shares"])))
+    assert packed[:pads] == [None] * pads and len(packed) == len(r.ids)
+    logits = hooked(model, ids, [])
+    for place, token in [(3, None), (len(ids) - 1, None), (3, 7)]:
+        last = place == len(ids) - 1
+        asked = f"shares {place + pads}" + (f" {token}" if token else "")
+        shown._answer(None, {"name": asked}, [])
+        told = sent.pop()["rows"]
+        wanted = token or int(logits[place].argmax() if last else ids[place + 1])
+        assert told["id"] == wanted and told["comes"] is (not last and not token)
+        logit, heads, mlps = spoken(model, ids, wanted, place)
+        with torch.no_grad():
+            assert abs(told["logit"] - logit) < 2e-3
+            assert torch.allclose(torch.tensor(told["heads"]), heads, atol=2e-3)
+            assert torch.allclose(torch.tensor(told["mlps"]), mlps, atol=2e-3)
+        assert abs(sum(share for _, share in told["parts"]) - logit) < 5e-3
+        assert abs(dict(told["parts"])["rounding"]) < 2e-3
+        five = logits[place].softmax(-1).topk(5)
+        assert [one["id"] for one in told["choices"][:5]] == five.indices.tolist()
+        default = int(logits[place].argmax() if last else ids[place + 1])
+        assert {default, wanted} <= {one["id"] for one in told["choices"]}
+        if token is None:
+            del told["choices"]  # a page asks about one token
+            assert packed[place + pads] == json.loads(json.dumps(told))
+
+
+def test_what_cannot_be_taken_apart_says_why(model, bytewise, small_config):
+    """Padding, a token that is not there, matrices that are integers; a page then has no shares."""
+    padded = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
+    shown, sent = attention_explorer(model, bytewise, padded), []
+    small = attention_explorer(quantize(copy.deepcopy(model), "int8"), bytewise, TEXT)
+    for one, asked, error in [
+        (shown, "shares 2", "token 2 is padding"),
+        (shown, "shares 9 260", "token_id must be an integer in [0, 259]"),
+        (small, "shares 9", "reads the matrices, and this model's are quantised"),
+    ]:
+        one.send = lambda content, buffers=None: sent.append(content)
+        one._answer(None, {"name": asked}, [])
+        assert error in sent.pop()["error"]
+    assert "shares" in page_of(shown.to_html())["blobs"]
+    assert "shares" not in page_of(small.to_html())["blobs"]
+    classifier = Qwen2ForSequenceClassification(
+        small_config(vocab_size=260, eos_token_id=256, num_labels=2)
+    )
+    page = page_of(attention_explorer(classifier, bytewise, TEXT).to_html())
+    assert "shares" not in page["blobs"]
+
+
+def test_a_quantised_model_is_weighed_by_value_as_it_computes(model, bytewise):
+    """Its matrices are integers and scales: what counts is what they stand for."""
+    plain = attention_explorer(model, bytewise, TEXT).recording.norms
+    small = quantize(copy.deepcopy(model), "int8")
+    rounded = attention_explorer(small, bytewise, TEXT).recording.norms
+    assert torch.allclose(rounded, plain, rtol=0.1)
+
+
 def test_changes_that_cannot_be_are_told_to_the_browser(model, bytewise):
     padded = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
     shown, sent = attention_explorer(model, bytewise, padded), []
@@ -643,9 +752,9 @@ def test_a_layer_travels_as_bytes_when_asked_for(model, bytewise, monkeypatch):
     expected = viz_lens.lens_rows(model, bytewise, shown.recording.hidden[:, 4])
     assert content == {"name": "lens 4", "rows": expected}
     for place in (0, 3):
-        shown._answer(None, {"name": f"grid {place}"}, [])
+        shown._answer(None, {"name": f"grid {place} 4 12"}, [])
         (content, _) = sent.pop()
-        stream = shown.recording.hidden[place]
+        stream = shown.recording.hidden[place, 4:12]
         best = model.lm_head(model.model.norm(stream)).softmax(-1).max(-1)
         assert [row["id"] for row in content["rows"]] == best.indices.tolist()
         chances = [row["probability"] for row in content["rows"]]
@@ -712,7 +821,7 @@ def test_layers_say_why_where_the_kind_changes(model, bytewise):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("layer", 3), ("head", 6), ("head", -1), ("query", 19)]
+    ("name", "value"), [("layer", 3), ("head", 6), ("head", -1), ("query", 19), ("key", 19)]
 )
 def test_choosing_what_is_not_there_is_refused(model, bytewise, name, value):
     shown = attention_explorer(model, bytewise, TEXT)
@@ -837,7 +946,8 @@ def test_a_large_page_is_rounded_and_says_so(model, bytewise, monkeypatch, step)
     packed = partial(explorer._packed, strategy=zlib.Z_FILTERED)
     blobs = [packed(shown.page_layer(i, step)) for i in range(3)]
     blobs += [explorer._packed(b) for b in (shown.thumbnails, shown.norms, shown.colours)]
-    monkeypatch.setattr(explorer, "FINE_PAGE", sum(map(len, blobs)))  # just enough room
+    room = sum(map(len, blobs)) + viz_shares.SHARE * 3 * 7 * len(shown.recording.ids)
+    monkeypatch.setattr(explorer, "FINE_PAGE", room)  # just enough
     page = page_of(shown.to_html(lens=0))
     told = [float(n) for n in re.findall(r"within (0\.\d+)", page["data"]["rounded"])]
     below, above = told or (0.5 / 255, 1 / 255)
@@ -930,6 +1040,15 @@ def test_two_texts_choose_together(model, bytewise):
     assert right.query == 4
     right.query = 1
     assert left.query == 1
+    left.key = 3
+    assert right.key == 3
+    left.key = 15
+    assert right.key == 3
+    right.key = None  # the strongest of each
+    assert left.key is None
+    left.key = 2
+    left.read("a dog")  # places of another text
+    assert left.key is right.key is None
 
 
 def test_two_models_choose_together_as_far_as_both_have_it(model, bytewise, small_config):

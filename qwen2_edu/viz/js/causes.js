@@ -40,7 +40,9 @@ function cutting({ state, live, change, cell }) {
 }
 
 function makeCause({ source, data, state, live, change, name, cell, keyHead, isOff, switchHeads, isCut, cutLook }) {
-  if (!live) return { draw: () => {}, element: null };
+  const told = h("output", { class: "qx-told", hidden: true }); // in sight of the map: keys change it there
+  const same = h("p", { class: "qx-told" }), say = (text) => (told.textContent = same.textContent = text);
+  if (!live) return { draw: () => {}, element: null, told };
   const size = data.heads / data.groups;
   const some = (from, count) => Array.from({ length: count }, (_, i) => ({ layer: state.layer, head: from + i }));
   const sets = [["this head", () => some(state.head, 1)], ["its key group", () => some(keyHead(state.head) * size, size)],
@@ -60,7 +62,7 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     const others = state.patches.filter((other) => other.join() !== one.join());
     change({ other: box.value, patches: [...others, one] });
   });
-  const list = h("p", { class: "qx-note" }), told = h("output", { class: "qx-told" }), kept = h("ul", { class: "qx-changes", "aria-label": "Cut and put in" });
+  const list = h("p", { class: "qx-note" }), kept = h("ul", { class: "qx-changes", "aria-label": "Cut and put in" });
   const [before, after] = ["as it is", "with these changes"].map((label) => {
     const bars = h("ol", { class: "qx-bars" });
     return { bars, element: h("div", {}, h("h3", {}, `The answer ${label}`), bars) };
@@ -71,7 +73,7 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     h("div", { class: "qx-tools" }, h("label", {}, "Cut the chosen look in ", cutIn), knife),
     h("div", { class: "qx-tools" }, h("label", { class: "qx-other" }, "From another text, of as many tokens, ", box),
       h("label", {}, "take ", part), h("label", {}, "at the ", at), put),
-    h("div", { class: "qx-tools" }, list, all), kept, told, h("div", { class: "qx-tops" }, before.element, after.element),
+    h("div", { class: "qx-tools" }, list, all), kept, same, h("div", { class: "qx-tops" }, before.element, after.element),
     h("p", { class: "qx-note" }, "Keys: o switches the head off that has the focus, x on the map cuts the chosen look. The change of the logit is what all of it "
       + "causes after the chosen query, with whatever later layers make of it; weights alone do not tell that. Choose another query: the changes stay."));
   let shown = null;
@@ -114,11 +116,12 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     ["query", "key"].forEach((one, i) => (at.options[i].textContent = `${one} ${name(state[one])}`));
     const now = JSON.stringify([cuts, patches]);
     if (kept.dataset.of !== now) kept.dataset.of = now, drawKept();
-    const asked = `effect ${JSON.stringify({ query: state.query, to: state.to, off: off.map((one) => one.split(".").map(Number)),
+    const asked = `effect ${JSON.stringify({ query: state.query, token: state.token?.query === state.query ? state.token.id : null, to: state.to, off: off.map((one) => one.split(".").map(Number)),
       cuts: cuts.map(({ layer, head, query, key }) => [layer, head, query, key]), patches, other: patches.length ? state.other : null })}`;
-    if (element.hidden || asked === shown) return;
+    told.hidden = state.tab !== "causes" && !(off.length + cuts.length + patches.length);
+    if (told.hidden || asked === shown) return;
     shown = asked;
-    const excuse = setTimeout(() => (told.textContent = "The model reads the text with these changes …"), 300);
+    const excuse = setTimeout(() => say("The model reads the text with these changes …"), 300);
     let answer, fault;
     try {
       answer = await source.load(asked);
@@ -128,17 +131,17 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     clearTimeout(excuse);
     if (shown !== asked) return; // others were switched meanwhile
     if (fault) {
-      told.textContent = fault;
+      say(fault);
       before.bars.replaceChildren(), after.bars.replaceChildren();
       return;
     }
     const [was, is] = answer.chances.map(chance), sign = answer.delta < 0 ? "−" : "+";
-    told.textContent = `After token ${name(state.query)}, “${answer.token}” ${answer.comes ? "comes next" : "is likeliest"}: its logit changes by `
-      + `${sign}${Math.abs(answer.delta).toFixed(2)}, its probability from ${was} to ${is}.`;
+    say(`After token ${name(state.query)}, “${answer.token}” ${answer.comes ? "comes next" : answer.id === answer.before[0].id ? "is likeliest" : "could come"}: its logit changes by `
+      + `${sign}${Math.abs(answer.delta).toFixed(2)}, its probability from ${was} to ${is}.`);
     for (const [place, rows] of [[before, answer.before], [after, answer.after]]) {
       place.bars.replaceChildren(...rows.map(({ text, id, probability }) =>
         bar(`“${text}”`, probability, chance(probability), id === answer.id)));
     }
   }
-  return { draw, element };
+  return { draw, element, told };
 }

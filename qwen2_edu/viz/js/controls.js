@@ -18,8 +18,7 @@ function collecting({ state, change }) {
 
 function makeToolbar({ state, change, zoom, isMarked, markHead, isPinned, pinHead, minusChoice }) {
   const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
-  const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
-  const over = select("Map of", [["head", "one head"], ["group", "its key group"], ["layer", "its layer"], ["marked", "marked heads"]], (value) => change({ over: value }));
+  const over = select("Map of", [["head", "one head"], ["group", "mean of its key group"], ["layer", "mean of its layer"], ["marked", "mean of marked heads"]], (value) => change({ over: value }));
   const pin = button("Compare", null, () => pinHead(state));
   const mark = button("Mark", null, () => markHead(state));
   const clear = button("Clear marks", null, () => change({ marked: [] }));
@@ -32,18 +31,18 @@ function makeToolbar({ state, change, zoom, isMarked, markHead, isPinned, pinHea
     minusChoice.draw();
     mask.checked = state.mask;
     over.value = state.over;
-    colours.value = state.colours;
   };
   const tools = h("div", { class: "qx-tools" }, h("label", {}, "Map of ", over), mark, clear, pin, minusChoice.element,
     h("span", { role: "group", "aria-label": "Zoom" },
       button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))),
-    h("label", {}, mask, " Mask"), h("label", {}, "Colours ", colours));
+    h("label", {}, mask, " Mask"));
   return { draw, element: h("div", {}, tools, minusChoice.told) };
 }
 
 function makeLegend(shared) {
-  const { data, state, ready, aboutLayer, scale } = shared;
-  const element = h("div", { class: "qx-legend" });
+  const { data, state, ready, change, aboutLayer, scale } = shared;
+  const keys = h("div", { class: "qx-legend" });
+  const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
 
   function draw() {
     const ticks = [0, 0.05, 0.25, 0.5, 1];
@@ -53,9 +52,10 @@ function makeLegend(shared) {
     const weights = h("div", { class: "qx-scale", role: "img", "aria-label": "Colours of the weights from 0 to 1" },
       h("div", { style: `background: ${ready.palette.gradient}` }),
       ...ticks.map((w) => h("span", { style: `left: ${100 * Math.sqrt(w)}%` }, `${w}`)));
-    element.replaceChildren(...(ready.minus ? scale() : []), ...(ready.minus && !state.pinned.length ? [] : [weights]),
+    colours.value = state.colours;
+    keys.replaceChildren(...(ready.minus ? scale() : []), ...(ready.minus && !state.pinned.length ? [] : [weights]),
       ...reasons.map((reason) => h("span", {},
         h("i", { style: `background-image: url(${hatch(reason, ink).toDataURL()})` }), REASONS[reason])));
   }
-  return { draw, element };
+  return { draw, element: h("div", { class: "qx-foot" }, keys, h("label", {}, "Colours ", colours)) };
 }

@@ -4,10 +4,8 @@
 // them are inside.
 
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
-const HELP = "A bracket joins the query heads that share one key/value head. Bright means much weight; colours follow √weight, "
-  + "so that small weights show. A click on a head draws it large; on a token, it asks what that token looks at; on a cell, "
-  + "it chooses its query and its key. On a head, the key p keeps its map beside the next ones, and m marks it: the map can "
-  + "show the mean of the marked heads.";
+const HELP = "A bracket joins the query heads on one key head. Colour: √weight, bright is much. A click on a head draws it large, "
+  + "on a token asks what it looks at, on a cell chooses its query and key.";
 
 const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead
 
@@ -33,7 +31,7 @@ function explore(el, source) {
   const many = data.heads * data.layers.length > 100; // too many to look through
   const state = {
     layer: source.get("layer"), head: source.get("head"), query: source.get("query"),
-    key: ["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null,
+    key: source.get("key") ?? (["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null),
     direction: "query", // the chosen token is the query, or the key
     over: "head", view: "raw", sort: many ? "cell" : "", highFirst: true, keep: null, colours: "viridis", mask: true, zoom: 1,
     pinned: [], // heads whose maps stay beside the next ones, {layer, head, kept: true}
@@ -41,6 +39,8 @@ function explore(el, source) {
     marked: [], // heads, {layer, head}, of which the mean can be drawn
     off: [], to: "zero", // heads switched off, "layer.head", and what they say instead
     cuts: [], cutIn: "head", patches: [], other: null, // see causes.js; patches: [layer, part, place] of the other text
+    token: null, // {query, id}: whose logit is asked about after a query; null = of the one that comes
+    tab: "", // which of the tabs is seen; "" = the first
     step: 0, // 1 … steps, 0 = nothing was generated
   };
   Object.assign(state, recalled({ source, data, T }));
@@ -52,7 +52,7 @@ function explore(el, source) {
   // What the parts share: each takes from it what it needs.
   const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
   Object.assign(shared, reading(shared), switching(shared), collecting(shared));
-  Object.assign(shared, cutting(shared), differing(shared)); // they need what reading tells
+  Object.assign(shared, cutting(shared), differing(shared), sharing(shared)); // they need what reading tells
   const overview = makeOverview(shared);
   const tops = h("div", { class: "qx-tops" }), drawings = h("div", { class: "qx-maps" }), maps = [];
   /** One map more: of the chosen head, then of each pinned one. */
@@ -61,19 +61,20 @@ function explore(el, source) {
     tops.append(maps.at(-1).top), drawings.append(maps.at(-1).element);
   }
   addMap(() => state);
-  const [toolbar, legend, text, steps, lens, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeCause].map((make) => make(shared));
+  const [toolbar, legend, text, steps, lens, shares, cause] = [makeToolbar, makeLegend, makeText, makeSteps, makeLens, makeShares, makeCause].map((make) => make(shared));
   const readout = h("output", { class: "qx-readout" }), rounded = h("p", { class: "qx-note" }, data.rounded);
   const edit = source.whole ? null : editing(shared);
+  const sides = tabs([["steps", "Generation", steps.element], ["lens", "Logit lens", lens.element], ["shares", "Attribution", shares.element],
+    ["causes", "Causes", cause.element]].filter(([, , element]) => element), state, change);
   const root = shared.root = h("section", { class: "qx", "aria-label": `Attention explorer: ${clip(data.text, 40)}`,
     // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
     onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
     h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving(shared)])),
     ...(edit ? [edit.form] : []), notice,
     h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
-    h("div", { class: "qx-row qx-first" }, text.element, tops),
+    h("div", { class: "qx-row qx-first" }, h("div", {}, h("div", { class: "qx-tools" }, text.asks, steps.scrubber), text.list, steps.told), tops),
     h("div", { class: "qx-row qx-second" }, overview.element,
-      h("div", { class: "qx-large" }, toolbar.element, drawings, readout, legend.element, rounded),
-      tabs([["Generation", steps], ["Logit lens", lens], ["Causes", cause]].filter(([, { element }]) => element))));
+      h("div", { class: "qx-large" }, toolbar.element, drawings, readout, shares.told, cause.told, legend.element, rounded), sides.element));
   el.replaceChildren(root);
 
   /** Tell about a cell and its row; null = the chosen one. */
@@ -90,9 +91,8 @@ function explore(el, source) {
 
   function change(to) {
     Object.assign(state, to);
-    for (const trait of ["layer", "head", "query"]) {
-      if (trait in to && source.get(trait) !== state[trait]) source.set(trait, state[trait]);
-    }
+    sides.draw();
+    source.set(Object.fromEntries(["layer", "head", "query", "key"].filter((trait) => trait in to).map((trait) => [trait, state[trait]])));
     draw().then(() => source.remember(address(state)));
   }
 
@@ -118,9 +118,11 @@ function explore(el, source) {
     for (const part of [...maps, text, steps, lens, cause, toolbar, legend]) part.draw();
     say(null);
     const looks = state.sort === "cell" ? await shared.looking() : null; // of all heads: the map does not wait
+    const asked = shared.asksShares() ? await shared.loadShares() : null;
     clearTimeout(waiting);
     if (mine !== turn) return;
-    ready.looks = looks;
+    Object.assign(ready, { looks, shares: asked });
+    shares.draw();
     if (notice.textContent === excuse) notice.textContent = "";
     overview.draw();
     for (const index of overview.beside()) { // likely to be looked at soon
@@ -128,7 +130,7 @@ function explore(el, source) {
     }
   }
 
-  const repaint = () => ready.palette && ([...maps, lens].forEach((part) => part.paint()), legend.draw());
+  const repaint = () => ready.palette && ([...maps, lens, overview].forEach((part) => part.paint()), legend.draw());
   const resized = new ResizeObserver(repaint);
   resized.observe(root);
   const themed = new MutationObserver(repaint); // JupyterLab names its theme on the body
@@ -137,8 +139,9 @@ function explore(el, source) {
   dark.addEventListener("change", repaint);
   const elsewhere = () => source.whole && change(recalled(shared)); // the address was changed by hand, or a link followed
   window.addEventListener("hashchange", elsewhere);
-  for (const trait of ["layer", "head", "query"]) {
-    source.listen(trait, () => source.get("data") === data && source.get(trait) !== state[trait] && change({ ...shared.fresh(), [trait]: source.get(trait) }));
+  for (const trait of ["layer", "head", "query", "key"]) { // chosen in Python, or in the explorer beside this one
+    source.listen(trait, () => source.get("data") === data && source.get(trait) !== state[trait]
+      && change({ ...("key" in shared.fresh() ? { key: source.get("key") } : {}), [trait]: source.get(trait) }));
   }
   draw();
   return () => {

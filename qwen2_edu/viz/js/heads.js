@@ -3,11 +3,16 @@
 const MOST_RANKED = 100; // heads of a ranking: more are a picture, and no list
 
 function makeOverview(shared) {
-  const { data, state, ready, many, change, fresh, measure, scoresOf, keyHead, switchHeads, markHead, pinHead } = shared;
-  const heat = makeHeat(shared);
+  const { source, data, state, ready, many, change, fresh, scoresOf, keyHead, switchHeads, markHead, pinHead, shareMeasure } = shared;
+  const act = (key, head) => { // what a letter does on a head, in the list and in the picture
+    const made = { o: (one) => switchHeads([one]), m: markHead, p: pinHead }[key];
+    made?.(head);
+    return made;
+  };
+  const measure = () => (state.sort === "shares" ? shareMeasure() : shared.measure()), heat = makeHeat(shared, act);
   const list = h("div", { role: "listbox", "aria-label": "Heads" });
   const columns = h("div", { class: "qx-layer", "aria-hidden": true }); // each head says its key head
-  const sort = select("Heads by", [["", "layer"], ["cell", "this query → this key"], ...data.behaviours.map((b) => [b.name, b.label])],
+  const sort = select("Heads by", [["", "layer"], ["cell", "this query → this key"], ...(source.holds("shares") ? [["shares", "direct logit attribution"]] : []), ...data.behaviours.map((b) => [b.name, b.label])],
     (value) => change({ sort: value, keep: null }));
   sort.value = state.sort;
   const views = select("Weights", data.views.map((view) => [view.name, view.label]), (view) => change({ view, keep: null }));
@@ -24,8 +29,7 @@ function makeOverview(shared) {
   walkable(list, (option) => change({ ...headOf(option), ...fresh() }), false, beyond, () => options);
   list.addEventListener("keydown", (event) => {
     const option = event.target.closest("[role=option]");
-    const act = { o: (head) => switchHeads([head]), m: markHead, p: pinHead }[event.key];
-    if (act && option) act(headOf(option)), event.stopPropagation();
+    if (option && act(event.key, headOf(option))) event.stopPropagation();
   });
   let drawn = null, sought = null, stop = null; // the chosen element; the one that the tab key leads to
   const urls = []; // of pictures, to be given back at the end
@@ -105,23 +109,24 @@ function makeOverview(shared) {
       .flatMap((layer, at) => scoresOf(behaviour)[at].map((score, head) => ({ layer, head, score })))
       .filter(({ score }) => score !== null).sort((a, b) => sign * (a.score - b.score));
     if (!all.length) {
-      const why = `No head has a score: ${behaviour.label} cannot be measured on this text.`;
+      const why = behaviour.why ?? `No head has a score: ${behaviour.label} cannot be measured on this text.`;
       return [h("p", { class: "qx-note" }, why)];
     }
+    const said = behaviour.signed ? share : (score) => score.toFixed(2);
     const [first, last] = [all[0].score, all.at(-1).score]; // best and worst in this order
     keep.value = state.keep ?? 0;
     const limit = last + ((first - last) * keep.value) / 1000;
     const passing = all.filter(({ score }) => sign * (score - limit) <= 1e-9);
-    kept.textContent = `${state.highFirst ? "≥" : "≤"} ${limit.toFixed(2)}: ${passing.length} of ${all.length}`;
+    kept.textContent = `${state.highFirst ? "≥" : "≤"} ${said(limit)}: ${passing.length} of ${all.length}`;
     keep.setAttribute("aria-valuetext", kept.textContent);
     return [h("div", { class: "qx-ranking", role: "presentation" },
       ...passing.slice(0, MOST_RANKED).map(({ layer, head, score }) =>
-        thumbnail(layer, head, `${layer.index}·${head}\n${score.toFixed(2)}`)))];
+        thumbnail(layer, head, `${layer.index}·${head}\n${said(score)}`)))];
   }
 
   function draw() {
     const behaviour = measure();
-    const looked = state.sort === "cell" ? [state.query, state.key] : [];
+    const looked = state.sort === "cell" ? [state.query, state.key] : state.sort === "shares" ? [ready.shares?.asked] : [];
     const now = [state.sort, state.highFirst, state.keep, state.colours, state.view, ...looked].join();
     sort.value = state.sort;
     order.value = state.highFirst ? "high" : "low";
@@ -140,8 +145,8 @@ function makeOverview(shared) {
         behaviour ? `${behaviour.help}.${captions}` : ""].filter(Boolean).join(" ");
       drawn = now;
     }
-    heat.element.hidden = !behaviour || !many;
-    if (!heat.element.hidden) heat.draw(scoresOf(behaviour), behaviour.label);
+    heat.element.hidden = filter.hidden || !many && !behaviour.signed; // shares are a picture of MLPs too
+    if (!heat.element.hidden) heat.draw(behaviour, scoresOf(behaviour));
     flag("qx-pinned", state.pinned);
     flag("qx-marked", state.marked);
     flag("qx-off", state.off.map(headNamed));
@@ -184,5 +189,5 @@ function makeOverview(shared) {
   }
   const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), h("label", {}, "Weights ", views), filter);
   const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
-  return { draw, beside, close: () => (seen.disconnect(), urls.forEach((url) => URL.revokeObjectURL(url))), element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
+  return { draw, beside, paint: () => heat.element.hidden || heat.redraw(), close: () => (seen.disconnect(), urls.forEach((url) => URL.revokeObjectURL(url))), element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
 }

@@ -1,6 +1,8 @@
 // The logit lens: what would come next if the stream were read off after each layer.
 
 const WIDE = 64, HIGH = 19, NAMES = 70; // pixels of a cell, and of the names of layers
+const AT_ONCE = 16; // tokens of a row that are asked for: the kernel does one thing at a time, and a click waits for it
+const PAUSE = 300; // ms after each change in which the kernel is left to what the change asks for
 
 /** All layers and tokens as a grid, of which what is in sight is painted; below it one token, its five likeliest. */
 function makeLens(shared) {
@@ -17,8 +19,8 @@ function makeLens(shared) {
   const table = h("table", { "aria-label": "Logit lens" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "after"),
     ...[1, 2, 3, 4, 5].map((rank) => h("th", { scope: "col" }, `${rank}`)))), body);
   const element = h("div", { class: "qx-lens" }, told, h("div", { class: "qx-grids" }, box, tip), readout, table);
-  const rows = new Map(); // place in the stream -> the likeliest token after each token
-  let place = places - 1, seen = null, shown = null, loading = false;
+  const rows = Array.from({ length: places }, () => Array(T)); // place in the stream, token -> the likeliest after it
+  let place = places - 1, seen = null, shown = null, working = false, changed = 0;
 
   const layerOf = (at) => data.layers.find(({ index }) => data.lens[at] === `layer ${index}`);
   const under = ({ offsetX, offsetY }) => {
@@ -47,7 +49,7 @@ function makeLens(shared) {
 
   const padding = (token) => layers.get(state.layer)[(data.heads * T + token) * T + token] === 3;
   function sentence({ token, at }) {
-    const likeliest = rows.get(at)?.[token];
+    const likeliest = rows[at][token];
     const after = `Read off after ${data.lens[at]}, token ${name(token)}: `;
     if (padding(token)) return `${after}it is padding`;
     return after + (likeliest ? `“${likeliest.text}” ${chance(likeliest.probability)}` : "not yet read");
@@ -94,7 +96,7 @@ function makeLens(shared) {
     fill(paper, 1, 0, 0, width, height);
     for (const at of lines) {
       for (const token of tokens) {
-        const likeliest = padding(token) ? null : rows.get(at)?.[token], left = x(token), top = y(at);
+        const likeliest = padding(token) ? null : rows[at][token], left = x(token), top = y(at);
         fill(ink, 0.05, left, top, WIDE - 2, HIGH - 2);
         if (!likeliest) continue;
         fill(hue, 0.75 * likeliest.probability, left, top, WIDE - 2, HIGH - 2);
@@ -120,21 +122,38 @@ function makeLens(shared) {
     box.scrollTop = into(box.scrollTop, place * HIGH, HIGH, box.clientHeight - HIGH);
   }
 
-  /** The rows come one by one, the answer first; those who look elsewhere meanwhile do not wait for all. */
-  async function load() {
-    if (loading) return;
-    loading = true;
+  /** What of the grid to ask for next: what is in sight first, and of it the answer; nothing is left: undefined. */
+  function missing() {
+    const size = source.whole ? T : AT_ONCE, pieces = Array.from({ length: Math.ceil(T / size) }, (_, i) => i * size);
+    const [left, right] = [box.scrollLeft, box.scrollLeft + box.clientWidth - NAMES].map((x) => x / WIDE);
+    const inSight = (from) => from < right && from + size > left;
+    for (const some of [pieces.filter(inSight), pieces]) {
+      for (let at = places - 1; at >= 0; at--) for (const from of some) if (!rows[at][from]) return { at, from, to: Math.min(T, from + size) };
+    }
+  }
+
+  /** Ask for one thing after another: others that look elsewhere meanwhile wait for no more than that. */
+  async function work() {
+    if (working) return;
+    working = true;
     try {
-      for (let at = places - 1; at >= 0 && !element.hidden && element.isConnected; at--) {
-        if (rows.has(at)) continue;
-        rows.set(at, await source.load(`grid ${at}`));
-        paint();
-        if (at === place) tell();
+      while (!element.hidden && element.isConnected) {
+        const rest = changed + PAUSE - performance.now(), token = chosenToken();
+        const next = shown === token ? missing() : null;
+        if (!source.whole && rest > 0) await new Promise((done) => setTimeout(done, rest));
+        else if (next === null) await list(token);
+        else if (!next) break;
+        else {
+          const { at, from, to } = next;
+          (await source.load(`grid ${at} ${from} ${to}`)).forEach((likeliest, i) => (rows[at][from + i] = likeliest));
+          paint();
+          if (at === place) tell();
+        }
       }
     } catch (error) {
       readout.textContent = error.message;
     }
-    loading = false;
+    working = false;
   }
 
   function tell() {
@@ -143,19 +162,22 @@ function makeLens(shared) {
     canvas.setAttribute("aria-label", `Likeliest next token for ${places} places in the stream, ${T} tokens. ${sentence(now)}`);
   }
 
-  async function draw() {
+  function draw() {
     if (element.hidden || !layers.has(state.layer)) return;
     const token = chosenToken();
     if (seen !== state.layer) { // it may have been chosen elsewhere
       seen = state.layer;
       place = Math.max(data.lens.indexOf(`layer ${seen}`), 0) || place;
     }
-    follow(token), paint(), tell(), load();
-    if (shown === token) return;
+    changed = performance.now();
+    follow(token), paint(), tell(), work();
+  }
+
+  /** The five likeliest after a token, read off at each place. */
+  async function list(token) {
+    const five = await source.load(`lens ${token}`), next = data.tokens[token + 1]?.id;
+    if (chosenToken() !== token) return; // another was chosen meanwhile
     shown = token;
-    const five = await source.load(`lens ${token}`);
-    if (shown !== token) return; // another was chosen meanwhile
-    const next = data.tokens[token + 1]?.id;
     told.textContent = `The likeliest next token if the stream were read off after a layer, by its probability; below, the five likeliest after token ${name(token)}.`
       + (next === undefined ? "" : " The token that does come is underlined.") + (data.lensNote && ` ${data.lensNote}`);
     body.replaceChildren(...five.map((row, i) => h("tr", {}, h("th", { scope: "row" }, data.lens[i]),

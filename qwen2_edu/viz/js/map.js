@@ -193,13 +193,13 @@ function makeMap(shared, which) {
     const same = where.layer === state.layer && where.head === state.head, count = members(where).length;
     const kept = !where.kept ? "" : same ? ", kept: now choose another" : ", kept";
     const { over } = state, marked = over === "marked" && !where.kept;
-    const whose = { group: `key group ${keyHead(where.head)}`, layer: "all heads" }[over] ?? `head ${where.head}`;
-    const mean = { group: `mean of its ${count} heads`, layer: `mean of ${count} heads` }[over] ?? `key head ${keyHead(where.head)}`;
+    const whose = { group: `mean of key group ${keyHead(where.head)}`, layer: "mean of all heads" }[over] ?? `head ${where.head}`;
+    const mean = { group: `${count} heads`, layer: `${count} heads` }[over] ?? `key head ${keyHead(where.head)}`;
     const alone = `Layer ${where.layer}, ${whose}${kept}`, about = `${mean} · ${layer.badge}: ${layer.why}`;
     const names = members(where).map(({ layer, head }) => `${layer}·${head}`);
-    title.textContent = !marked ? alone : state.marked.length ? `${count} marked head${count > 1 ? "s" : ""}` : `${alone}: none is marked`;
+    title.textContent = !marked ? alone : state.marked.length ? count > 1 ? `Mean of ${count} marked heads` : "1 marked head" : `${alone}: none is marked`;
     note.textContent = !marked ? about : !state.marked.length ? "Choose a head and press Mark, or the key m on it; then the next one."
-      : `mean of layer·head ${names.slice(0, 12).join(", ")}${count > 12 ? ` and ${count - 12} more` : ""}`;
+      : `layer·head ${names.slice(0, 12).join(", ")}${count > 12 ? ` and ${count - 12} more` : ""}`;
     if (ready.minus && !where.kept) title.textContent += ` − ${ready.minus.name}`;
     follow();
     paint();

@@ -9,8 +9,8 @@ function recalled({ source, data, T }) {
   const known = {
     layer: data.layers.map((layer) => layer.index), head: upTo(data.heads), query: upTo(T), key: upTo(T),
     direction: ["query", "key"], over: ["head", "group", "layer", "marked"], view: data.views.map((view) => view.name), highFirst: [true, false],
-    sort: ["", "cell", ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
-    zoom: upTo(12).map((i) => 2 ** i),
+    sort: ["", "cell", ...(source.holds("shares") ? ["shares"] : []), ...data.behaviours.map((b) => b.name)], colours: ["viridis", "cividis"], mask: [true, false],
+    zoom: upTo(12).map((i) => 2 ** i), tab: ["steps", "lens", "shares", "causes"], keep: upTo(1001),
   };
   to.marked = heads("marked");
   to.pinned = heads("pinned").map((one) => ({ ...one, kept: true }));
@@ -26,7 +26,8 @@ function recalled({ source, data, T }) {
 /** The view as a page's address tells it. */
 function address(state) {
   const told = new URLSearchParams();
-  for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom", "minus"]) told.set(one, state[one]);
+  for (const one of ["layer", "head", "query", "key", "direction", "over", "view", "sort", "highFirst", "colours", "mask", "zoom", "minus", "tab"]) told.set(one, state[one]);
+  if (state.keep !== null) told.set("keep", state.keep);
   for (const one of ["pinned", "marked"]) if (state[one].length) told.set(one, state[one].map(nameOf).join(" "));
   return told.toString();
 }

@@ -1,6 +1,6 @@
 // Where the numbers come from: the kernel of a notebook, or the page itself.
 
-/** Ask the kernel: load(name) answers bytes, or for "lens 5" and "grid 5" the rows of a table. */
+/** Ask the kernel: load(name) answers bytes, or for "lens 5", "grid 5 0 32" and "shares 5" the rows of a table. */
 function fromKernel(model) {
   const asked = new Map(); // name -> the promise of an answer
   const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
@@ -28,12 +28,13 @@ function fromKernel(model) {
   listen("msg:custom", take);
   return {
     load,
+    holds: () => model.get("data").lens.length > 0, // there is a head over the vocabulary
     ask,
     recall: () => "",
     remember: () => {},
     data: model.get("data"),
     get: (name) => model.get(name),
-    set: (name, value) => (model.set(name, value), model.save_changes()),
+    set: (chosen) => (model.set(chosen), model.save_changes()),
     listen: (name, act) => listen(`change:${name}`, act),
     close: () => heard.forEach(([event, act]) => model.off(event, act)),
   };
@@ -63,12 +64,17 @@ function fromPage(page) {
     if (!loaded.has(name)) loaded.set(name, inflate(page.blobs[name]).then(name.startsWith("layer") ? unfold : undefined));
     return loaded.get(name);
   };
+  const tables = new Map(); // name -> its rows
+  const table = async (name) => {
+    if (!tables.has(name)) tables.set(name, JSON.parse(new TextDecoder().decode(await blob(name))));
+    return tables.get(name);
+  };
+  const holds = (name) => name in page.blobs;
   const load = async (name) => {
-    const [kind, at] = name.split(" ");
-    if (kind !== "lens" && kind !== "grid") return blob(name);
-    const rows = loaded.get("rows") ?? JSON.parse(new TextDecoder().decode(await blob("lens")));
-    loaded.set("rows", rows);
-    return kind === "lens" ? rows[at] : rows.map((places) => places[at][0]);
+    const [kind, at, from, to] = name.split(" ");
+    if (!["lens", "grid", "shares"].includes(kind)) return blob(name);
+    const rows = await table(kind === "shares" ? kind : "lens");
+    return kind === "grid" ? rows.slice(from, to).map((places) => places[at][0]) : rows[at];
   };
   const nothing = () => {};
   const recall = () => location.hash.slice(1) || page.view;
@@ -77,5 +83,5 @@ function fromPage(page) {
       history.replaceState(null, "", `#${view}`);
     } catch { /* a page within a page may have no address of its own */ }
   };
-  return { load, recall, remember, whole: true, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
+  return { load, holds, recall, remember, whole: true, data: page.data, get: (name) => page[name], set: nothing, listen: nothing, close: nothing };
 }

@@ -11,15 +11,13 @@ function makeText(shared) {
   const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
   const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
     checked: value === state.direction, onchange: () => turn(value) }), ` ${label}`);
-  const element = h("div", {},
-    h("fieldset", { class: "qx-tools" }, h("legend", {}, "The chosen token"),
-      radio("query", "looks at"), radio("key", "is seen by")), list);
+  const asks = h("fieldset", { class: "qx-tools" }, h("legend", {}, "The chosen token"), radio("query", "looks at"), radio("key", "is seen by"));
 
   function draw() {
     const one = chosenToken(), asQuery = state.direction === "query";
     const written = state.step ? data.steps[state.step - 1].position : T;
     shared.root.classList.toggle("qx-seen-by", !asQuery);
-    element.querySelector(`input[value="${state.direction}"]`).checked = true;
+    asks.querySelector(`input[value="${state.direction}"]`).checked = true;
     spans.forEach((span, i) => {
       const { id, note, text } = data.tokens[i];
       const [weight, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
@@ -35,16 +33,17 @@ function makeText(shared) {
     if (hidden) list.scrollTop = top - list.clientHeight / 2; // the box alone, not the page
   }
 
-  return { draw, element };
+  return { draw, asks, list };
 }
 
+/** The steps of generation: a scrubber and its sentence beside the text, and what else could have come. */
 function makeSteps({ data, state, change, name }) {
-  if (!data.steps.length) return { draw: () => {}, element: null };
+  if (!data.steps.length) return { draw: () => {}, element: null, scrubber: "", told: "" };
   const range = slider("Step of generation", data.steps.length, (value) => go(value));
   range.min = 1;
   const back = button("◀", "Step back", () => go(state.step - 1));
   const on = button("▶", "Step on", () => go(state.step + 1));
-  const told = h("output", { class: "qx-told" }), chances = h("ol", { class: "qx-bars" });
+  const told = h("output", { class: "qx-step" }), chances = h("ol", { class: "qx-bars" }), title = h("h3", {});
   const go = (step) => {
     if (step < 1 || step > data.steps.length) return;
     change({ step, direction: "query", query: data.steps[step - 1].position, key: null });
@@ -55,12 +54,13 @@ function makeSteps({ data, state, change, name }) {
     back.setAttribute("aria-disabled", state.step === 1); // not `disabled`: that would drop the focus
     on.setAttribute("aria-disabled", state.step === data.steps.length);
     const how = state.step === 1 ? "the last row of the prompt" : "one row, decoded with the cache";
-    told.textContent = `Step ${state.step} of ${data.steps.length}: after token ${name(step.position)} (${how}) `
+    told.textContent = `Step ${state.step} of ${data.steps.length}: after token ${name(step.position)} `
       + `came “${step.text}”, probability ${chance(step.probability)}`;
     range.setAttribute("aria-valuetext", told.textContent);
+    title.textContent = `Likeliest after token ${name(step.position)}, ${how}`;
     chances.replaceChildren(...step.alternatives.map(({ text, id, probability }) =>
       bar(`“${text}”`, probability, chance(probability), id === step.id)));
   }
-  return { draw, element: h("div", { class: "qx-steps" },
-    h("div", { class: "qx-tools" }, back, range, on), told, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
+  return { draw, told, scrubber: h("div", { class: "qx-scrubber", role: "group", "aria-label": "Steps of generation" }, back, range, on),
+    element: h("div", { class: "qx-steps" }, title, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
 }

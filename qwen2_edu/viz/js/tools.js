@@ -100,29 +100,27 @@ function bar(label, part, value, drawn = false) {
   return h("li", { class: drawn ? "qx-drawn" : "" }, h("span", {}, label), line, h("b", {}, value));
 }
 
-/** Parts of which one is seen at a time: arrow keys walk over their tabs. */
-function tabs(parts) {
-  const buttons = parts.map(([label], i) => h("button", { type: "button", role: "tab", id: unique(), onclick: () => show(i) }, label));
-  const panels = parts.map(([, { element }], i) => (element.setAttribute("role", "tabpanel"),
+/** Parts, [name, label, element], of which one is seen at a time: arrow keys walk over their tabs. */
+function tabs(parts, state, change) {
+  const buttons = parts.map(([name, label]) => h("button", { type: "button", role: "tab", id: unique(), onclick: () => change({ tab: name }) }, label));
+  const panels = parts.map(([, , element], i) => (element.setAttribute("role", "tabpanel"),
     element.setAttribute("aria-labelledby", buttons[i].id), element));
-  const show = (one) => {
-    buttons.forEach((button, i) => {
-      button.setAttribute("aria-selected", i === one);
-      button.tabIndex = i === one ? 0 : -1;
-      panels[i].hidden = i !== one;
-    });
-    if (panels[one].isConnected) parts[one][1].draw(); // it may have waited to be seen
-  };
+  if (!parts.some(([name]) => name === state.tab)) state.tab = parts[0][0];
+  const draw = () => parts.forEach(([name], i) => {
+    buttons[i].setAttribute("aria-selected", name === state.tab);
+    buttons[i].tabIndex = name === state.tab ? 0 : -1;
+    panels[i].hidden = name !== state.tab;
+  });
   const press = (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;
     event.preventDefault();
     event.stopPropagation();
     const to = (buttons.indexOf(event.target) + step + buttons.length) % buttons.length;
-    show(to), buttons[to].focus();
+    buttons[to].click(), buttons[to].focus();
   };
-  show(0);
-  return h("div", { class: "qx-side" }, h("div", { role: "tablist", class: "qx-tabs", onkeydown: press }, ...buttons), ...panels);
+  draw();
+  return { draw, element: h("div", { class: "qx-side" }, h("div", { role: "tablist", class: "qx-tabs", onkeydown: press }, ...buttons), ...panels) };
 }
 
 /** 256 colours as the 32-bit numbers that an ImageData holds. */
