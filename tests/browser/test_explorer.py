@@ -1675,7 +1675,7 @@ def test_a_button_saves_what_is_seen_as_a_page(lab, new_page, tmp_path, by):
     path = tmp_path / coming.value.suggested_filename
     coming.value.save_as(path)
     assert path.name == "attention.html"
-    lab.locator(".qx-notice").first.get_by_text("attention.html is saved, 0.1 MB").wait_for()
+    lab.locator(".qx-notice").first.get_by_text("attention.html is saved, 0.2 MB").wait_for()
     page = new_page(path.as_uri())
     page.wait_for_selector(".qx-maps canvas[aria-label]")
     eventually(lambda: readout(page), expected)
