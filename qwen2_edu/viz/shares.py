@@ -68,6 +68,7 @@ def shares(
     }
 
 
+@torch.no_grad()
 def shares_to_choose(
     trace: Trace, tokenizer: Any, recording: Recording, query: int, token: int | None = None
 ) -> dict[str, Any]:
