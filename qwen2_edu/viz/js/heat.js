@@ -6,7 +6,7 @@ function makeHeat(shared, act) {
   const heat = h("canvas", { class: "qx-heat", tabindex: 0, role: "application", "aria-roledescription": "heat-map of layers and heads",
     onclick: (event) => choose(under(event)), onmousemove: (event) => tell(under(event)), onmouseleave: () => tell(cursor ?? chosen()),
     onkeydown: press, onblur: () => cursor && (cursor = null, redraw()) });
-  const told = h("output", { class: "qx-read" }), scale = h("div", { class: "qx-scale", role: "img" });
+  const told = h("output", { class: "qx-read" }, "…"), scale = h("div", { class: "qx-scale", role: "img" });
   const element = h("div", { class: "qx-heats" }, heat, h("div", { class: "qx-foot" }, scale,
     h("div", {}, told, h("p", { class: "qx-note" }, "Rows are layers, columns heads; arrow keys move, Enter chooses."))));
   const LEFT = 22, TOP = 14, GAP = 6, WIDE = Math.max(4, Math.floor(390 / data.heads)), HIGH = Math.max(3, Math.min(14, Math.floor(216 / data.layers.length)));
@@ -27,7 +27,7 @@ function makeHeat(shared, act) {
 
   function tell({ row, column }) {
     const { layer, head } = headAt({ row, column }), mlp = head === data.heads, score = mlp ? measure.mlps[row] : measure.scores[row][head];
-    told.textContent = `Layer ${layer} ${mlp ? "MLP" : `head ${head}`}: ${score == null ? "no score" : measure.said(score)}`;
+    told.firstChild.data = `Layer ${layer} ${mlp ? "MLP" : `head ${head}`}: ${score == null ? "no score" : measure.said(score)}`;
     heat.setAttribute("aria-label", `${measure.label} of ${data.heads} heads in ${rows} layers, from ${measure.said(measure.low)} to ${measure.said(measure.high)}. ${told.textContent}`);
   }
 
@@ -114,10 +114,12 @@ function makeHeat(shared, act) {
       pen.stroke();
     }
     if (cursor) for (const [shade, line] of [[paper, 5], ["#0072b2", 3]]) Object.assign(pen, { strokeStyle: shade, lineWidth: line }), frame(cursor); // as the focus is ringed
+    tell(cursor ?? chosen());
+    if (scale.dataset.of === [name, low, high].join()) return; // a key makes nothing anew
+    scale.dataset.of = [name, low, high].join();
     scale.setAttribute("aria-label", `Colours from ${said(low)} to ${said(high)}`);
     scale.replaceChildren(h("div", { style: `background: ${gradient}` }), ...(signed ? [low, 0, high] : [low, high]).map((score, i, { length }) =>
       h("span", { style: `left: ${(100 * i) / (length - 1)}%` }, score ? said(score) : "0")));
-    tell(cursor ?? chosen());
   }
 
   return { draw, redraw, element };
