@@ -47,7 +47,14 @@ with torch.no_grad():
     stream = out.hidden_states[middle + 1][0, last]
     lens = model.lm_head(model.model.norm(stream)).softmax(-1)
     says = out.logits[0].softmax(-1)
-    part, D = model.model.layers[layer].self_attn.o_proj, model.config.head_dim
+    block, D = model.model.layers[layer].self_attn, model.config.head_dim
+    part, kept = block.o_proj, []
+    hook = block.v_proj.register_forward_hook(lambda *call: kept.append(call[2][0]))
+    model(ids)
+    hook.remove()
+    group = head * model.config.num_key_value_heads // looks.shape[1]
+    values = kept[0].view(len(row), -1, D)[:, group]
+    added = row * (values @ part.weight[:, head * D : (head + 1) * D].T).norm(dim=-1)
 
     def silence(_, inputs):
         inputs[0][..., head * D : (head + 1) * D] = 0
@@ -59,7 +66,8 @@ with torch.no_grad():
 Path(NAME + ".json").write_text(json.dumps({
     "T": ids.shape[1], "last": last, "key": key, "layer": layer, "head": head, "middle": middle,
     "shape": list(maps.shape[:2]), "names": names, "look": float(looks.max()),
-    "share": float(row[key] / (1 - row[0])), "lens": float(lens.max()),
+    "rest": float(row[key] / (1 - row[0])), "value": float(added[key] / added.sum()),
+    "lens": float(lens.max()),
     "says": [float(says[at, ids[0, at + 1]]) for at in (last, last + 1)],
     "delta": float((without - out.logits[0])[last, ids[0, last + 1]]),
 }))
@@ -137,9 +145,9 @@ def test_which_head_finds_the_word_and_what_is_lost_without_it(opened, by, theme
     choose(page, by, best)
     eventually(lambda: selected(page), place)
     page.get_by_role("heading", name=f"Layer {place[0]}, head {place[1]}").wait_for()
-    for view, share in [("rest", model["share"]), ("raw", model["look"])]:
-        page.get_by_label("Weights", exact=True).select_option(view)
-        eventually(lambda s=share: near(readout(page).split(" ")[-1], s), True)
+    for view in ("rest", "value", "look"):
+        page.get_by_label("Weights", exact=True).select_option(view.replace("look", "raw"))
+        eventually(lambda v=view: near(readout(page).split(" ")[-1], model[v]), True)
 
     page.get_by_role("tab", name="Logit lens").click()
     row = page.locator(
