@@ -120,7 +120,7 @@ def test_which_head_finds_the_word_and_what_is_lost_without_it(opened, by, theme
     assert title.startswith(f"{model['last'] + 1} + 3 generated tokens, {layers} layers of {heads}")
 
     page.get_by_role("tab", name="Generation").click()
-    told, on = page.locator(".qx-steps .qx-told"), page.get_by_label("Step on")
+    told, on = page.locator(".qx-step"), page.get_by_label("Step on")
     page.get_by_label("Step of generation").focus()
     page.keyboard.press("Home")
     for step in (0, 1):
