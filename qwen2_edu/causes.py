@@ -20,6 +20,7 @@ from .attention import weighted_values
 from .capture import capture
 from .checks import Range, check_ids, check_numbers, one_of
 from .masks import additive, visible
+from .quantize import Packed
 
 
 class Trace(NamedTuple):
@@ -83,7 +84,7 @@ def attribution(trace: Trace, token_id: int, position: int = -1) -> Attribution:
 
     Source: direct logit attribution: Elhage et al., 2021, transformer-circuits.pub/2021/framework.
     """
-    _length(trace, token_id, position)
+    _readable(trace, token_id, position)
     model, config, flow = trace.model, trace.model.config, trace.flow
     H, G, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     scale = (flow["stream"][-1][0, position].float().pow(2).mean() + model.model.norm.eps).rsqrt()
@@ -150,6 +151,13 @@ def effect(trace: Trace, edits: Sequence[Edit], token_id: int, position: int = -
     chances, ids = after.softmax(-1).topk(5)
     top = list(zip(ids.tolist(), chances.tolist(), strict=True))
     return Effect((after - before)[token_id].item(), top, after)
+
+
+def _readable(trace: Trace, token_id: int, position: int) -> None:
+    _length(trace, token_id, position)
+    if any(isinstance(part, Packed) for part in trace.model.modules()):
+        why = "attribution multiplies a model's matrices, and these are quantised"
+        raise ValueError(f"{why}: load it without quantize=, or use effect()")
 
 
 def _length(trace: Trace, token_id: int, position: int) -> int:

@@ -10,6 +10,7 @@ import transformers
 
 from qwen2_edu import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, capture
 from qwen2_edu.causes import ablate, attribution, cut, effect, follow, patch
+from qwen2_edu.quantize import quantize
 
 SHAPE = dict(
     vocab_size=64,
@@ -288,6 +289,7 @@ def test_nothing_is_changed_by_looking(ids, other):
         (lambda t: follow(t.model, t.input_ids[0]), "one text, (1, T)"),
         (lambda t: follow(t.model.model, t.input_ids), "causal language model"),
         (lambda t: follow(t.model, t.input_ids + 64), "ids are 0 to 63"),
+        (lambda t: attribution(follow(quantize(t.model, "int8"), t.input_ids), 3), "are quantised"),
     ],
 )
 def test_what_is_not_there_is_refused(ids, make, says):
