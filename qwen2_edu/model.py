@@ -349,8 +349,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None =
     """Mean cross-entropy in nats of each label given what came before it; fp32. Logits (B, T, V),
     labels (B, T) with -100 = not counted -> (); `count` as in `mean_loss`.
     """
-    _check_labels(labels, logits)
-    following = pad(labels, (0, 1), value=-100)[:, 1:]  # (B, T): the label of the next position
+    following = pad(labels, (0, 1), value=-100)[..., 1:]  # (B, T): the label of the next position
     return mean_loss(logits, following, count)
 
 
