@@ -22,8 +22,8 @@ try:
     from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
     # Functions that look at their arguments when somebody calls them from outside.
-    check_calls("behaviour bpe causes chat compare costs generation heads masks model packing")
-    check_calls("quantize rope sampling")
+    check_calls("attention behaviour bpe causes chat compare costs generation heads masks model")
+    check_calls("packing quantize rope sampling")
 except KeyboardInterrupt:
     if not COMMAND:  # which alone has nobody else to tell
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextvars import ContextVar
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,16 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
 from .cache import Cache
+from .checks import Range
 from .config import ATTENTIONS, Qwen2Config
 from .masks import LongMask
 from .rope import apply_rope
 
+Queries, Keys = Annotated[Tensor, "floats B H T D"], Annotated[Tensor, "floats B G S D"]
+Mask, Share = Annotated[Tensor | None, "floats B 1 T S"], Annotated[float, Range(0, 1)]
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+
+def attention_weights(q: Queries, k: Keys, mask: Mask, scale: float) -> Tensor:
     """How much does each query look at each key?
 
     Args:
@@ -50,14 +54,14 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
     return softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
 
 
-def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
+def weighted_values(weights: Annotated[Tensor, "floats B H T S"], v: Keys) -> Tensor:
     """Mix the values: weights (B, H, T, S), v (B, G, S, D) -> (B, H, T, D)."""
     (B, H, T, S), (G, D) = weights.shape, (v.shape[1], v.shape[3])
     return (weights.reshape(B, G, H // G * T, S) @ v).view(B, H, T, D)
 
 
 def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+    q: Queries, k: Keys, v: Keys, mask: Mask, scale: float, dropout: Share = 0.0
 ) -> Tensor:
     """Attention as the formula says, every weight in memory: the path to read, the source of maps.
     q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D).
@@ -67,7 +71,7 @@ def eager_attention(
 
 
 def sdpa_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+    q: Queries, k: Keys, v: Keys, mask: Mask, scale: float, dropout: Share = 0.0
 ) -> Tensor:
     """The same by PyTorch's fused kernels, which never store the weights; same shapes."""
     causal = bool(mask is None and q.shape[2] > 1)  # bool: to `torch.export` T is a symbol

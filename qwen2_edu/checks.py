@@ -86,8 +86,9 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
 
 def checked(function: Any, ours: bool = True) -> Any:
     """Make a function refuse arguments that are not of the types it is annotated with: a TypeError
-    that names the argument. Of many items the first thousand are looked at. Of a class, the public
-    methods and `__init__`. Compiled code is not looked at; `ours`: calls of this package are.
+    that names the argument; and those that do not fit what annotations say besides (`check_fit`).
+    Of many items the first thousand are looked at. Of a class, the public methods and `__init__`.
+    Compiled code is not looked at; `ours`: calls of this package are.
     """
     if isinstance(function, type):
         for name, method in [*vars(function).items()]:
@@ -115,6 +116,7 @@ def checked(function: Any, ours: bool = True) -> Any:
                 given.arguments[name] = plain(value)
                 if not _is_a(given.arguments[name], kind, 1000):
                     raise TypeError(_wrong(name, value, kind))
+        check_fit(given.arguments, hints(function, include_extras=True))
         return function(*given.args, **given.kwargs)
 
     return call
@@ -205,6 +207,45 @@ def check_ids(input_ids: Any, vocab_size: int, wait: bool = False) -> None:
         held, last = low if low < 0 else high, vocab_size - 1
         if not 0 <= held <= last:
             raise ValueError(f"input_ids hold {held}; this model's ids are 0 to {last}")
+
+
+KINDS: dict[str, Callable[[Tensor], bool]] = {
+    "tensor": lambda x: True,
+    "floats": Tensor.is_floating_point,
+    "ints": lambda x: x.dtype in (torch.int64, torch.int32),
+    "bools": lambda x: x.dtype == torch.bool,
+}
+
+
+def check_fit(given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raise ValueError for numbers out of their range, and tensors that do not fit one another.
+
+    Annotations say so: Annotated[int, Range(1)], Annotated[Tensor, "floats B T V"]. All lie on one
+    device, and floats are of one dtype. A letter is one length wherever it stands, but B may be 1;
+    a number is itself; … is whatever comes before; H is a multiple of G.
+    """
+    said = {n: kind.__metadata__[0] for n, kind in hints.items() if hasattr(kind, "__metadata__")}
+    numbers = {n for n, x in given.items() if isinstance(x, Number)}
+    check_numbers(given, {n: s for n, s in said.items() if n in numbers and isinstance(s, Range)})
+    shapes = {n: s for n, s in said.items() if isinstance(s, str)}
+    tensors = {n: x for n, x in given.items() if isinstance(x, Tensor) and n in shapes}
+    sizes: dict[str, int] = {}
+    for name, x in tensors.items():
+        kind, *letters = shapes[name].split()
+        floats = [y for y in tensors.values() if y.is_floating_point()] or [x]
+        device, dtype = next(iter(tensors.values())).device, floats[0].dtype
+        known = ", ".join(f"{w}={n}" for w, n in sizes.items())
+        shape, ends = tuple(x.shape), [w for w in letters if w != "…"]
+        last = shape[max(0, len(shape) - len(ends)) :] if "…" in letters else shape
+        fits = [KINDS[kind](x), x.device == device, len(last) == len(ends)]
+        fits += [not x.is_floating_point() or x.dtype == dtype]
+        for w, n in zip(ends, last, strict=False):
+            size = int(w) if w.isdigit() else sizes.setdefault(w, n)
+            fits += [n == size or (w == "B" and n == 1)]
+        if not all(fits) or sizes.get("H", 0) % (sizes.get("G") or 1):
+            kind = str(dtype) if kind == "floats" and known else kind
+            wanted = f"{kind} ({', '.join(letters)}) on {device}{known and ' with '}{known}"
+            raise ValueError(f"{name} must be {wanted}, not {x.dtype} {shape} on {x.device}")
 
 
 def warn_caller(text: str) -> None:

@@ -7,7 +7,7 @@ stream text, and to never choose an id beyond its last token, where a release pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ CHUNK = 1024  # tokens of a prompt read at once: more take more memory, and no l
 
 def prefill(
     model: Callable,
-    input_ids: Tensor,
+    input_ids: Annotated[Tensor, "ints B T"],
     cache: Cache | None = None,
-    mask: Tensor | None = None,
-    inputs_embeds: Tensor | None = None,
+    mask: Annotated[Tensor | None, "tensor B M"] = None,
+    inputs_embeds: Annotated[Tensor | None, "floats B N E"] = None,
 ) -> Tensor:
     """Read the part of a text that `cache` does not hold; answer the logits after it, (B, V).
 
@@ -63,7 +63,7 @@ def prefill(
     return out.logits[:, -1]
 
 
-def decode(model: Callable, token: Tensor, cache: Cache) -> Tensor:
+def decode(model: Callable, token: Annotated[Tensor, "ints B"], cache: Cache) -> Tensor:
     """Read one more token of each row, (B,); answer the logits after it, (B, V).
 
     No mask is needed: the cache remembers where its padding is.

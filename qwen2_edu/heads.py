@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from .config import Qwen2Config
-from .model import CausalLMOutput, Qwen2Model, mean_loss
+from .model import CausalLMOutput, Count, Qwen2Model, mean_loss
 from .outputs import Output
 from .pretrained import Qwen2PreTrainedModel
 
@@ -155,7 +155,7 @@ class Qwen2ForQuestionAnswering(Qwen2PreTrainedModel):
 
 
 def classification_loss(
-    logits: Tensor, labels: Tensor, config: Qwen2Config, count: int | Tensor | None = None
+    logits: Tensor, labels: Tensor, config: Qwen2Config, count: Count = None
 ) -> Tensor:
     """The loss that `config.problem_type` names, or that labels (B,) or (B, labels) imply; fp32.
     `count` as in `mean_loss`: transformers' heads take no notice of it here, so that its Trainer

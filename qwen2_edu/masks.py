@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ BLOCK = 1024  # queries of a long text whose mask is made at once
 
 
 def visible(
-    query_positions: Tensor,
-    key_positions: Tensor,
-    window: int | Tensor | None = None,
+    query_positions: Annotated[Tensor, "ints B T"],
+    key_positions: Annotated[Tensor, "ints B S"],
+    window: Annotated[int | Tensor | None, "ints B T"] = None,
     causal: bool = True,
 ) -> Tensor:
     """Which keys may each query see?
@@ -69,7 +69,7 @@ class LongMask(NamedTuple):
         return additive(visible(*self[:4]), self.dtype)
 
 
-def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(seen: Annotated[Tensor, "bools …"], dtype: torch.dtype) -> Tensor:
     """What to add to the scores: 0 where a query may look, a huge negative number elsewhere.
 
     Not -inf: a padding query sees nothing, a softmax over -inf alone is NaN, and NaN spreads. With
@@ -82,7 +82,7 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, hidden)
 
 
-def tokens_of_own_document(position_ids: Tensor) -> Tensor:
+def tokens_of_own_document(position_ids: Annotated[Tensor, "ints B T"]) -> Tensor:
     """How many tokens of its own document has each token, itself included? 0 1 2 0 1 -> 1 2 3 1 2.
 
     A document starts wherever a position does not follow its left neighbour's. Used as a window,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import RECORDS, Qwen2Attention
 from .cache import Cache, DynamicCache, StaticCache
 from .capture import capture
-from .checks import check_ids, refuse_unknown
+from .checks import Range, check_ids, refuse_unknown
 from .config import FULL, Qwen2Config
 from .layers import RMSNorm, SwiGLU
 from .masks import BLOCK, LongMask, tokens_of_own_document
@@ -22,6 +22,7 @@ from .outputs import Output
 from .pretrained import Qwen2PreTrainedModel
 from .rope import RotaryEmbedding
 
+Count = Annotated[int | Tensor | None, Range(1, 2**53)]
 ARGUMENTS = """input_ids attention_mask position_ids past_key_values inputs_embeds use_cache
 output_attentions output_hidden_states return_dict labels logits_to_keep""".split()
 INSTEAD = {  # what callers of transformers pass
@@ -345,7 +346,11 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel):
         return generate(self, input_ids, attention_mask, **options)
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
+def next_token_loss(
+    logits: Annotated[Tensor, "floats B T V"],
+    labels: Annotated[Tensor, "ints B T"],
+    count: Count = None,
+) -> Tensor:
     """Mean cross-entropy in nats of each label given what came before it; fp32. Logits (B, T, V),
     labels (B, T) with -100 = not counted -> (); `count` as in `mean_loss`.
     """
@@ -353,7 +358,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None =
     return mean_loss(logits, following, count)
 
 
-def mean_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
+def mean_loss(logits: Tensor, labels: Tensor, count: Count = None) -> Tensor:
     """Cross-entropy of logits (..., classes) and labels (...), -100 = not counted; fp32. The sum
     over labels is divided by `count`, None = their number: a trainer that adds up the gradients of
     several batches counts the labels of all.
@@ -369,12 +374,12 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
     classes or -100. As with ids, what lies on a GPU is not looked at.
     """
     places, last = tuple(logits.shape[:-1]), logits.shape[-1] - 1
-    if (labels.shape, labels.device) != (places, logits.device) or labels.is_floating_point():
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    if (labels.shape, labels.device) != (places, logits.device) or not whole:
         found = f"labels {labels.dtype} {tuple(labels.shape)} on {labels.device}"
         fit = f"do not fit logits {tuple(logits.shape)} on {logits.device}: give integers {places}"
         raise ValueError(f"{found} {fit}")
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = labels[(labels != -100) & ((labels < 0) | (labels > last))]
         if len(wrong):
-            known = f"each is from 0 to {last}, or -100 for what does not count"
-            raise ValueError(f"labels hold {wrong[0]}: {known}")
+            raise ValueError(f"labels hold {wrong[0]}: each is from 0 to {last}, or -100")

@@ -8,13 +8,22 @@ it left over.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .checks import Range
 
-def seen_tokens(input_ids: Tensor, vocab_size: int, attention_mask: Tensor | None = None) -> Tensor:
+# What callers from outside are held to; see `checks.check_fit`.
+Logits, Seen = Annotated[Tensor, "floats B V"], Annotated[Tensor, "bools B V"]
+Ids, Mask = Annotated[Tensor, "ints B T"], Annotated[Tensor | None, "tensor B M"]
+Count, Share = Annotated[int, Range(1, 2**31, whole=True)], Annotated[float, Range(0, 1)]
+Factor = Annotated[float, Range(0, 2**53, above=True)]
+
+
+def seen_tokens(input_ids: Ids, vocab_size: Count, attention_mask: Mask = None) -> Tensor:
     """Which tokens of the vocabulary does each row hold already? Padding (mask 0) does not count.
 
     Shape:
@@ -30,7 +39,7 @@ def seen_tokens(input_ids: Tensor, vocab_size: int, attention_mask: Tensor | Non
     return seen.scatter_(1, column, True)[:, :vocab_size]  # the extra column took the padding
 
 
-def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def repetition_penalty(logits: Logits, seen: Seen, penalty: Factor) -> Tensor:
     """Make the tokens that were `seen`, (B, V), less likely; below 1 the penalty is a reward.
 
     Positive logits are divided by it and negative ones multiplied: both move down.
@@ -40,7 +49,7 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def no_repeated_ngrams(logits: Tensor, input_ids: Tensor, n: int) -> Tensor:
+def no_repeated_ngrams(logits: Logits, input_ids: Ids, n: Count) -> Tensor:
     """Remove the tokens that would complete n tokens which their row, (B, T), holds already.
 
     Source: Paulus, Xiong and Socher, arXiv:1705.04304, section 2.5.
@@ -53,7 +62,7 @@ def no_repeated_ngrams(logits: Tensor, input_ids: Tensor, n: int) -> Tensor:
     return logits.masked_fill(seen_tokens(windows[..., -1], logits.shape[-1], again), -torch.inf)
 
 
-def without(logits: Tensor, input_ids: Tensor, words: Iterable[Sequence[int]]) -> Tensor:
+def without(logits: Logits, input_ids: Ids, words: Iterable[Sequence[int]]) -> Tensor:
     """Remove the tokens that would complete one of the `words`, lists of ids, in a row (B, T)."""
     removed, T = torch.zeros_like(logits, dtype=torch.bool), input_ids.shape[1]
     for *before, last in words:
@@ -63,7 +72,7 @@ def without(logits: Tensor, input_ids: Tensor, words: Iterable[Sequence[int]]) -
     return logits.masked_fill(removed, -torch.inf)
 
 
-def temperature(logits: Tensor, t: float) -> Tensor:
+def temperature(logits: Logits, t: Factor) -> Tensor:
     """Flatten (t > 1) or sharpen (t < 1) the distribution; t = 1 changes nothing, t -> 0 is greedy.
 
     Source: Ackley, Hinton and Sejnowski, A Learning Algorithm for Boltzmann Machines, 1985.
@@ -71,7 +80,7 @@ def temperature(logits: Tensor, t: float) -> Tensor:
     return logits / t
 
 
-def top_k(logits: Tensor, k: int) -> Tensor:
+def top_k(logits: Logits, k: Count) -> Tensor:
     """Keep the k most likely tokens, and any that tie with the last of them.
 
     Source: Fan, Lewis and Dauphin, arXiv:1805.04833, section 5.1.
@@ -80,7 +89,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < weakest, -torch.inf)
 
 
-def top_p(logits: Tensor, p: float) -> Tensor:
+def top_p(logits: Logits, p: Share) -> Tensor:
     """Nucleus sampling: keep the smallest set of most likely tokens whose probabilities reach p.
 
     Source: Holtzman et al., arXiv:1904.09751, section 3.1.
@@ -92,7 +101,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(removed.scatter(1, order, removed), -torch.inf)
 
 
-def min_p(logits: Tensor, p: float) -> Tensor:
+def min_p(logits: Logits, p: Share) -> Tensor:
     """Keep tokens at least p times as likely as the most likely one.
 
     Source: Nguyen et al., arXiv:2407.01082, section 3.
@@ -101,7 +110,7 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw(logits: Logits, generator: torch.Generator | None = None) -> Tensor:
     """Draw one token for each row, with the probabilities softmax(logits).
 
     Shape:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import traceback
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from qwen2_edu import (
     Qwen2Config,
     Qwen2ForCausalLM,
     StaticCache,
+    attention,
     behaviour,
     bpe,
     causes,
@@ -319,6 +321,74 @@ def test_a_wrong_type_is_refused_by_name(things, call, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()], "something was written"
 
 
+Q, K, W, M = (torch.zeros(2, *rest) for rest in ((4, 3, 8), (2, 3, 8), (4, 3, 3), (1, 3, 3)))
+TWO, IDS_2, HELD = torch.zeros(2, 300), torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3)
+FITTING = {  # arguments that fit: each exchanged for others that do not
+    attention.attention_weights: {"q": Q, "k": K, "mask": M, "scale": 0.3},
+    attention.weighted_values: {"weights": W, "v": K},
+    attention.eager_attention: {"q": Q, "k": K, "v": K, "mask": M, "scale": 0.3, "dropout": 0.0},
+    attention.sdpa_attention: {"q": Q, "k": K, "v": K, "mask": M, "scale": 0.3, "dropout": 0.0},
+    sampling.seen_tokens: {"input_ids": IDS_2, "vocab_size": 300, "attention_mask": HELD},
+    sampling.repetition_penalty: {"logits": TWO, "seen": TWO.bool(), "penalty": 1.1},
+    sampling.no_repeated_ngrams: {"logits": TWO, "input_ids": IDS_2, "n": 2},
+    sampling.without: {"logits": TWO, "input_ids": IDS_2, "words": [[3]]},
+    sampling.temperature: {"logits": TWO, "t": 0.5},
+    sampling.top_k: {"logits": TWO, "k": 5},
+    sampling.top_p: {"logits": TWO, "p": 0.5},
+    sampling.min_p: {"logits": TWO, "p": 0.5},
+    sampling.draw: {"logits": TWO},
+    masks.visible: {"query_positions": IDS_2, "key_positions": IDS_2, "window": IDS_2},
+    masks.additive: {"seen": IDS_2 > 0, "dtype": torch.float32},
+    masks.tokens_of_own_document: {"position_ids": IDS_2},
+    qwen2_edu.model.next_token_loss: {
+        "logits": Q[0],
+        "labels": torch.ones(4, 3).long(),
+        "count": 1,
+    },
+}
+FITTED = [(function, name) for function, right in FITTING.items() for name in right]
+DTYPES = (torch.float64, torch.float16, torch.int64, torch.bool)
+
+
+@pytest.mark.parametrize("function, name", FITTED, ids=lambda x: getattr(x, "__name__", x))
+def test_what_does_not_fit_is_refused_with_what_would(function, name):
+    right = FITTING[function]
+    function(**right)
+    value, must, may = right[name], [], []
+    if isinstance(value, torch.Tensor):
+        strict = name not in ("attention_mask", "seen")
+        must = [value.to(torch.complex64), value.sum()] if strict else []
+        if sum(isinstance(x, torch.Tensor) for x in right.values()) > 1:
+            must.append(value.to("meta"))
+        may = [torch.cat([value] * 2, i) for i in range(value.ndim)]
+        may += [value[None], value[..., None], value[0], value.flatten()]
+        may += [value.to(dtype) for dtype in DTYPES]
+    elif name in ("penalty", "t", "k", "p", "n", "vocab_size", "dropout"):
+        must, may = [-1, 10**30, -(10**30), float("nan")], [0, 0.5, 2**40]
+    for wrong in [*must, *may]:
+        try:
+            function(**right | {name: wrong})
+        except (TypeError, ValueError) as error:
+            raised = traceback.extract_tb(error.__traceback__)[-1]
+            assert "qwen2_edu" in Path(raised.filename).parts and "raise" in raised.line, error
+            assert re.search(" must be | do not fit | hold ", str(error)), error
+        else:
+            assert not any(wrong is one for one in must), (name, wrong)
+
+
+def test_tensors_that_do_not_meet_are_refused_and_none_in_silence():
+    more = torch.zeros(2, 2, 4, 8)
+    three = torch.zeros(2, 3, 3, 8)
+    for attend in (attention.eager_attention, attention.sdpa_attention):
+        for given, said in (
+            ((Q, K, K, M.bool()), r"mask must be torch.float32 \(B, 1, T, S\) .*S=3, not "),
+            ((Q, K, more, None), r"v must be .* with B=2, .*S=3, not .* \(2, 2, 4, 8\)"),
+            ((Q, three, three, None), r"k must be .* H=4, .*, not torch.float32 \(2, 3, 3, 8\)"),
+        ):
+            with pytest.raises(ValueError, match=f"^{said}"):
+                attend(*given, 0.3)
+
+
 ROWS = torch.tensor([[3, 4, 5], [6, 7, 8]])
 NO_LOGITS = [None, "x", 3.5, [1.0], torch.zeros(300), torch.zeros(2, 299), torch.zeros(2, 1)]
 NO_LOGITS += [torch.zeros(2, 300, dtype=torch.bool), torch.zeros(2, 300).numpy()]
@@ -361,11 +431,9 @@ def test_a_field_that_no_config_file_can_hold_is_refused_when_made(value):
         Qwen2Config(**SMALL, extra=value)
 
 
-# Functions that no check stands before: those that run in every layer; those that `resolve` and
-# `from_pretrained` call; and one that answers with a failed check whatever goes wrong.
-UNCHECKED = """attention.attention_weights attention.eager_attention attention.sdpa_attention
-attention.weighted_values hub.drop_neutral hub.take_options pretrained.parse_dtype
-verify.checks""".split()
+# Functions that no check stands before: those that `resolve` and `from_pretrained` call; and one
+# that answers with a failed check whatever goes wrong.
+UNCHECKED = "hub.drop_neutral hub.take_options pretrained.parse_dtype verify.checks".split()
 
 
 def test_no_public_function_is_forgotten():

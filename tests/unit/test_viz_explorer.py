@@ -23,7 +23,7 @@ from qwen2_edu import (
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
 )
-from qwen2_edu.attention import sdpa_attention
+from qwen2_edu.attention import BACKENDS
 from qwen2_edu.quantize import quantize
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
 from qwen2_edu.viz import attention_explorer, explorer, facts, given, record, side_by_side
@@ -214,7 +214,7 @@ def test_what_cannot_be_scored_is_not_a_number(model, bytewise):
 
 def test_recording_leaves_the_model_as_it_was(model, bytewise):
     backends = [layer.self_attn.attend for layer in model.model.layers]
-    assert backends == [sdpa_attention] * 3
+    assert backends == [BACKENDS["sdpa"]] * 3
     attention_explorer(model, bytewise, TEXT, max_new_tokens=2)
     assert [layer.self_attn.attend for layer in model.model.layers] == backends
     assert not model.training
