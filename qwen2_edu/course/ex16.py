@@ -17,6 +17,11 @@ from torch import Tensor
 
 from .exercises import Exercise
 
+# Else torch.compile first builds a program only to see what the processor can, and starts helpers
+# for one small loop: half of its time.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 # What a W is, and how it becomes a float: a bf16 is the upper half of one.
 FRONT = """#include <cstdint>
 struct bf16 {

@@ -91,5 +91,5 @@ def test_every_file_of_the_package_has_its_place_in_the_tree():
     files = {path.name for path in package.iterdir() if path.is_file()}
     for door in ("text", "decoding", "files"):
         files |= {f"{door}/{path.name}" for path in (package / door).glob("[!_]*.py")}
-    files |= {f"kernels/{path.name}" for path in (package / "kernels").glob("*.cpp")}
+    files |= {f"kernels/{path.name}" for path in (package / "kernels").glob("[!_]*.*")}
     assert named == files
