@@ -1170,6 +1170,7 @@ def test_head_and_map_are_on_one_screen(new_page, many, width, height):
         for place in (option, page.locator(".qx-maps canvas").first, page.locator(".qx-readout")):
             box = place.bounding_box()
             assert box["y"] >= 0 and box["y"] + box["height"] <= height
+    assert page.locator(".qx-maps canvas").bounding_box()["width"] == {1280: 460, 1920: 580}[width]
     grid, drawn = page.locator(".qx-heads").bounding_box(), page.locator(".qx-maps").bounding_box()
     assert grid["x"] + grid["width"] <= drawn["x"]  # beside it
     assert page.locator(".qx-numbers small").all_inner_texts() == [str(i) for i in range(14)]
