@@ -462,6 +462,53 @@ def test_which_heads_look_from_this_query_to_this_key(page, python, view):
     page.locator(".qx-ranking [role=option]").nth(4).click()
     eventually(lambda: key_of(page), 9)  # the question stays
     assert first.inner_text() == expected
+    token(page, 17).click()
+    eventually(lambda: readout(page)[:8], "Query 17")
+    assert key_of(page) == 9  # of another query too, where it can
+    token(page, 5).click()
+    eventually(lambda: readout(page)[:7], "Query 5")
+    assert key_of(page) <= 5
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_a_bar_or_a_token_is_chosen_as_the_key(page, python, by):
+    head(page, 1, 2).click()
+    bars, keys = page.locator(".qx-tops [role=option]"), top_keys(python, 12)
+    shown = page.locator(".qx-tops [aria-selected=true]")
+    eventually(shown.inner_text, bars.first.inner_text())
+    page.get_by_label("Heads by").select_option("cell")
+    best = page.locator(".qx-ranking small").first
+    if by == "mouse":
+        bars.nth(2).click()
+    else:
+        bars.first.focus()
+        page.keyboard.press("ArrowDown"), page.keyboard.press("ArrowDown")
+    key = int(keys[2].split()[0])
+    eventually(lambda: readout(page), said(python, 1, 2, 12, key))
+    top = float(record.looking(python.recording, 12, key, "raw").max())
+    eventually(lambda: best.inner_text().split("\n")[-1], f"{top:.2f}")
+    assert bars.nth(2).evaluate("bar => bar === document.activeElement")
+    assert bars.nth(2).get_attribute("aria-selected") == "true"
+    if by == "mouse":
+        token(page, 7).click(modifiers=["Shift"])
+    else:
+        token(page, 7).press("k")
+    eventually(lambda: readout(page), said(python, 1, 2, 12, 7))
+    assert page.locator(".qx-text .qx-end").get_attribute("data-token") == "7"
+    for place, why in ((20, "in the future"), (0, "padding")):
+        token(page, place).press("k")
+        names = [f"{i} “{python.data['tokens'][i]['text']}”" for i in (12, place)]
+        told = f"No head looks from query {names[0]} to key {names[1]}: hidden, {why}."
+        page.locator(".qx-heads").get_by_text(told).wait_for()
+    page.get_by_label("is seen by").check()  # then the bars are queries
+    token(page, 9).click()
+    page.locator(".qx-tops h3").get_by_text("Key 9 “").wait_for()
+    query = bars.nth(1).locator("span").inner_text().split()[0]
+    if by == "mouse":
+        bars.nth(1).click()
+    else:
+        bars.nth(1).press("Enter")
+    eventually(lambda: (readout(page).split()[1], key_of(page)), (query, 9))
 
 
 # -- the map ---------------------------------------------------------------------------------------
@@ -1003,7 +1050,7 @@ def test_a_page_without_the_lens_says_how_to_get_it(new_page, python, tmp_path):
 def test_the_tab_key_reaches_every_control_once(page):
     page.get_by_label("looks at").focus()
     reached = []
-    for _ in range(17):
+    for _ in range(18):
         reached.append(
             page.evaluate(
                 """() => { const e = document.activeElement;
@@ -1014,7 +1061,7 @@ def test_the_tab_key_reaches_every_control_once(page):
         page.keyboard.press("Tab")
     inside = [name for name in reached if name]
     assert [name.split()[0] for name in inside] == [
-        *("input", "button", "input", "button", "option"),  # text and its steps
+        *("input", "button", "input", "button", *["option"] * 2),  # text, its steps, the bars
         *("select", "select", "option"),  # heads
         *("select", *["button"] * 4, "input", "application", "select"),  # map
         "tab",

@@ -5,7 +5,7 @@ const LABEL = 11; // pixels a label needs
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
+  const { data, T, state, layers, ready, change, zoom, say, name, other, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
@@ -13,6 +13,7 @@ function makeMap(shared, which) {
     onwheel: scroll, onkeydown: press });
   const bars = h("ol", { class: "qx-bars" }), barsTitle = h("h3", {}), top = h("div", {}, barsTitle, bars);
   const tip = h("div", { class: "qx-tip", "aria-hidden": true, hidden: true }); // the readout says the same
+  walkable(bars, ({ dataset }) => change({ [other()]: Number(dataset.token) }));
   const unpin = button("✕", null, () => pinHead(which()));
   const element = h("figure", {}, title, unpin, note, canvas, tip);
   let view = { row: 0, column: 0, span: T }; // which tokens are seen
@@ -218,8 +219,16 @@ function makeMap(shared, which) {
     const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
     const whose = state.pinned.length ? `${title.textContent.replace(/, kept.*| −.*|,/g, "")}: ` : "";
     barsTitle.textContent = whose + (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`);
-    bars.replaceChildren(...best.map(([i, [weight]]) => bar(name(i), weight, digits(weight))));
-    if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
+    const focused = bars.contains(document.activeElement), lines = best.map(([i, [weight]]) => bar(name(i), weight, digits(weight)));
+    lines.forEach((line, at) => {
+      for (const [attribute, value] of [["role", "option"], ["data-token", best[at][0]]]) line.setAttribute(attribute, value);
+      line.title = `Choose it as the ${other()}`;
+    });
+    bars.replaceChildren(...lines);
+    if (best.length) bars.setAttribute("role", "listbox"), bars.setAttribute("aria-label", barsTitle.textContent);
+    else bars.removeAttribute("role"), bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
+    mark(bars, ({ dataset }) => Number(dataset.token) === (asQuery ? key : query));
+    if (focused) bars.querySelector("[tabindex='0']")?.focus();
   }
   return { draw, paint, list, element, top };
 }

@@ -1,12 +1,17 @@
 // The text, and the steps of generation.
 
 function makeText(shared) {
-  const { data, T, state, change, chosenToken, chooseToken, cell } = shared;
+  const { data, T, state, change, chosenToken, chooseToken, other, cell } = shared;
   const list = h("div", { role: "listbox", "aria-label": "Tokens", class: "qx-text", dir: data.rtl ? "rtl" : "ltr" });
   const spans = data.tokens.map(({ text, special }, i) =>
     h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
   spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
-  walkable(list, (option) => chooseToken(Number(option.dataset.token)), data.rtl);
+  const choose = (option, otherEnd) => (otherEnd ? change({ [other()]: Number(option.dataset.token) }) : chooseToken(Number(option.dataset.token)));
+  walkable(list, (option, event) => choose(option, event?.shiftKey), data.rtl);
+  list.addEventListener("mousedown", (event) => event.shiftKey && event.preventDefault()); // no selection of text
+  list.addEventListener("keydown", (event) => {
+    if (event.key === "k" && event.target.dataset.token) choose(event.target, true), event.stopPropagation();
+  });
   const group = unique();
   const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
   const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
@@ -23,6 +28,7 @@ function makeText(shared) {
       const [weight, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
       const how = i === one ? "chosen" : why ? REASONS[why] : `weight ${digits(weight)}`;
       span.style.setProperty("--part", why ? 0 : Math.sqrt(weight));
+      span.classList.toggle("qx-end", i === state[other()] && i !== one);
       span.classList.toggle("qx-unwritten", i > written + 1);
       span.classList.toggle("qx-next", i === written + 1);
       span.title = `${i}, id ${id}${note && `, ${note}`}: ${how}`;

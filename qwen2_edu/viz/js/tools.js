@@ -65,7 +65,7 @@ function walkable(list, choose, backwards = false, beyond = () => undefined, all
   });
   list.addEventListener("click", (event) => {
     const option = event.target.closest("[role=option]");
-    if (option) choose(option), option.focus();
+    if (option) choose(option, event), option.focus();
   });
 }
 
