@@ -360,6 +360,12 @@ def test_the_weights_that_matter(page, python, view):
     top = max(max(row) for row in told["views"][view])
     captions = page.locator(".qx-ranking small").first
     eventually(lambda: captions.inner_text().split("\n")[-1], f"{top:.2f}")
+    about = page.locator(".qx-overview > .qx-note").inner_text()
+    assert ". Mean weight on the token just before. Under" in about
+    if view == "rest":
+        page.get_by_label("Heads by").select_option("first_token")
+        why = "first token cannot be measured with the weights “without the first token”"
+        page.locator(".qx-heads").get_by_text(why).wait_for()
 
 
 @pytest.mark.parametrize("view", ["raw", "value"])
@@ -830,10 +836,14 @@ def test_the_chosen_token_is_in_sight(new_page, python, tmp_path):
     page.wait_for_selector(".qx-text [aria-selected=true]")
     assert box.evaluate("box => box.scrollHeight > 2 * box.clientHeight")
     assert box.evaluate(sight) and box.evaluate("box => box.scrollTop > 0")
+    shades = """(box) => ["::before", "::after"].map((edge) =>
+        getComputedStyle(box, edge).backgroundImage.startsWith("linear-gradient"))"""
+    eventually(lambda: box.evaluate(shades), [True, False])  # it ends below, and goes on above
     page.locator(".qx-maps canvas").first.focus()
     for _ in range(40):
         page.keyboard.press("PageUp")
     eventually(lambda: box.evaluate(sight) and box.evaluate("box => box.scrollTop"), 0)
+    eventually(lambda: box.evaluate(shades), [False, True])
 
 
 # -- generation and lens ---------------------------------------------------------------------------
@@ -877,18 +887,20 @@ def test_the_scrubber(page, python):
 
 
 def test_the_logit_lens_follows_the_chosen_token(page, python):
-    rows = page.locator(".qx-lens tbody tr")
+    bars, title = page.locator(".qx-lens .qx-bars"), page.locator(".qx-lens h3")
     page.get_by_role("tab", name="Logit lens").click()
     for place in (15, 6):
         token(page, place).click()
         expected = lens_rows(python.model, python.tokenizer, python.recording.hidden[:, place])
-        eventually(
-            lambda: [r.locator("td span").all_text_contents() for r in rows.all()],
-            [[chance["text"] for chance in row] for row in expected],
-        )
-        chances = [[digits(max(c["probability"], 1e-9)) for c in row] for row in expected]
-        assert [r.locator("td small").all_text_contents() for r in rows.all()] == chances
-    assert rows.locator("th").all_inner_texts() == ["embedding", "layer 0", "layer 1", "layer 2"]
+        for layer in (0, 2):
+            head(page, layer, 1).click()
+            named = f"Likeliest after token {place} “{python.data['tokens'][place]['text']}”"
+            eventually(title.inner_text, f"{named}, read off after layer {layer}")
+            row = expected[layer + 1]
+            texts = bars.locator("li span").all_inner_texts()
+            assert texts == [f"“{chance['text']}”" for chance in row]
+            chances = [digits(max(chance["probability"], 1e-9)) for chance in row]
+            assert bars.locator("li b").all_inner_texts() == chances
     told = page.locator(".qx-lens p").inner_text
     assert "does come is underlined" in told()
     token(page, T - 1).click()  # nothing comes after it
@@ -1014,6 +1026,9 @@ def test_the_grid_of_a_long_text_scrolls_in_its_own_box(new_page, tmp_path):
     page = new_page(shown.to_html(tmp_path / "long.html", lens=1).as_uri())
     page.get_by_role("tab", name="Logit lens").click()
     box, told = page.locator(".qx-grid"), page.locator(".qx-lens .qx-read")
+    scrolled = "b => b.scrollHeight - b.scrollTop - b.clientHeight"
+    assert head(page, 0, 0).count() and box.evaluate(scrolled) == 0  # the last layers at first
+    assert page.locator(".qx-lens").evaluate("lens => lens.scrollHeight") < 560
     sizes = box.evaluate("b => [b.scrollWidth, b.scrollHeight, b.clientWidth, b.clientHeight]")
     assert sizes[:2] == [NAMES + 120 * WIDE, 26 * HIGH] and sizes[3] <= 330
     wide = "document.documentElement.scrollWidth <= innerWidth"
@@ -1191,6 +1206,16 @@ def test_the_picture_of_all_heads_follows_the_theme(new_page, many):
     page.goto(many)
     heat = page.locator(".qx-heat:visible")
     heat.wait_for()
+    page.wait_for_selector(".qx-heat[aria-label]")
+    layer, number = selected(page)
+    ring = """(c, [x, y]) => { const r = c.width / c.clientWidth;
+        return [...c.getContext("2d").getImageData(x * r, y * r, 1, 1).data].slice(0, 3) }"""
+    ringed = lambda i, j: heat.evaluate(ring, [22 + 27 * j, 14 + 9 * i + 4])  # noqa: E731
+    assert ringed(layer, number) == [255, 255, 255]  # paper under the ink, on any colour
+    page.get_by_role("button", name="Compare").click()
+    heat.click(position={"x": 22 + 27 * 5 + 13, "y": 14 + 9 * 7 + 4})
+    eventually(lambda: ringed(7, 5), [255, 255, 255])
+    assert ringed(layer, number) == [255, 255, 255]  # of a head that is kept, too
     ink = """c => { const r = c.width / c.clientWidth, { data } = c.getContext("2d")
         .getImageData(0, 0, 20 * r, c.height); let most = [0, 0];
         for (let i = 0; i < data.length; i += 4) {
@@ -1224,8 +1249,12 @@ def test_head_and_map_are_on_one_screen(new_page, many, width, height):
     heading = "Full attention in all 24 layers: use_sliding_window is off"
     assert page.locator(".qx-heading").all_inner_texts() == [heading]
     assert page.locator(".qx-badge").count() == 0
-    told = page.locator(".qx-help")
-    assert told.inner_text().startswith("?A bracket joins") and told.bounding_box()["height"] < 30
+    assert "A bracket joins" in page.locator(".qx-overview > .qx-note").inner_text()
+    heads = page.locator(".qx-heads")
+    shade = "box => getComputedStyle(box, '::after').backgroundImage.startsWith('linear-gradient')"
+    for at, hidden in [(9999, False), (0, True)]:  # 24 layers do not fit
+        heads.evaluate("(box, at) => { box.scrollTop = at }", at)
+        eventually(lambda: heads.evaluate(shade), hidden)
     page.get_by_role("button", name="Compare").click()
     head(page, 10, 3).click()
     pinned = page.locator(".qx-pinned")
@@ -1300,11 +1329,11 @@ def test_tabs_by_keyboard(page):
     generation, lens = (page.get_by_role("tab", name=n) for n in ("Generation", "Logit lens"))
     generation.focus()
     token(page, 11).click()
-    told = page.locator(".qx-lens p")
+    told = page.locator(".qx-lens h3")
     before = told.text_content()
     generation.focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator(".qx-lens table").is_visible()
+    assert page.locator(".qx-lens .qx-grid").is_visible()
     assert "after token 11 " not in before  # what is not seen is not computed
     told.get_by_text("after token 11 ").wait_for()
     assert not page.locator(".qx-steps .qx-bars").is_visible()
@@ -1386,7 +1415,7 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
 
 
 def shown_share(value):
-    return f"{'−' if value < 0 else '+'}{abs(value):.2f}"
+    return f"{'' if abs(value) < 0.005 else '−' if value < 0 else '+'}{abs(value):.2f}"
 
 
 def told_shares(python, found, query, layer, number):
@@ -1498,6 +1527,7 @@ def test_who_adds_to_a_logit(page, python, by):
     token(page, 1).click()
     eventually(lambda: "padding: the model says nothing there" in told.inner_text(), True)
     assert page.locator(".qx-layers table").is_hidden() and heat.is_hidden()
+    assert ("under Causes" in page.locator(".qx-shares .qx-note").text_content()) == live
     token(page, 14).click()
     eventually(heat.is_visible, True)
     found = Axe().run(page, context=".qx").response["violations"]
@@ -1642,6 +1672,9 @@ def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
         box.fill(text)
         box.press("Control+Enter")
         page.locator(".qx-notice").get_by_text(told).wait_for()
+        page.get_by_role("button", name="Cancel").click()
+        eventually(page.locator(".qx-notice").first.inner_text, "")  # it was about that text
+        edit.click()
     found = Axe().run(page, context=".qx").response["violations"]
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
     box.press("Escape")

@@ -150,11 +150,15 @@ def test_which_head_finds_the_word_and_what_is_lost_without_it(opened, by, theme
         eventually(lambda v=view: near(readout(page).split(" ")[-1], model[v]), True)
 
     page.get_by_role("tab", name="Logit lens").click()
-    row = page.locator(
-        ".qx-lens tbody tr", has=page.get_by_text(f"layer {model['middle']}", exact=True)
-    )
-    eventually(row.locator("td small").first.inner_text, digits(model["lens"]))
-    assert row.locator("td span").first.inner_text() == seen(model["names"][0])
+    lens, gap = page.locator(".qx-lens"), model["middle"] - place[0]
+    for _ in range(abs(gap)):
+        lens.locator("canvas").press("ArrowDown" if gap > 0 else "ArrowUp")
+    lens.locator("h3").get_by_text(f"read off after layer {model['middle']}").wait_for()
+    likeliest = lens.locator(".qx-bars li").first
+    eventually(likeliest.locator("b").inner_text, digits(model["lens"]))
+    assert likeliest.locator("span").inner_text() == f"“{seen(model['names'][0])}”"
+    choose(page, by, best)
+    eventually(lambda: selected(page), place)
 
     page.get_by_role("tab", name="Causes").click()
     choose(page, by, page.get_by_role("button", name="Switch off this head"))

@@ -7,6 +7,7 @@ function makeText(shared) {
     h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
   spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
   const choose = (option, otherEnd) => (otherEnd ? change({ [other()]: Number(option.dataset.token) }) : chooseToken(Number(option.dataset.token)));
+  shadowed(list);
   walkable(list, (option, event) => choose(option, event?.shiftKey), data.rtl);
   list.addEventListener("mousedown", (event) => event.shiftKey && event.preventDefault()); // no selection of text
   list.addEventListener("keydown", (event) => {
@@ -67,6 +68,6 @@ function makeSteps({ data, state, change, name }) {
     chances.replaceChildren(...step.alternatives.map(({ text, id, probability }) =>
       bar(`“${text}”`, probability, chance(probability), id === step.id)));
   }
-  return { draw, told, scrubber: h("div", { class: "qx-scrubber", role: "group", "aria-label": "Steps of generation" }, back, range, on),
+  return { draw, told, scrubber: h("div", { class: "qx-scrubber", role: "group", "aria-label": "Steps of generation" }, h("span", { "aria-hidden": true }, "Step"), back, range, on),
     element: h("div", { class: "qx-steps" }, title, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
 }

@@ -94,6 +94,18 @@ function mark(list, chosen) {
   return one;
 }
 
+/** A shadow at the edge of a box says that more of it is out of sight there. */
+function shadowed(box, ...contents) {
+  const tell = () => {
+    box.classList.toggle("qx-more-above", box.scrollTop > 1);
+    box.classList.toggle("qx-more-below", box.scrollTop + box.clientHeight < box.scrollHeight - 1);
+  };
+  box.addEventListener("scroll", tell);
+  const sizes = new ResizeObserver(tell);
+  for (const one of [box, ...contents]) sizes.observe(one);
+  return box;
+}
+
 /** A line of a bar chart. */
 function bar(label, part, value, drawn = false) {
   const line = h("i", { style: `--part: ${part}` });
