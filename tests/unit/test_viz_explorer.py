@@ -193,13 +193,71 @@ def test_scores_follow_what_is_shown(model, bytewise):
     assert len(shown.thumbnails) == 3 * shown.recording.maps.numel()
 
 
-def test_it_opens_where_a_head_looks_at_something(model, bytewise):
-    shown = attention_explorer(model, bytewise, TEXT, max_new_tokens=3, eos_token_id=[])
-    opens, r = shown.data["opens"], shown.recording
-    assert (shown.layer, shown.head, shown.query) == (opens["layer"], opens["head"], 18)
-    row = r.maps[:, :, 18, 1:18]  # neither the first token nor itself
-    assert r.maps[opens["layer"], opens["head"], 18, opens["key"]] == row.max()
-    assert 1 <= opens["key"] < 18
+@pytest.mark.parametrize(
+    ("text", "padding", "new", "layers"),
+    [(TEXT, 0, 3, None), (TEXT, 3, 3, None), ("a dog ran", 0, 0, None), (TEXT, 2, 0, [2, 0])],
+)
+def test_it_opens_on_the_head_that_adds_most_to_the_answer(
+    model, bytewise, text, padding, new, layers
+):
+    """Told by what passed through the output matrices, and not by the largest weight."""
+    ids = [256] * padding + bytewise(text).input_ids
+    given = {"input_ids": ids, "attention_mask": [0] * padding + [1] * (len(ids) - padding)}
+    options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": []} if new else {}
+    shown = attention_explorer(model, bytewise, given, layers=layers, **options)
+    said, bias, last = [], [], len(ids) - 1 - padding
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: said.append(given[0]))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        out = model(torch.tensor([ids[padding:]]), output_attentions=True)
+    for hook in hooks:
+        hook.remove()
+    token, D = int(out.logits[0, -1].argmax()), model.config.head_dim
+    added = torch.full((3, 6), -torch.inf)
+    for i in layers or range(3):
+        block = model.model.layers[i].self_attn
+        for h in range(6):
+            bias = block.v_proj.bias[h // 3 * D :][:D]  # said wherever the head looks
+            wrote = block.o_proj.weight[:, h * D : (h + 1) * D] @ (
+                said[i][0, -1, h * D : (h + 1) * D] - bias
+            )
+            added[i, h] = wrote @ (model.model.norm.weight * model.lm_head.weight[token])
+    layer, head = divmod(int(added.argmax()), 6)
+    row = out.attentions[layer][0, head, -1].clone()
+    assert added.max() > 0 and (layer, head) != divmod(
+        int(torch.stack(out.attentions)[:, 0, :, -1, 1:-1].amax(-1).argmax()), 6
+    )
+    row[0] = row[last] = 0
+    opens = {"layer": layer, "head": head, "query": len(ids) - 1}
+    opens["key"] = int(row.argmax()) + padding
+    told = shown.data["opens"]
+    assert {name: told[name] for name in opens} == opens
+    assert (shown.layer, shown.head, shown.query) == (layer, head, len(ids) - 1)
+
+
+@pytest.mark.parametrize("kind", ["quantised", "classifier", "short"])
+def test_without_shares_it_opens_on_the_strongest_look_that_is_news(
+    model, bytewise, small_config, randomise, kind
+):
+    """Not at the first token, nor at the query itself, nor at the one before."""
+    text, one = ("ab" if kind == "short" else "dog a cat"), copy.deepcopy(model)
+    if kind != "classifier":
+        one = quantize(one, "int8")
+    else:
+        config = small_config(vocab_size=260, eos_token_id=256)
+        one = randomise(Qwen2ForSequenceClassification(config))
+    shown = attention_explorer(one, bytewise, text)
+    told, last = shown.data["opens"], len(text) - 1
+    rows = shown.recording.maps[:, :, last]
+    rows = rows[..., 1 : last - 1] if kind != "short" else rows
+    at = told["layer"], told["head"]
+    assert told["query"] == last and rows.max() == shown.recording.maps[(*at, last, told["key"])]
+    if kind != "short":
+        assert 1 <= told["key"] < last - 1
+        before = shown.recording.maps[:, :, last, last - 1].max()
+        assert kind == "classifier" or rows.max() < before  # it would have won
 
 
 def test_what_cannot_be_scored_is_not_a_number(model, bytewise):
