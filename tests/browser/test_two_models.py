@@ -63,6 +63,9 @@ def test_each_shows_its_own_weights_and_what_it_has_more_than_the_other(pair, ma
     bytes_ = [record.from_bytes(record.to_bytes(each)) for each in maps]
     own, other = (float(each[layer, number, QUERY, KEY]) for each in bytes_)
     assert digits(own) != digits(other)  # two models, not one twice
+    for one, side in [(left, "Left"), (right, "Right")]:
+        where = one.locator("header .qx-where").inner_text()
+        assert where.startswith(f"{side}: 3 layers, ") and where.endswith(" parameters, float32")
     for one, here, there, side in [(left, own, other, "right"), (right, other, own, "left")]:
         minus, readout = one.get_by_label("Minus", exact=True), one.locator(".qx-readout")
         canvas = one.locator(".qx-maps canvas").first

@@ -56,10 +56,17 @@ function makeSteps({ data, state, change, name }) {
     change({ step, direction: "query", query: data.steps[step - 1].position, key: null });
   };
   function draw() {
-    const step = data.steps[state.step - 1];
+    const step = data.steps[state.step - 1], part = `Token ${name(state.query)} is part of the prompt`;
     range.value = state.step;
-    back.setAttribute("aria-disabled", state.step === 1); // not `disabled`: that would drop the focus
+    back.setAttribute("aria-disabled", state.step <= 1); // not `disabled`: that would drop the focus
     on.setAttribute("aria-disabled", state.step === data.steps.length);
+    if (!step) {
+      told.textContent = part;
+      range.setAttribute("aria-valuetext", part);
+      title.textContent = `${part}: nothing was drawn after it`;
+      chances.replaceChildren();
+      return;
+    }
     const how = state.step === 1 ? "the last row of the prompt" : "one row, decoded with the cache";
     told.textContent = `Step ${state.step} of ${data.steps.length}: after token ${name(step.position)} `
       + `came “${step.text}”, probability ${chance(step.probability)}`;
