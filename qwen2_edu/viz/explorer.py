@@ -226,6 +226,9 @@ class AttentionExplorer(anywidget.AnyWidget):
         if kind == "shares":
             here = self.traced(), self.tokenizer, self.recording
             return shares_to_choose(*here, *map(int, of))
+        if kind == "count":  # the tokens of another text, and how many it needs
+            ids, _ = encode(self.tokenizer, json.loads(message["name"].removeprefix("count ")))
+            return [ids.shape[1], int(self.recording.real[: self.recording.prompt].sum())]
         if kind == "page":
             return self._page(view=message["view"]).encode()
         if kind == "effect":

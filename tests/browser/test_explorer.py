@@ -1347,12 +1347,16 @@ def caused(first, python, query, **changes):
     found = python.changed(query, **changes)
     sign = "−" if found["delta"] < 0 else "+"
     chances = [digits(max(p, 1e-9)) for p in found["chances"]]
+    off = changes.get("off", [])
+    which = f"{len(off)} heads that are off add" if len(off) > 1 else "head that is off adds"
+    direct = f" Directly, the {which} {shown_share(found['direct'])}." if off else ""
     label = f"{query} “{python.data['tokens'][query]['text']}”"
     how = "comes next" if found["comes"] else "is likeliest"
     eventually(
         first.locator(".qx-cause .qx-told").inner_text,
         f"After token {label}, “{found['token']}” {how}: its logit changes by "
-        f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}.",
+        f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}."
+        + direct,
     )
     for i, name in enumerate(("before", "after")):
         bars = first.locator(".qx-cause .qx-bars").nth(i).locator("li")
@@ -1614,7 +1618,13 @@ def test_another_text_is_put_in_by_mouse_and_by_keyboard(lab, python):
     text.fill("a cat")
     text.press("Tab")  # all of them are taken from the new text
     told = "the other text has 5 tokens and this one 17: change words for words of as many tokens"
-    eventually(first.locator(".qx-cause .qx-told").inner_text, told)
+    refused = first.locator(".qx-cause .qx-notice")
+    eventually(refused.inner_text, f"Not put in: {told}")
+    assert "5 of 17 tokens" in first.locator(".qx-cause").inner_text()
+    caused(first, python, 14, patches=patches, other=other)  # what was asked before stays
+    first.get_by_role("button", name="Put in what").click()
+    eventually(refused.inner_text, f"Not put in: {told}")
+    assert undo.count() == 3
     third = "a dog\n saw é cat"
     text.fill(third)
     text.press("Tab")
