@@ -69,7 +69,7 @@ COUNT_PICTURES = """() => {
   const kind = CanvasRenderingContext2D.prototype, { putImageData } = kind;
   kind.putImageData = function (...all) { window.pictures++; return putImageData.apply(this, all) };
 }"""
-PADS, T, GUTTER = 2, 25, 88
+PADS, T = 2, 25
 # A kernel as anywidget shows it to the page, each question answered by `ask`, which Python gives.
 KERNEL = """
 const unpack = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -211,12 +211,18 @@ def selected(page):
     return [int(chosen.get_attribute(f"data-{name}")) for name in ("layer", "head")]
 
 
+def gutter(canvas):
+    """The room for labels left of a map and above it, in pixels."""
+    return canvas.evaluate("canvas => parseFloat(canvas.style.getPropertyValue('--gutter'))")
+
+
 def point(page, query, key, which=0):
     """The middle of a cell, in pixels of the canvas."""
     canvas = page.locator(".qx-maps canvas").nth(which)
     canvas.scroll_into_view_if_needed()
-    each = (canvas.bounding_box()["width"] - GUTTER) / T
-    return canvas, {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+    edge = gutter(canvas)
+    each = (canvas.bounding_box()["width"] - edge) / T
+    return canvas, {"x": edge + (key + 0.5) * each, "y": edge + (query + 0.5) * each}
 
 
 def pixel(page, query, key):
@@ -590,15 +596,16 @@ def test_zoom_keeps_the_chosen_cell_in_sight(page, python):
     page.get_by_label("Zoom in").click()
     page.get_by_label("Zoom in").click()
     canvas = page.locator(".qx-maps canvas").first
-    each = (canvas.bounding_box()["width"] - GUTTER) / 8  # 8 of the 25 tokens
-    canvas.hover(position={"x": GUTTER + 2.5 * each, "y": GUTTER + 4.5 * each})
+    edge = gutter(canvas)
+    each = (canvas.bounding_box()["width"] - edge) / 8  # 8 of the 25 tokens
+    canvas.hover(position={"x": edge + 2.5 * each, "y": edge + 4.5 * each})
     assert re.match(r"Query (1[3-9]|2\d) ", readout(page))
     row = int(re.match(r"Query (\d+)", readout(page))[1])
-    canvas.hover(position={"x": GUTTER + 2.5 * each, "y": GUTTER + 5.5 * each})
+    canvas.hover(position={"x": edge + 2.5 * each, "y": edge + 5.5 * each})
     eventually(lambda: int(re.match(r"Query (\d+)", readout(page))[1]), row + 1)
     column = key_of(page)
     page.mouse.wheel(100, 0)
-    canvas.hover(position={"x": GUTTER + 2.6 * each, "y": GUTTER + 5.6 * each})
+    canvas.hover(position={"x": edge + 2.6 * each, "y": edge + 5.6 * each})
     assert key_of(page) in (column, column + 1)
 
 
@@ -1078,7 +1085,7 @@ def test_the_tab_key_reaches_every_control_once(page):
     assert [name.split()[0] for name in inside] == [
         *("input", "button", "input", "button", *["option"] * 2),  # text, its steps, the bars
         *("select", "select", "option"),  # heads
-        *("select", *["button"] * 4, "input", "application", "select"),  # map
+        *("select", *["button"] * 4, "application", "select", "input"),  # map
         "tab",
     ]
     assert all(name.endswith("ringed") for name in inside[1:])
@@ -1242,7 +1249,8 @@ def test_head_and_map_are_on_one_screen(new_page, many, width, height):
         for place in (option, page.locator(".qx-maps canvas").first, page.locator(".qx-readout")):
             box = place.bounding_box()
             assert box["y"] >= 0 and box["y"] + box["height"] <= height
-    assert page.locator(".qx-maps canvas").bounding_box()["width"] == {1280: 460, 1920: 580}[width]
+    canvas = page.locator(".qx-maps canvas").first
+    assert canvas.bounding_box()["width"] - gutter(canvas) == {1280: 372, 1920: 492}[width]
     grid, drawn = page.locator(".qx-heads").bounding_box(), page.locator(".qx-maps").bounding_box()
     assert grid["x"] + grid["width"] <= drawn["x"]  # beside it
     assert page.locator(".qx-numbers small").all_inner_texts() == [str(i) for i in range(14)]
@@ -1824,9 +1832,10 @@ def test_a_key_is_chosen_in_both(lab, pair, by):
         count = one.locator(".qx-text [role=option]").count()
         canvas = one.locator(".qx-maps canvas").first
         canvas.scroll_into_view_if_needed()
-        each = (canvas.bounding_box()["width"] - GUTTER) / count
+        edge = gutter(canvas)
+        each = (canvas.bounding_box()["width"] - edge) / count
         if by == "mouse":
-            spot = {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+            spot = {"x": edge + (key + 0.5) * each, "y": edge + (query + 0.5) * each}
             canvas.click(position=spot)
         else:
             token(one, query).click()
@@ -1873,8 +1882,9 @@ def test_one_map_minus_the_one_beside_it(lab, python, pair, by):
         told = difference(this, less)
         canvas = one.locator(".qx-maps canvas").first
         canvas.scroll_into_view_if_needed()
-        each = (canvas.bounding_box()["width"] - GUTTER) / 5
-        spot = {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+        edge = gutter(canvas)
+        each = (canvas.bounding_box()["width"] - edge) / 5
+        spot = {"x": edge + (key + 0.5) * each, "y": edge + (query + 0.5) * each}
         canvas.click(position=spot)
         eventually(lambda: told in one.locator(".qx-readout").inner_text(), True)
 

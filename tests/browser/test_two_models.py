@@ -8,7 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from qwen2_edu.viz import record
 from tests.browser.lab import open_notebook, run_cell
-from tests.browser.test_explorer import GUTTER, SETUP, difference, digits, eventually
+from tests.browser.test_explorer import SETUP, difference, digits, eventually, gutter
 
 pytestmark = pytest.mark.browser
 MORE = """
@@ -71,8 +71,9 @@ def test_each_shows_its_own_weights_and_what_it_has_more_than_the_other(pair, ma
         canvas = one.locator(".qx-maps canvas").first
         if by == "mouse":
             canvas.scroll_into_view_if_needed()
-            each = (canvas.bounding_box()["width"] - GUTTER) / T
-            spot = {"x": GUTTER + (KEY + 0.5) * each, "y": GUTTER + (QUERY + 0.5) * each}
+            edge = gutter(canvas)
+            each = (canvas.bounding_box()["width"] - edge) / T
+            spot = {"x": edge + (KEY + 0.5) * each, "y": edge + (QUERY + 0.5) * each}
             canvas.click(position=spot)
         else:
             canvas.focus()

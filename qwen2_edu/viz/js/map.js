@@ -1,13 +1,21 @@
 // The map of one head, or of the mean of several.
 
-const GUTTER = 88; // pixels for the labels left of a map and above it
 const LABEL = 11; // pixels a label needs
+const LETTERS = 12; // of a token at most
+
+/** Pixels for the labels left of a map and above it: as the longest of them needs. */
+function gutterOf(tokens) {
+  const pen = h("canvas", {}).getContext("2d");
+  pen.font = "600 12px system-ui, sans-serif";
+  return Math.max(30, Math.min(88, 16 + Math.ceil(Math.max(...tokens.map(({ text }) => pen.measureText(clip(text, LETTERS)).width)))));
+}
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
   const { data, T, state, layers, ready, change, zoom, say, name, other, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
+  const GUTTER = gutterOf(data.tokens);
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
-  const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
+  const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map", style: `--gutter: ${GUTTER}px`,
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
     onmousemove: (event) => hover(event), onmouseleave: () => hover(null),
     onwheel: scroll, onkeydown: press });
@@ -167,7 +175,7 @@ function makeMap(shared, which) {
       if (turned) pen.translate(place, GUTTER - 6), pen.rotate(-Math.PI / 2);
       else pen.translate(GUTTER - 6, place);
       pen.font = `${bold ? "600 " : ""}${height}px system-ui, sans-serif`;
-      const shown = clip(data.tokens[token].text, 12);
+      const shown = clip(data.tokens[token].text, LETTERS);
       if (bold) {
         const wide = pen.measureText(shown).width + 6;
         pen.fillStyle = ink;
