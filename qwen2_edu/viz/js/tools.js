@@ -34,7 +34,7 @@ const weightOf = (byte) => (byte / 255) ** 2;
 const digits = (w) => (w === 0 ? "0" : w < 0.0005 ? "<0.001" : w.toFixed(w < 0.1 ? 3 : 2));
 const signed = (gap) => (gap > 0 ? "+" : gap < 0 ? "−" : "") + digits(Math.abs(gap));
 /** A probability; Python rounds it to five digits, and none is 0 or 1. Near 1 as many digits as the distance needs. */
-const chance = (p) => (p <= 0.99 ? digits(Math.max(p, 1e-9)) : p === 1 ? ">0.9999" : p.toFixed(Math.min(5, Math.ceil(-Math.log10(1 - p)))));
+const chance = (p) => (p <= 0.99 ? digits(Math.max(p, 1e-9)) : p === 1 ? ">0.9999" : p.toFixed(Math.min(5, Math.ceil(-Math.log10(1 - p) - 1e-9))));
 const clip = (text, length) => {
   const chars = Array.from(text);
   return chars.length > length ? chars.slice(0, length - 1).join("") + "…" : text;
