@@ -708,7 +708,7 @@ def test_a_head_minus_the_one_that_is_kept(page, python, view, by):
         minus.focus()
         page.keyboard.press("ArrowDown")
     eventually(title.inner_text, "Layer 0, head 3 − layer 1, head 5")
-    assert looks_at(page)[0].startswith("Layer 0 head 3: ")  # the bars are weights
+    assert looks_at(page)[0].startswith("0·3: ")  # the bars are weights
     gaps = seen[0, 3] - seen[1, 5]
     cells = {(q, k): float(gaps[q, k]) for q, k in [(16, 11), (15, 13), (9, 5)]}
     cells[20, 4] = float(seen[0, 3, 20, 4])  # outside the window of the head that is kept

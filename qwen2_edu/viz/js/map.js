@@ -225,7 +225,7 @@ function makeMap(shared, which) {
     const asQuery = state.direction === "query", one = asQuery ? query : key;
     const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
     const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
-    const whose = state.pinned.length ? `${title.textContent.replace(/, kept.*| −.*|,/g, "")}: ` : "";
+    const whose = state.pinned.length ? `${title.textContent.replace(/Layer (\d+), head (\d+)/, "$1·$2").replace(/, kept.*| −.*|,/g, "")}: ` : "";
     barsTitle.textContent = whose + (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`);
     const focused = bars.contains(document.activeElement), lines = best.map(([i, [weight]]) => bar(name(i), weight, digits(weight)));
     lines.forEach((line, at) => {
