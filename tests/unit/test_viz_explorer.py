@@ -432,14 +432,17 @@ def test_another_text_is_shown_as_one_of_its_own(model, bytewise):
     assert shown.data is before and len(shown.recording.ids) == 5
 
 
+def reading(tokenizer, given):
+    """What an explorer is given: a text, the same after padding, or one that goes on."""
+    if given == "padded":
+        return tokenizer([TEXT], padding="max_length", max_length=24, padding_side="left"), {}
+    return TEXT, {"max_new_tokens": 3, "eos_token_id": []} if given == "generated" else {}
+
+
 @pytest.mark.parametrize("given", ["text", "padded", "generated"])
 def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, given):
     """The reference: a model whose output matrix has zeros where these heads write."""
-    text, options = TEXT, {}
-    if given == "padded":
-        text = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
-    if given == "generated":
-        options = {"max_new_tokens": 3, "eos_token_id": []}
+    text, options = reading(bytewise, given)
     shown = attention_explorer(model, bytewise, text, **options)
     cut = copy.deepcopy(model)
     for layer, head in [(0, 2), (2, 5)]:
@@ -631,11 +634,7 @@ def seen_stream(model, ids):
 
 @pytest.mark.parametrize("given", ["text", "padded", "generated"])
 def test_the_shares_are_what_each_part_says_and_add_up(model, bytewise, given):
-    text, options = TEXT, {}
-    if given == "padded":
-        text = bytewise([TEXT], padding="max_length", max_length=24, padding_side="left")
-    if given == "generated":
-        options = {"max_new_tokens": 3, "eos_token_id": []}
+    text, options = reading(bytewise, given)
     shown, sent = attention_explorer(model, bytewise, text, **options), []
     shown.send = lambda content, buffers=None: sent.append(content)
     r = shown.recording
