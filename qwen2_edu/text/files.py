@@ -280,7 +280,7 @@ def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, Ad
     added = {}
     for token_id, token in tokens:
         content = _content(token, path)
-        if content is None or not str(token_id).isdecimal():
+        if not str(token_id).isdecimal():
             raise ValueError(f"{path}: added token {content!r} has the id {token_id!r}")
         for name in _PLAIN:
             if token.get(name):
@@ -293,7 +293,7 @@ def _parse_added(tokens: Iterable[tuple[Any, dict]], path: Path) -> dict[int, Ad
 def _content(token: Any, path: Path) -> str | None:
     """A special token is written as a string, or as {"content": …, "lstrip": …}."""
     content = token.get("content") if isinstance(token, dict) else token
-    if content is not None and not isinstance(content, str):
+    if token is not None and not isinstance(content, str):
         raise ValueError(f"{path}: {token!r} is not a token")
     return content
 

@@ -715,6 +715,11 @@ SPOILT = {
         "lacks what a merge makes",
     ),
     "prefix space": (change(CONFIG, add_prefix_space=True), ValueError, "add_prefix_space is True"),
+    "extra without content": (
+        change(CONFIG, additional_special_tokens=[{"content": None}]),
+        ValueError,
+        "tokenizer_config.json: {'content': None} is not a token",
+    ),
     "eos a number": (change(CONFIG, eos_token=5), ValueError, "config.json: eos_token must be"),
     "bad side": (change(CONFIG, padding_side="top"), ValueError, "padding_side must be one of"),
 }
