@@ -109,8 +109,7 @@ def load(
             dtype, why = faster_dtype()
             if str(dtype) != f"torch.{stored}":
                 say(f"Computed in {why}")
-    loading = Console(stderr=True).status(Text(safe(f"Loading {name}")))
-    with loading, ThreadPoolExecutor(1) as pool:
+    with Console(stderr=True).status(Text(safe(f"Loading {name}"))), ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(AutoTokenizer.from_pretrained, name)  # while the weights come
         if fast:
             kernels.why_not()
