@@ -8,7 +8,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,6 +101,7 @@ def load(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and those settings that were given. A download shows its progress."""
     folder = resolve(name, "model")
+    tokenizer = AutoTokenizer.from_pretrained(name)
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if fast and dtype == "auto" and on_cpu:
         stored = Qwen2Config.from_pretrained(folder).dtype
@@ -109,14 +109,13 @@ def load(
             dtype, why = faster_dtype()
             if str(dtype) != f"torch.{stored}":
                 say(f"Computed in {why}")
-    with Console(stderr=True).status(Text(safe(f"Loading {name}"))), ThreadPoolExecutor(1) as pool:
-        tokenizer = pool.submit(AutoTokenizer.from_pretrained, name)  # while the weights come
+    with Console(stderr=True).status(Text(safe(f"Loading {name}"))):
         if fast:
             kernels.why_not()
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=device, quantize=quantize
         )
-    return model, tokenizer.result(), {n: v for n, v in settings.items() if v not in (None, [])}
+    return model, tokenizer, {n: v for n, v in settings.items() if v not in (None, [])}
 
 
 @generating
