@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -13,7 +14,9 @@ LINKED = ("layer", "head", "query", "key")
 _READINGS = count(1)
 
 
-def side_by_side(left: AttentionExplorer, right: AttentionExplorer) -> HBox:
+def side_by_side(
+    left: AttentionExplorer, right: AttentionExplorer, *, names: tuple[str, str] | None = None
+) -> HBox:
     """Show two explorers beside each other; what is chosen in one is chosen in the other.
 
         one, two = (attention_explorer(model, tokenizer, text) for text in texts)
@@ -24,15 +27,20 @@ def side_by_side(left: AttentionExplorer, right: AttentionExplorer) -> HBox:
 
     Args:
         left, right: of one model and two texts, or of two models whose tokenizers agree.
+        names: what stands over each, such as ("before", "after"); None = its text, or if the models
+            are two, its layers, parameters and dtype.
 
     Raises:
-        TypeError: no explorer. ValueError: one explorer twice; tokenizers that cut differently.
+        TypeError: no explorer. ValueError: one explorer twice; tokenizers that cut differently;
+            not two names.
     """
     for one in (left, right):
         if not isinstance(one, AttentionExplorer):
             raise TypeError(f"expected what attention_explorer made, not {type(one).__name__}")
     if left is right:
         raise ValueError("left and right are one explorer: make a second one")
+    if names is not None and (isinstance(names, str) or len(names) != 2):
+        raise ValueError(f"names={names!r}: expected two, of the left and of the right explorer")
     if any(
         getattr(left.tokenizer, part) != getattr(right.tokenizer, part)
         for part in ("vocab", "added_tokens_decoder")
@@ -52,16 +60,30 @@ def side_by_side(left: AttentionExplorer, right: AttentionExplorer) -> HBox:
         follow({"name": name, "new": getattr(left, name)}, right)
     for one, other in ((left, right), (right, left)):
         one.other = other
-        one.observe(lambda _: meet(left, right), "data")  # it has read another text
-    meet(left, right)
+        one.observe(lambda _: meet(left, right, names), "data")  # it has read another text
+    meet(left, right, names)
     return HBox([left, right])
 
 
-def meet(left: AttentionExplorer, right: AttentionExplorer) -> None:
+def meet(left: AttentionExplorer, right: AttentionExplorer, names: Sequence[str] | None) -> None:
     """Tell each explorer about the other one, and whether a difference can be drawn."""
     why, turn = no_difference(left, right), next(_READINGS)
-    for one, side in ((left, "right"), (right, "left")):
-        one.beside = {"side": side, "why": why, "first": one.other.recording.first, "turn": turn}
+    names = names or what_differs(left, right)
+    for one, side, name in ((left, "right", names[0]), (right, "left", names[1])):
+        about = {"side": side, "name": name, "why": why, "turn": turn}
+        one.beside = about | {"first": one.other.recording.first}
+
+
+def what_differs(left: AttentionExplorer, right: AttentionExplorer) -> list[str]:
+    """What tells one from the other: its text, or its model."""
+    if left.model is right.model:
+        return [f"“{one.data['text']}”" for one in (left, right)]
+    models = [one.model for one in (left, right)]
+    kinds = [str(model.dtype).removeprefix("torch.") for model in models]
+    return [
+        f"{model.config.num_hidden_layers} layers, {model.num_parameters():,} parameters, {kind}"
+        for model, kind in zip(models, kinds, strict=True)
+    ]
 
 
 def no_difference(left: AttentionExplorer, right: AttentionExplorer) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..causes import Edit, Trace, ablate, cut, effect, follow, patch
+from ..causes import Edit, Trace, ablate, attribution, cut, effect, follow, patch
 from .given import encode
 from .labels import chance, token_labels
+from .opening import why_no_shares
 from .record import Recording
 
 
@@ -30,7 +31,8 @@ def trace_of_other(model: Any, tokenizer: Any, recording: Recording, text: str) 
     ids = torch.cat((ids[0], torch.tensor(recording.ids[recording.prompt :], dtype=torch.long)))
     new, wanted = len(recording.ids) - recording.prompt, int(recording.real.sum())
     if len(ids) != wanted:
-        counts = f"the other text has {len(ids) - new} tokens and this one {wanted - new}"
+        has = f"{len(ids) - new} token{'s' * (len(ids) - new != 1)}"
+        counts = f"the other text has {has} and this one {wanted - new}"
         raise ValueError(f"{counts}: change words for words of as many tokens")
     return follow(model, ids[None].to(model.device))
 
@@ -90,6 +92,7 @@ def changed(
 
     Returns:
         "token": the one asked about, and whether it "comes" next; "delta": what its logit gains;
+        "direct": what the heads that are off add to it directly, None = there is no telling;
         "chances": its probability before and after; "before" and "after": `likeliest`.
 
     Raises:
@@ -109,11 +112,16 @@ def changed(
     ]
     at, token, comes = asked(trace, recording, query, token)
     found, before = effect(trace, edits, token, at), trace.logits(at)
+    direct = None
+    if off and not why_no_shares(trace.model):
+        added = attribution(trace, token, at).heads
+        direct = round(sum(float(added[head]) for head in {tuple(head) for head in off}), 4)
     return {
         "token": token_labels(tokenizer, [token])[0]["text"],
         "id": token,
         "comes": comes,
         "delta": round(found.delta, 4),
+        "direct": direct,
         "chances": [round(float(each.softmax(-1)[token]), 5) for each in (before, found.logits)],
         "before": likeliest(tokenizer, before),
         "after": likeliest(tokenizer, found.logits),

@@ -28,7 +28,8 @@ from .effects import changed, trace_of, trace_of_other
 from .facts import page_data, rounding_sentence, rows
 from .given import check_model, choose_layers, encode
 from .lens import lens_places, lens_rows, lens_sentence
-from .shares import SHARE, shares_of_all, shares_to_choose, why_no_shares
+from .opening import why_no_shares
+from .shares import SHARE, shares_of_all, shares_to_choose
 from .static import INSTEAD, explorer_figure
 from .tokens import check_pair
 
@@ -52,6 +53,8 @@ def attention_explorer(
     **generation: Any,
 ) -> AttentionExplorer:
     """See what each head of a model looks at while it reads a text, and while it continues it.
+
+    It opens on the head that adds most to the logit of the answer's first token: see `opening`.
 
     Whatever the model's backend, its layers run the eager formula while they are recorded. The
     model may be on any device; its mode is left as it is.
@@ -167,7 +170,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         """From now on this is shown: what the traits become."""
         self.recording, self._trace = recording, None  # traced when a change is first looked at
         self._other: tuple[str | None, Trace | None] = (None, None)  # another text, and its trace
-        layer, head, query, _ = record.opening(recording)
+        layer, head, query, _ = recording.opens
         return {
             "thumbnails": b"".join(_bytes(recording.thumbnails[view]) for view in record.VIEWS),
             "norms": _bytes(recording.norms),
@@ -223,6 +226,9 @@ class AttentionExplorer(anywidget.AnyWidget):
         if kind == "shares":
             here = self.traced(), self.tokenizer, self.recording
             return shares_to_choose(*here, *map(int, of))
+        if kind == "count":  # the tokens of another text, and how many it needs
+            ids, _ = encode(self.tokenizer, json.loads(message["name"].removeprefix("count ")))
+            return [ids.shape[1], int(self.recording.real[: self.recording.prompt].sum())]
         if kind == "page":
             return self._page(view=message["view"]).encode()
         if kind == "effect":

@@ -23,7 +23,7 @@ def page_data(model: Any, tokenizer: Any, recording: record.Recording) -> dict[s
     windows = [config.sliding_window] if any(layer["sliding"] for layer in layers) else []
     masks = [record.effective_mask(r.real, window) for window in (None, *windows)]
     head = model.get_output_embeddings() is not None
-    opens = dict(zip(("layer", "head", "query", "key"), record.opening(r), strict=True))
+    opens = dict(zip(("layer", "head", "query", "key"), r.opens, strict=True))
     names = ["embedding", *(f"layer {i}" for i in range(config.num_hidden_layers))]
     return {
         "text": tokenizer.decode(torch.tensor(r.ids)[: r.prompt][r.real[: r.prompt]].tolist()),

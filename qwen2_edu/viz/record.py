@@ -24,6 +24,7 @@ from ..masks import visible
 from ..model import Qwen2ForCausalLM
 from ..pretrained import Qwen2PreTrainedModel
 from ..quantize import Packed, unpack
+from .opening import opening
 
 SEEN, FUTURE, OUTSIDE, PADDING = range(4)  # may a query look at a key, and if not, why?
 THUMBNAIL = 40  # pixels of a head in the overview, each way; half as many above 1,000 heads
@@ -72,6 +73,7 @@ class Recording:
     norms: Tensor  # (layers, H, T): ‖v·W_O‖ of each key, as each query head would add it
     hidden: Tensor  # (all layers + 1, T, E): the residual stream before the first block, after each
     prompt: int  # how many tokens were given; the others were generated
+    opens: tuple[int, int, int, int]  # layer, head, query and key, see `opening`
     steps: list[Step] = field(default_factory=list)
     cache_error: float | None = None  # max|Δ| between rows decoded with the cache and a full pass
 
@@ -160,8 +162,8 @@ def record_generation(
     )
     maps[:, :, ~real] = 0
     full, _ = full_pass(model, ids[None], real, layers)
-    recording = _recording(model, ids, real, layers, maps, torch.cat(states, 1))
-    recording.prompt, recording.cache_error = prompt, float((maps - full).abs().max())
+    recording = _recording(model, ids, real, layers, maps, torch.cat(states, 1), prompt)
+    recording.cache_error = float((maps - full).abs().max())
     for position, token_id in enumerate(recording.ids[prompt:], prompt - 1):
         chances = predictions(model, recording.hidden[-1, position])
         best = chances.topk(min(5, len(chances)))
@@ -205,8 +207,16 @@ def predictions(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _recording(
-    model: Any, ids: Tensor, real: Tensor, layers: Sequence[int], maps: Tensor, hidden: Tensor
+    model: Any,
+    ids: Tensor,
+    real: Tensor,
+    layers: Sequence[int],
+    maps: Tensor,
+    hidden: Tensor,
+    prompt: int | None = None,  # None = all
 ) -> Recording:
+    prompt = prompt or len(ids)
+    opens = opening(model, ids, real[:prompt], layers, maps, hidden)
     norms = torch.stack([value_norms(model, i, hidden[i]) for i in layers]).cpu()
     ids, real, maps = ids.cpu(), real.cpu(), maps.cpu()
     scores = behaviour_scores(maps[:, :, real][..., real], ids[real])
@@ -219,7 +229,7 @@ def _recording(
         others[view] = behaviour_scores(seen[:, :, kept][..., kept], ids[kept])
     others["rest"]["first_token"] = torch.full(maps.shape[:2], torch.nan)  # it is left out
     given = (to_bytes(maps), scores, others, small, norms)
-    return Recording(ids.tolist(), real, list(layers), *given, hidden, len(ids))
+    return Recording(ids.tolist(), real, list(layers), *given, hidden, prompt, opens)
 
 
 def value_norms(model: Any, layer: int, stream: Tensor) -> Tensor:
@@ -261,21 +271,6 @@ def looking(recording: Recording, query: int, key: int, view: str = "raw") -> Te
     """Which heads look from this query to this key? The weight of each, (layers, H)."""
     row = from_bytes(recording.maps[:, :, query : query + 1])
     return weigh(row, view, recording.first, recording.norms)[:, :, 0, key]
-
-
-def opening(recording: Recording) -> tuple[int, int, int, int]:
-    """Where to begin: layer, head, query and key of the strongest look that says something.
-
-    The query is the one that the first new token came after; without any, the last token. The first
-    token and the query itself are no news, so they count only where there is nothing else.
-    """
-    r = recording
-    query = r.steps[0].position if r.steps else int(r.real.nonzero()[-1])
-    row = r.maps[:, :, query].clone()  # (layers, H, T)
-    row[..., [r.first, query]] = 0
-    row = row if row.any() else r.maps[:, :, query]
-    place, head, key = torch.unravel_index(row.argmax(), row.shape)
-    return r.layers[int(place)], int(head), query, int(key)
 
 
 def behaviour_scores(maps: Tensor, ids: Tensor) -> dict[str, Tensor]:

@@ -8,21 +8,12 @@ from typing import Any
 import torch
 
 from ..causes import Trace, attribution
-from ..quantize import Packed
 from .effects import asked, likeliest
 from .labels import chance, token_labels
+from .opening import why_no_shares
 from .record import Recording
 
 SHARE = 3  # bytes of a page that the share of one head takes, packed: 2.4 were measured
-
-
-def why_no_shares(model: Any) -> str:
-    """Why can its logits not be taken apart? "" = they can."""
-    if model.get_output_embeddings() is None:
-        return "This model has no head over the vocabulary."
-    if any(isinstance(part, Packed) for part in model.modules()):
-        return "Direct attribution reads the matrices, and this model's are quantised."
-    return ""
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ COUNT_PICTURES = """() => {
   const kind = CanvasRenderingContext2D.prototype, { putImageData } = kind;
   kind.putImageData = function (...all) { window.pictures++; return putImageData.apply(this, all) };
 }"""
-PADS, T, GUTTER = 2, 25, 88
+PADS, T = 2, 25
 # A kernel as anywidget shows it to the page, each question answered by `ask`, which Python gives.
 KERNEL = """
 const unpack = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -211,12 +211,18 @@ def selected(page):
     return [int(chosen.get_attribute(f"data-{name}")) for name in ("layer", "head")]
 
 
+def gutter(canvas):
+    """The room for labels left of a map and above it, in pixels."""
+    return canvas.evaluate("canvas => parseFloat(canvas.style.getPropertyValue('--gutter'))")
+
+
 def point(page, query, key, which=0):
     """The middle of a cell, in pixels of the canvas."""
     canvas = page.locator(".qx-maps canvas").nth(which)
     canvas.scroll_into_view_if_needed()
-    each = (canvas.bounding_box()["width"] - GUTTER) / T
-    return canvas, {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+    edge = gutter(canvas)
+    each = (canvas.bounding_box()["width"] - edge) / T
+    return canvas, {"x": edge + (key + 0.5) * each, "y": edge + (query + 0.5) * each}
 
 
 def pixel(page, query, key):
@@ -360,6 +366,12 @@ def test_the_weights_that_matter(page, python, view):
     top = max(max(row) for row in told["views"][view])
     captions = page.locator(".qx-ranking small").first
     eventually(lambda: captions.inner_text().split("\n")[-1], f"{top:.2f}")
+    about = page.locator(".qx-overview > .qx-note").inner_text()
+    assert ". Mean weight on the token just before. Under" in about
+    if view == "rest":
+        page.get_by_label("Heads by").select_option("first_token")
+        why = "first token cannot be measured with the weights “without the first token”"
+        page.locator(".qx-heads").get_by_text(why).wait_for()
 
 
 @pytest.mark.parametrize("view", ["raw", "value"])
@@ -462,6 +474,53 @@ def test_which_heads_look_from_this_query_to_this_key(page, python, view):
     page.locator(".qx-ranking [role=option]").nth(4).click()
     eventually(lambda: key_of(page), 9)  # the question stays
     assert first.inner_text() == expected
+    token(page, 17).click()
+    eventually(lambda: readout(page)[:8], "Query 17")
+    assert key_of(page) == 9  # of another query too, where it can
+    token(page, 5).click()
+    eventually(lambda: readout(page)[:7], "Query 5")
+    assert key_of(page) <= 5
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_a_bar_or_a_token_is_chosen_as_the_key(page, python, by):
+    head(page, 1, 2).click()
+    bars, keys = page.locator(".qx-tops [role=option]"), top_keys(python, 12)
+    shown = page.locator(".qx-tops [aria-selected=true]")
+    eventually(shown.inner_text, bars.first.inner_text())
+    page.get_by_label("Heads by").select_option("cell")
+    best = page.locator(".qx-ranking small").first
+    if by == "mouse":
+        bars.nth(2).click()
+    else:
+        bars.first.focus()
+        page.keyboard.press("ArrowDown"), page.keyboard.press("ArrowDown")
+    key = int(keys[2].split()[0])
+    eventually(lambda: readout(page), said(python, 1, 2, 12, key))
+    top = float(record.looking(python.recording, 12, key, "raw").max())
+    eventually(lambda: best.inner_text().split("\n")[-1], f"{top:.2f}")
+    assert bars.nth(2).evaluate("bar => bar === document.activeElement")
+    assert bars.nth(2).get_attribute("aria-selected") == "true"
+    if by == "mouse":
+        token(page, 7).click(modifiers=["Shift"])
+    else:
+        token(page, 7).press("k")
+    eventually(lambda: readout(page), said(python, 1, 2, 12, 7))
+    assert page.locator(".qx-text .qx-end").get_attribute("data-token") == "7"
+    for place, why in ((20, "in the future"), (0, "padding")):
+        token(page, place).press("k")
+        names = [f"{i} “{python.data['tokens'][i]['text']}”" for i in (12, place)]
+        told = f"No head looks from query {names[0]} to key {names[1]}: hidden, {why}."
+        page.locator(".qx-heads").get_by_text(told).wait_for()
+    page.get_by_label("is seen by").check()  # then the bars are queries
+    token(page, 9).click()
+    page.locator(".qx-tops h3").get_by_text("Key 9 “").wait_for()
+    query = bars.nth(1).locator("span").inner_text().split()[0]
+    if by == "mouse":
+        bars.nth(1).click()
+    else:
+        bars.nth(1).press("Enter")
+    eventually(lambda: (readout(page).split()[1], key_of(page)), (query, 9))
 
 
 # -- the map ---------------------------------------------------------------------------------------
@@ -537,15 +596,16 @@ def test_zoom_keeps_the_chosen_cell_in_sight(page, python):
     page.get_by_label("Zoom in").click()
     page.get_by_label("Zoom in").click()
     canvas = page.locator(".qx-maps canvas").first
-    each = (canvas.bounding_box()["width"] - GUTTER) / 8  # 8 of the 25 tokens
-    canvas.hover(position={"x": GUTTER + 2.5 * each, "y": GUTTER + 4.5 * each})
+    edge = gutter(canvas)
+    each = (canvas.bounding_box()["width"] - edge) / 8  # 8 of the 25 tokens
+    canvas.hover(position={"x": edge + 2.5 * each, "y": edge + 4.5 * each})
     assert re.match(r"Query (1[3-9]|2\d) ", readout(page))
     row = int(re.match(r"Query (\d+)", readout(page))[1])
-    canvas.hover(position={"x": GUTTER + 2.5 * each, "y": GUTTER + 5.5 * each})
+    canvas.hover(position={"x": edge + 2.5 * each, "y": edge + 5.5 * each})
     eventually(lambda: int(re.match(r"Query (\d+)", readout(page))[1]), row + 1)
     column = key_of(page)
     page.mouse.wheel(100, 0)
-    canvas.hover(position={"x": GUTTER + 2.6 * each, "y": GUTTER + 5.6 * each})
+    canvas.hover(position={"x": edge + 2.6 * each, "y": edge + 5.6 * each})
     assert key_of(page) in (column, column + 1)
 
 
@@ -648,7 +708,7 @@ def test_a_head_minus_the_one_that_is_kept(page, python, view, by):
         minus.focus()
         page.keyboard.press("ArrowDown")
     eventually(title.inner_text, "Layer 0, head 3 − layer 1, head 5")
-    assert looks_at(page)[0].startswith("Layer 0 head 3: ")  # the bars are weights
+    assert looks_at(page)[0].startswith("0·3: ")  # the bars are weights
     gaps = seen[0, 3] - seen[1, 5]
     cells = {(q, k): float(gaps[q, k]) for q, k in [(16, 11), (15, 13), (9, 5)]}
     cells[20, 4] = float(seen[0, 3, 20, 4])  # outside the window of the head that is kept
@@ -783,10 +843,14 @@ def test_the_chosen_token_is_in_sight(new_page, python, tmp_path):
     page.wait_for_selector(".qx-text [aria-selected=true]")
     assert box.evaluate("box => box.scrollHeight > 2 * box.clientHeight")
     assert box.evaluate(sight) and box.evaluate("box => box.scrollTop > 0")
+    shades = """(box) => ["::before", "::after"].map((edge) =>
+        getComputedStyle(box, edge).backgroundImage.startsWith("linear-gradient"))"""
+    eventually(lambda: box.evaluate(shades), [True, False])  # it ends below, and goes on above
     page.locator(".qx-maps canvas").first.focus()
     for _ in range(40):
         page.keyboard.press("PageUp")
     eventually(lambda: box.evaluate(sight) and box.evaluate("box => box.scrollTop"), 0)
+    eventually(lambda: box.evaluate(shades), [False, True])
 
 
 # -- generation and lens ---------------------------------------------------------------------------
@@ -830,18 +894,20 @@ def test_the_scrubber(page, python):
 
 
 def test_the_logit_lens_follows_the_chosen_token(page, python):
-    rows = page.locator(".qx-lens tbody tr")
+    bars, title = page.locator(".qx-lens .qx-bars"), page.locator(".qx-lens h3")
     page.get_by_role("tab", name="Logit lens").click()
     for place in (15, 6):
         token(page, place).click()
         expected = lens_rows(python.model, python.tokenizer, python.recording.hidden[:, place])
-        eventually(
-            lambda: [r.locator("td span").all_text_contents() for r in rows.all()],
-            [[chance["text"] for chance in row] for row in expected],
-        )
-        chances = [[digits(max(c["probability"], 1e-9)) for c in row] for row in expected]
-        assert [r.locator("td small").all_text_contents() for r in rows.all()] == chances
-    assert rows.locator("th").all_inner_texts() == ["embedding", "layer 0", "layer 1", "layer 2"]
+        for layer in (0, 2):
+            head(page, layer, 1).click()
+            named = f"Likeliest after token {place} “{python.data['tokens'][place]['text']}”"
+            eventually(title.inner_text, f"{named}, read off after layer {layer}")
+            row = expected[layer + 1]
+            texts = bars.locator("li span").all_inner_texts()
+            assert texts == [f"“{chance['text']}”" for chance in row]
+            chances = [digits(max(chance["probability"], 1e-9)) for chance in row]
+            assert bars.locator("li b").all_inner_texts() == chances
     told = page.locator(".qx-lens p").inner_text
     assert "does come is underlined" in told()
     token(page, T - 1).click()  # nothing comes after it
@@ -965,6 +1031,9 @@ def test_the_grid_of_a_long_text_scrolls_in_its_own_box(new_page, tmp_path):
     page = new_page(shown.to_html(tmp_path / "long.html", lens=1).as_uri())
     page.get_by_role("tab", name="Logit lens").click()
     box, told = page.locator(".qx-grid"), page.locator(".qx-lens .qx-read")
+    scrolled = "b => b.scrollHeight - b.scrollTop - b.clientHeight"
+    assert box.evaluate(scrolled) == 0  # the last layers at first
+    assert page.locator(".qx-lens").evaluate("lens => lens.scrollHeight") < 560
     sizes = box.evaluate("b => [b.scrollWidth, b.scrollHeight, b.clientWidth, b.clientHeight]")
     assert sizes[:2] == [NAMES + 120 * WIDE, 26 * HIGH] and sizes[3] <= 330
     wide = "document.documentElement.scrollWidth <= innerWidth"
@@ -1001,7 +1070,7 @@ def test_a_page_without_the_lens_says_how_to_get_it(new_page, python, tmp_path):
 def test_the_tab_key_reaches_every_control_once(page):
     page.get_by_label("looks at").focus()
     reached = []
-    for _ in range(17):
+    for _ in range(18):
         reached.append(
             page.evaluate(
                 """() => { const e = document.activeElement;
@@ -1012,9 +1081,9 @@ def test_the_tab_key_reaches_every_control_once(page):
         page.keyboard.press("Tab")
     inside = [name for name in reached if name]
     assert [name.split()[0] for name in inside] == [
-        *("input", "button", "input", "button", "option"),  # text and its steps
+        *("input", "button", "input", "button", *["option"] * 2),  # text, its steps, the bars
         *("select", "select", "option"),  # heads
-        *("select", *["button"] * 4, "input", "application", "select"),  # map
+        *("select", *["button"] * 4, "application", "select", "input"),  # map
         "tab",
     ]
     assert all(name.endswith("ringed") for name in inside[1:])
@@ -1061,14 +1130,19 @@ def many(many_live, tmp_path_factory):
     return many_live.to_html(tmp_path_factory.mktemp("many") / "many.html").as_uri()
 
 
-def test_many_heads_open_as_a_picture_of_one_score(new_page, many):
+def test_many_heads_open_as_a_picture_of_one_score(new_page, many_live, many):
     page = new_page(many)
     heat = page.locator(".qx-heat:visible")
     heat.wait_for()
     ranked = page.locator(".qx-ranking [role=option]")
     eventually(ranked.count, 100)
     best = ranked.first
-    eventually(lambda: best.get_attribute("aria-selected"), "true")  # it opens on the strongest
+    opens = many_live.data["opens"]
+    looks = record.looking(many_live.recording, opens["query"], opens["key"])
+    layer, number = divmod(int(looks.argmax()), 14)
+    eventually(lambda: best.locator("small").inner_text().split("\n")[0], f"{layer}·{number}")
+    title = page.locator(".qx-maps h3").first
+    eventually(title.inner_text, f"Layer {opens['layer']}, head {opens['head']}")
     heat.click(position={"x": 22 + 27 * 5 + 13, "y": 14 + 9 * 7 + 4})
     eventually(lambda: page.locator(".qx-maps h3").first.inner_text(), "Layer 7, head 5")
     assert "this look of 14 heads in 24 layers" in heat.get_attribute("aria-label")
@@ -1142,6 +1216,16 @@ def test_the_picture_of_all_heads_follows_the_theme(new_page, many):
     page.goto(many)
     heat = page.locator(".qx-heat:visible")
     heat.wait_for()
+    page.wait_for_selector(".qx-heat[aria-label]")
+    layer, number = selected(page)
+    ring = """(c, [x, y]) => { const r = c.width / c.clientWidth;
+        return [...c.getContext("2d").getImageData(x * r, y * r, 1, 1).data].slice(0, 3) }"""
+    ringed = lambda i, j: heat.evaluate(ring, [22 + 27 * j, 14 + 9 * i + 4])  # noqa: E731
+    assert ringed(layer, number) == [255, 255, 255]  # paper under the ink, on any colour
+    page.get_by_role("button", name="Compare").click()
+    heat.click(position={"x": 22 + 27 * 5 + 13, "y": 14 + 9 * 7 + 4})
+    eventually(lambda: ringed(7, 5), [255, 255, 255])
+    assert ringed(layer, number) == [255, 255, 255]  # of a head that is kept, too
     ink = """c => { const r = c.width / c.clientWidth, { data } = c.getContext("2d")
         .getImageData(0, 0, 20 * r, c.height); let most = [0, 0];
         for (let i = 0; i < data.length; i += 4) {
@@ -1168,14 +1252,20 @@ def test_head_and_map_are_on_one_screen(new_page, many, width, height):
         for place in (option, page.locator(".qx-maps canvas").first, page.locator(".qx-readout")):
             box = place.bounding_box()
             assert box["y"] >= 0 and box["y"] + box["height"] <= height
+    canvas = page.locator(".qx-maps canvas").first
+    assert canvas.bounding_box()["width"] - gutter(canvas) == {1280: 372, 1920: 492}[width]
     grid, drawn = page.locator(".qx-heads").bounding_box(), page.locator(".qx-maps").bounding_box()
     assert grid["x"] + grid["width"] <= drawn["x"]  # beside it
     assert page.locator(".qx-numbers small").all_inner_texts() == [str(i) for i in range(14)]
     heading = "Full attention in all 24 layers: use_sliding_window is off"
     assert page.locator(".qx-heading").all_inner_texts() == [heading]
     assert page.locator(".qx-badge").count() == 0
-    told = page.locator(".qx-help")
-    assert told.inner_text().startswith("?A bracket joins") and told.bounding_box()["height"] < 30
+    assert "A bracket joins" in page.locator(".qx-overview > .qx-note").inner_text()
+    heads = page.locator(".qx-heads")
+    shade = "box => getComputedStyle(box, '::after').backgroundImage.startsWith('linear-gradient')"
+    for at, hidden in [(9999, False), (0, True)]:  # 24 layers do not fit
+        heads.evaluate("(box, at) => { box.scrollTop = at }", at)
+        eventually(lambda: heads.evaluate(shade), hidden)
     page.get_by_role("button", name="Compare").click()
     head(page, 10, 3).click()
     pinned = page.locator(".qx-pinned")
@@ -1250,11 +1340,11 @@ def test_tabs_by_keyboard(page):
     generation, lens = (page.get_by_role("tab", name=n) for n in ("Generation", "Logit lens"))
     generation.focus()
     token(page, 11).click()
-    told = page.locator(".qx-lens p")
+    told = page.locator(".qx-lens h3")
     before = told.text_content()
     generation.focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator(".qx-lens table").is_visible()
+    assert page.locator(".qx-lens .qx-grid").is_visible()
     assert "after token 11 " not in before  # what is not seen is not computed
     told.get_by_text("after token 11 ").wait_for()
     assert not page.locator(".qx-steps .qx-bars").is_visible()
@@ -1268,12 +1358,16 @@ def caused(first, python, query, **changes):
     found = python.changed(query, **changes)
     sign = "−" if found["delta"] < 0 else "+"
     chances = [digits(max(p, 1e-9)) for p in found["chances"]]
+    off = changes.get("off", [])
+    which = f"{len(off)} heads that are off add" if len(off) > 1 else "head that is off adds"
+    direct = f" Directly, the {which} {shown_share(found['direct'])}." if off else ""
     label = f"{query} “{python.data['tokens'][query]['text']}”"
     how = "comes next" if found["comes"] else "is likeliest"
     eventually(
         first.locator(".qx-cause .qx-told").inner_text,
         f"After token {label}, “{found['token']}” {how}: its logit changes by "
-        f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}.",
+        f"{sign}{abs(found['delta']):.2f}, its probability from {chances[0]} to {chances[1]}."
+        + direct,
     )
     for i, name in enumerate(("before", "after")):
         bars = first.locator(".qx-cause .qx-bars").nth(i).locator("li")
@@ -1336,7 +1430,7 @@ def test_heads_off_by_mouse_and_by_keyboard(lab, disk, python):
 
 
 def shown_share(value):
-    return f"{'−' if value < 0 else '+'}{abs(value):.2f}"
+    return f"{'' if abs(value) < 0.005 else '−' if value < 0 else '+'}{abs(value):.2f}"
 
 
 def told_shares(python, found, query, layer, number):
@@ -1448,6 +1542,7 @@ def test_who_adds_to_a_logit(page, python, by):
     token(page, 1).click()
     eventually(lambda: "padding: the model says nothing there" in told.inner_text(), True)
     assert page.locator(".qx-layers table").is_hidden() and heat.is_hidden()
+    assert ("under Causes" in page.locator(".qx-shares .qx-note").text_content()) == live
     token(page, 14).click()
     eventually(heat.is_visible, True)
     found = Axe().run(page, context=".qx").response["violations"]
@@ -1534,7 +1629,13 @@ def test_another_text_is_put_in_by_mouse_and_by_keyboard(lab, python):
     text.fill("a cat")
     text.press("Tab")  # all of them are taken from the new text
     told = "the other text has 5 tokens and this one 17: change words for words of as many tokens"
-    eventually(first.locator(".qx-cause .qx-told").inner_text, told)
+    refused = first.locator(".qx-cause .qx-notice")
+    eventually(refused.inner_text, f"Not put in: {told}")
+    assert "5 of 17 tokens" in first.locator(".qx-cause").inner_text()
+    caused(first, python, 14, patches=patches, other=other)  # what was asked before stays
+    first.get_by_role("button", name="Put in what").click()
+    eventually(refused.inner_text, f"Not put in: {told}")
+    assert undo.count() == 3
     third = "a dog\n saw é cat"
     text.fill(third)
     text.press("Tab")
@@ -1592,6 +1693,9 @@ def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):
         box.fill(text)
         box.press("Control+Enter")
         page.locator(".qx-notice").get_by_text(told).wait_for()
+        page.get_by_role("button", name="Cancel").click()
+        eventually(page.locator(".qx-notice").first.inner_text, "")  # it was about that text
+        edit.click()
     found = Axe().run(page, context=".qx").response["violations"]
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
     box.press("Escape")
@@ -1731,9 +1835,10 @@ def test_a_key_is_chosen_in_both(lab, pair, by):
         count = one.locator(".qx-text [role=option]").count()
         canvas = one.locator(".qx-maps canvas").first
         canvas.scroll_into_view_if_needed()
-        each = (canvas.bounding_box()["width"] - GUTTER) / count
+        edge = gutter(canvas)
+        each = (canvas.bounding_box()["width"] - edge) / count
         if by == "mouse":
-            spot = {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+            spot = {"x": edge + (key + 0.5) * each, "y": edge + (query + 0.5) * each}
             canvas.click(position=spot)
         else:
             token(one, query).click()
@@ -1780,8 +1885,9 @@ def test_one_map_minus_the_one_beside_it(lab, python, pair, by):
         told = difference(this, less)
         canvas = one.locator(".qx-maps canvas").first
         canvas.scroll_into_view_if_needed()
-        each = (canvas.bounding_box()["width"] - GUTTER) / 5
-        spot = {"x": GUTTER + (key + 0.5) * each, "y": GUTTER + (query + 0.5) * each}
+        edge = gutter(canvas)
+        each = (canvas.bounding_box()["width"] - edge) / 5
+        spot = {"x": edge + (key + 0.5) * each, "y": edge + (query + 0.5) * each}
         canvas.click(position=spot)
         eventually(lambda: told in one.locator(".qx-readout").inner_text(), True)
 

@@ -104,6 +104,17 @@ def seen(text):
     return text.replace(" ", "·").replace("\n", "↵")
 
 
+def near_one(p):
+    """A probability; above 0.99 with as many digits as its distance to 1 needs."""
+    p = round(p, 5)
+    if p <= 0.99:
+        return digits(max(p, 1e-9))
+    rest = 1 - p
+    return (
+        ">0.9999" if p == 1 else f"{p:.{next(n for n in range(2, 6) if 10**-n <= rest + 1e-12)}f}"
+    )
+
+
 def near(told, weight, within=0.004):
     """Weights travel as bytes of their roots."""
     return abs(float(told) - weight) <= within
@@ -125,7 +136,7 @@ def test_which_head_finds_the_word_and_what_is_lost_without_it(opened, by, theme
     page.keyboard.press("Home")
     for step in (0, 1):
         came = f" came “{seen(model['names'][step + 1])}”, "
-        came += f"probability {digits(model['says'][step])}"
+        came += f"probability {near_one(model['says'][step])}"
         eventually(lambda n=step + 1: told.inner_text().startswith(f"Step {n} of 3"), True)
         assert told.inner_text().endswith(came)
         choose(page, by, on if step == 0 else page.get_by_label("Step back"))
@@ -150,11 +161,15 @@ def test_which_head_finds_the_word_and_what_is_lost_without_it(opened, by, theme
         eventually(lambda v=view: near(readout(page).split(" ")[-1], model[v]), True)
 
     page.get_by_role("tab", name="Logit lens").click()
-    row = page.locator(
-        ".qx-lens tbody tr", has=page.get_by_text(f"layer {model['middle']}", exact=True)
-    )
-    eventually(row.locator("td small").first.inner_text, digits(model["lens"]))
-    assert row.locator("td span").first.inner_text() == seen(model["names"][0])
+    lens, gap = page.locator(".qx-lens"), model["middle"] - place[0]
+    for _ in range(abs(gap)):
+        lens.locator("canvas").press("ArrowDown" if gap > 0 else "ArrowUp")
+    lens.locator("h3").get_by_text(f"read off after layer {model['middle']}").wait_for()
+    likeliest = lens.locator(".qx-bars li").first
+    eventually(likeliest.locator("b").inner_text, near_one(model["lens"]))
+    assert likeliest.locator("span").inner_text() == f"“{seen(model['names'][0])}”"
+    choose(page, by, best)
+    eventually(lambda: selected(page), place)
 
     page.get_by_role("tab", name="Causes").click()
     choose(page, by, page.get_by_role("button", name="Switch off this head"))
@@ -176,6 +191,15 @@ def test_its_page_opens_as_its_address_says(opened, new_page, theme):
     page.wait_for_selector(".qx-heads [role=option]")
     eventually(lambda: selected(page), [model["layer"], model["head"]])
     eventually(lambda: near(readout(page).split(" ")[-1], model["look"]), True)
+    told = page.locator(".qx-step")
+    assert told.inner_text().startswith(f"Step 1 of 3: after token {model['last']} ")
+    page.locator(".qx-text [role=option]").nth(2).click()  # no step read it
+    eventually(lambda: told.inner_text().startswith("Token 2 “"), True)
+    assert told.inner_text().endswith("is part of the prompt")
+    assert page.locator(".qx-steps .qx-bars li").count() == 0
+    assert page.locator(".qx-text .qx-unwritten").count() == 0
+    page.get_by_label("Step on").click()
+    eventually(lambda: told.inner_text().startswith("Step 1 of 3"), True)
     page.get_by_label("Heads by").select_option("layer")
     head(page, 1, 2).click()
     page.get_by_label("Weights", exact=True).select_option("value")

@@ -71,3 +71,6 @@ def test_a_notice_keeps_its_padding(page):
         return [ink.left - all.left, ink.top - all.top, all.bottom - ink.bottom] }"""
     left, top, bottom = notice.evaluate(room)
     assert left >= 10 and min(top, bottom) >= 4
+    below = """one => one.nextElementSibling.getBoundingClientRect().top
+        - one.getBoundingClientRect().bottom"""
+    assert notice.evaluate(below) >= 8

@@ -8,7 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from qwen2_edu.viz import record
 from tests.browser.lab import open_notebook, run_cell
-from tests.browser.test_explorer import GUTTER, SETUP, difference, digits, eventually
+from tests.browser.test_explorer import SETUP, difference, digits, eventually, gutter
 
 pytestmark = pytest.mark.browser
 MORE = """
@@ -63,13 +63,17 @@ def test_each_shows_its_own_weights_and_what_it_has_more_than_the_other(pair, ma
     bytes_ = [record.from_bytes(record.to_bytes(each)) for each in maps]
     own, other = (float(each[layer, number, QUERY, KEY]) for each in bytes_)
     assert digits(own) != digits(other)  # two models, not one twice
+    for one, side in [(left, "Left"), (right, "Right")]:
+        where = one.locator("header .qx-where").inner_text()
+        assert where.startswith(f"{side}: 3 layers, ") and where.endswith(" parameters, float32")
     for one, here, there, side in [(left, own, other, "right"), (right, other, own, "left")]:
         minus, readout = one.get_by_label("Minus", exact=True), one.locator(".qx-readout")
         canvas = one.locator(".qx-maps canvas").first
         if by == "mouse":
             canvas.scroll_into_view_if_needed()
-            each = (canvas.bounding_box()["width"] - GUTTER) / T
-            spot = {"x": GUTTER + (KEY + 0.5) * each, "y": GUTTER + (QUERY + 0.5) * each}
+            edge = gutter(canvas)
+            each = (canvas.bounding_box()["width"] - edge) / T
+            spot = {"x": edge + (KEY + 0.5) * each, "y": edge + (QUERY + 0.5) * each}
             canvas.click(position=spot)
         else:
             canvas.focus()

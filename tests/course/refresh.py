@@ -41,12 +41,13 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     CoalesceStreamsPreprocessor().preprocess(notebook, {})  # how prints arrive is chance
     notebook.metadata = from_dict({"kernelspec": KERNEL, "language_info": LANGUAGE})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    for cell in notebook.cells:
+    for cell, following in zip(notebook.cells, [*notebook.cells[1:], {}], strict=True):
         cell.metadata = from_dict(kept(cell.metadata.get("tags", [])))
         html = ""
         for output in list(cell.get("outputs", [])):  # a widget's id is chance; its one line stays
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-            if "qx-still" in html:  # the next cell has an explorer's picture
+            # An explorer's picture: GitHub shows it, but where the next cell draws the same.
+            if "qx-still" in html and ".static()" in following.get("source", ""):
                 cell.outputs.remove(output)
             html = output.get("data", {}).get("text/html", "")
     return notebook

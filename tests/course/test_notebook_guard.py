@@ -150,6 +150,20 @@ def test_notebook(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_where_an_explorer_ran_a_picture_of_it_is_stored(path):
+    """GitHub runs no widget: its picture is there, or the next cell's figure is."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    shown = [i for i, cell in enumerate(cells) if "qx-still" in json.dumps(cell.get("outputs"))]
+    for i in shown:
+        assert any(
+            "image/png" in output.get("data", {})
+            for cell in cells[i : i + 2]
+            for output in cell.get("outputs", [])
+        ), f"cell {i}"
+    assert shown or "viz.attention_explorer(" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_every_part_of_a_lesson(path):
     assert faults_of_lesson(path) == []
 

@@ -193,13 +193,71 @@ def test_scores_follow_what_is_shown(model, bytewise):
     assert len(shown.thumbnails) == 3 * shown.recording.maps.numel()
 
 
-def test_it_opens_where_a_head_looks_at_something(model, bytewise):
-    shown = attention_explorer(model, bytewise, TEXT, max_new_tokens=3, eos_token_id=[])
-    opens, r = shown.data["opens"], shown.recording
-    assert (shown.layer, shown.head, shown.query) == (opens["layer"], opens["head"], 18)
-    row = r.maps[:, :, 18, 1:18]  # neither the first token nor itself
-    assert r.maps[opens["layer"], opens["head"], 18, opens["key"]] == row.max()
-    assert 1 <= opens["key"] < 18
+@pytest.mark.parametrize(
+    ("text", "padding", "new", "layers"),
+    [(TEXT, 0, 3, None), (TEXT, 3, 3, None), ("a dog ran", 0, 0, None), (TEXT, 2, 0, [2, 0])],
+)
+def test_it_opens_on_the_head_that_adds_most_to_the_answer(
+    model, bytewise, text, padding, new, layers
+):
+    """Told by what passed through the output matrices, and not by the largest weight."""
+    ids = [256] * padding + bytewise(text).input_ids
+    given = {"input_ids": ids, "attention_mask": [0] * padding + [1] * (len(ids) - padding)}
+    options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": []} if new else {}
+    shown = attention_explorer(model, bytewise, given, layers=layers, **options)
+    said, bias, last = [], [], len(ids) - 1 - padding
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: said.append(given[0]))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        out = model(torch.tensor([ids[padding:]]), output_attentions=True)
+    for hook in hooks:
+        hook.remove()
+    token, D = int(out.logits[0, -1].argmax()), model.config.head_dim
+    added = torch.full((3, 6), -torch.inf)
+    for i in layers or range(3):
+        block = model.model.layers[i].self_attn
+        for h in range(6):
+            bias = block.v_proj.bias[h // 3 * D :][:D]  # said wherever the head looks
+            wrote = block.o_proj.weight[:, h * D : (h + 1) * D] @ (
+                said[i][0, -1, h * D : (h + 1) * D] - bias
+            )
+            added[i, h] = wrote @ (model.model.norm.weight * model.lm_head.weight[token])
+    layer, head = divmod(int(added.argmax()), 6)
+    row = out.attentions[layer][0, head, -1].clone()
+    assert added.max() > 0 and (layer, head) != divmod(
+        int(torch.stack(out.attentions)[:, 0, :, -1, 1:-1].amax(-1).argmax()), 6
+    )
+    row[0] = row[last] = 0
+    opens = {"layer": layer, "head": head, "query": len(ids) - 1}
+    opens["key"] = int(row.argmax()) + padding
+    told = shown.data["opens"]
+    assert {name: told[name] for name in opens} == opens
+    assert (shown.layer, shown.head, shown.query) == (layer, head, len(ids) - 1)
+
+
+@pytest.mark.parametrize("kind", ["quantised", "classifier", "short"])
+def test_without_shares_it_opens_on_the_strongest_look_that_is_news(
+    model, bytewise, small_config, randomise, kind
+):
+    """Not at the first token, nor at the query itself, nor at the one before."""
+    text, one = ("ab" if kind == "short" else "dog a cat"), copy.deepcopy(model)
+    if kind != "classifier":
+        one = quantize(one, "int8")
+    else:
+        config = small_config(vocab_size=260, eos_token_id=256)
+        one = randomise(Qwen2ForSequenceClassification(config))
+    shown = attention_explorer(one, bytewise, text)
+    told, last = shown.data["opens"], len(text) - 1
+    rows = shown.recording.maps[:, :, last]
+    rows = rows[..., 1 : last - 1] if kind != "short" else rows
+    at = told["layer"], told["head"]
+    assert told["query"] == last and rows.max() == shown.recording.maps[(*at, last, told["key"])]
+    if kind != "short":
+        assert 1 <= told["key"] < last - 1
+        before = shown.recording.maps[:, :, last, last - 1].max()
+        assert kind == "classifier" or rows.max() < before  # it would have won
 
 
 def test_what_cannot_be_scored_is_not_a_number(model, bytewise):
@@ -449,20 +507,42 @@ def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, g
         cut.model.layers[layer].self_attn.o_proj.weight.data[:, 8 * head : 8 * head + 8] = 0
     ids = torch.tensor(shown.recording.ids)[shown.recording.real][None]
     pads = len(shown.recording.ids) - ids.shape[1]
+    passed = {}  # into each output matrix, and into the final norm
+    parts = [layer.self_attn.o_proj for layer in model.model.layers] + [model.model.norm]
+    hooks = [
+        part.register_forward_pre_hook(lambda _, x, i=i: passed.update({i: x[0][0]}))
+        for i, part in enumerate(parts)
+    ]
     with torch.no_grad():
         before, after = model(ids).logits[0], cut(ids).logits[0]
+    for hook in hooks:
+        hook.remove()
+
+    def directly(layer, head, place, token):
+        block, rows, final = parts[layer], slice(8 * head, 8 * head + 8), passed[3][place]
+        group = head // 3
+        bias = model.model.layers[layer].self_attn.v_proj.bias[8 * group : 8 * group + 8]
+        wrote = block.weight[:, rows] @ (passed[layer][place, rows] - bias)
+        wrote = (
+            wrote * model.model.norm.weight / (final.pow(2).mean() + model.model.norm.eps).sqrt()
+        )
+        return float(wrote @ model.lm_head.weight[token])
+
     for place in (3, ids.shape[1] - 1):
         told = shown.changed(place + pads, off=[(0, 2), (2, 5)])
         last = place == ids.shape[1] - 1
         token = int(before[place].argmax() if last else ids[0, place + 1])
         chances = [each[place].softmax(-1) for each in (before, after)]
         assert told["id"] == token and told["comes"] is not last
+        added = sum(directly(*head, place, token) for head in [(0, 2), (2, 5)])
+        assert abs(told["direct"] - added) < 1e-3 < abs(added)
         assert abs(told["delta"] - float(after[place, token] - before[place, token])) < 1e-3
         for name, mine, chance in zip(("before", "after"), told["chances"], chances, strict=True):
             assert abs(mine - float(chance[token])) < 1e-4
             assert [row["id"] for row in told[name]] == chance.topk(5).indices.tolist()
     nothing = shown.changed(place + pads)
     assert nothing["delta"] == 0 and nothing["before"] == nothing["after"]
+    assert nothing["direct"] is None
 
 
 def hooked(model, ids, hooks):
@@ -710,7 +790,7 @@ def test_changes_that_cannot_be_are_told_to_the_browser(model, bytewise):
         ({"query": 9, "patches": [[0, "mlps", 9]], "other": TEXT}, "part must be one of"),
         (
             {"query": 9, "patches": [[0, 1, 9]], "other": "a"},
-            "has 1 tokens and this one 19",
+            "has 1 token and this one 19",
         ),
         ({"query": 9, "patches": [[0, 1, 9]], "other": ""}, "the text is empty"),
     ]:
@@ -1023,6 +1103,20 @@ def test_the_figure_shows_the_chosen_head(model, bytewise, given):
     assert not legend or legend.get_frame().get_alpha() == 1  # no hatching behind its words
 
 
+@pytest.mark.parametrize(("new", "wanted"), [(0, 5), (3, 5)])
+def test_another_text_is_counted_before_it_is_put_in(model, bytewise, new, wanted):
+    options = {"max_new_tokens": new, "eos_token_id": []} if new else {}
+    shown = attention_explorer(model, bytewise, "a cat", **options)
+    sent = []
+    shown.send = lambda content, buffers=None: sent.append(content)
+    for text in ("x", 'a "dog" \n'):
+        shown._answer(None, {"name": f"count {json.dumps(text)}"}, [])
+        assert sent.pop()["rows"] == [len(text), wanted]
+    patches = {"patches": [[0, "mlp", 2]], "other": "x"}
+    shown._answer(None, {"name": f"effect {json.dumps({'query': 4} | patches)}"}, [])
+    assert sent.pop()["error"].startswith("the other text has 1 token and this one 5: change")
+
+
 # -- side by side ----------------------------------------------------------------------------------
 
 
@@ -1086,6 +1180,26 @@ def test_a_difference_needs_the_same_cells(model, bytewise, small_config, change
     side_by_side(left, right)
     assert (left.beside["why"], right.beside["why"]) == (why, why)
     assert (left.beside["side"], right.beside["side"]) == ("right", "left")
+
+
+def test_each_side_says_which_text_or_model_it_is(model, bytewise, small_config):
+    left, right = (attention_explorer(model, bytewise, text) for text in ("a cat", "a dog"))
+    side_by_side(left, right)
+    assert (left.beside["name"], right.beside["name"]) == ("“a cat”", "“a dog”")
+    right.read("a pig")
+    assert (left.beside["name"], right.beside["name"]) == ("“a cat”", "“a pig”")
+    deep = Qwen2ForCausalLM(small_config(vocab_size=260, eos_token_id=256, num_hidden_layers=5)).to(
+        torch.bfloat16
+    )
+    other = attention_explorer(deep, bytewise, "a cat")
+    side_by_side(left, other)
+    counts = [sum(p.numel() for p in one.parameters()) for one in (model, deep)]
+    assert left.beside["name"] == f"3 layers, {counts[0]:,} parameters, float32"
+    assert other.beside["name"] == f"5 layers, {counts[1]:,} parameters, bfloat16"
+    side_by_side(left, other, names=("before", "after"))
+    assert (left.beside["name"], other.beside["name"]) == ("before", "after")
+    with pytest.raises(ValueError, match="names='ab': expected two"):
+        side_by_side(left, other, names="ab")
 
 
 def test_each_explorer_answers_for_the_one_beside_it(model, bytewise):

@@ -53,15 +53,37 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
   const cutIn = select("Where to cut", [["head", "this head"], ["layer", "all heads of its layer"], ["all", "all layers"]], (value) => change({ cutIn: value }));
   const knife = button("", null, cutLook);
   const box = h("textarea", { "aria-label": "Another text, of as many tokens", rows: 2, spellcheck: "false", dir: "auto",
-    onkeydown: (event) => event.stopPropagation(), onchange: () => state.patches.length && change({ other: box.value }) });
+    onkeydown: (event) => event.stopPropagation(), oninput: () => count(), onchange: () => state.patches.length && putIn({ other: box.value }) });
   box.value = data.text;
   const part = select("What of it", [["head", "what this head says"], ["mlp", "what its layer's MLP says"], ["stream", "the stream before its layer"]], () => {});
   const at = select("At which token", [["query", "query"], ["key", "key"]], () => {});
   const put = button("Put in", "Put in what flowed in the other text", () => {
     const one = [state.layer, part.value === "head" ? state.head : part.value, state[at.value]];
     const others = state.patches.filter((other) => other.join() !== one.join());
-    change({ other: box.value, patches: [...others, one] });
+    putIn({ other: box.value, patches: [...others, one] });
   });
+  const counted = h("span", { class: "qx-note" }), refused = h("p", { class: "qx-notice", role: "status" });
+
+  /** Take from another text, if it fits; else say why not, and all stays as it was. */
+  async function putIn(to) {
+    const asked = { ...state, ...to };
+    refused.textContent = "";
+    try {
+      await source.load(question(asked));
+    } catch (error) {
+      if (box.value === to.other) refused.textContent = `Not put in: ${error.message}`;
+      return;
+    }
+    if (box.value === to.other) change(to);
+  }
+
+  /** How many tokens the other text has, of how many. */
+  async function count() {
+    const text = box.value;
+    refused.textContent = "";
+    const [has, wanted] = text ? await source.load(`count ${JSON.stringify(text)}`) : [0, "…"];
+    if (text === box.value) counted.textContent = text ? `${has} of ${wanted} tokens` : "";
+  }
   const list = h("p", { class: "qx-note" }), kept = h("ul", { class: "qx-changes", "aria-label": "Cut and put in" });
   const [before, after] = ["as it is", "with these changes"].map((label) => {
     const bars = h("ol", { class: "qx-bars" });
@@ -72,10 +94,13 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
       h("label", {}, "They say ", to, " instead")),
     h("div", { class: "qx-tools" }, h("label", {}, "Cut the chosen look in ", cutIn), knife),
     h("div", { class: "qx-tools" }, h("label", { class: "qx-other" }, "From another text, of as many tokens, ", box),
-      h("label", {}, "take ", part), h("label", {}, "at the ", at), put),
+      h("label", {}, "take ", part), h("label", {}, "at the ", at), put, counted), refused,
     h("div", { class: "qx-tools" }, list, all), kept, same, h("div", { class: "qx-tops" }, before.element, after.element),
     h("p", { class: "qx-note" }, "Keys: o switches the head off that has the focus, x on the map cuts the chosen look. The change of the logit is what all of it "
       + "causes after the chosen query, with whatever later layers make of it; weights alone do not tell that. Choose another query: the changes stay."));
+  /** What the heads that are off wrote themselves: less is lost where later parts make up for it. */
+  const directly = ({ direct }) => (direct === null ? ""
+    : ` Directly, the ${state.off.length > 1 ? `${state.off.length} heads that are off add` : "head that is off adds"} ${share(direct)}.`);
   let shown = null;
 
   let focusOn = null; // which of them has the focus once they are drawn anew: the next one, where one was undone
@@ -100,6 +125,10 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     focusOn = null;
   }
 
+  /** What the kernel is asked: what would be with all these changes? */
+  const question = ({ query, token, off, to, cuts, patches, other }) => `effect ${JSON.stringify({ query, token: token?.query === query ? token.id : null, to, off: off.map((one) => one.split(".").map(Number)),
+    cuts: cuts.map(({ layer, head, query, key }) => [layer, head, query, key]), patches, other: patches.length ? other : null })}`;
+
   async function draw() {
     sets.forEach(([, heads], i) => buttons[i].setAttribute("aria-pressed", heads().every(isOff)));
     const { off, cuts, patches } = state, hidden = cell(state, state.query, state.key)[1];
@@ -116,8 +145,7 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     ["query", "key"].forEach((one, i) => (at.options[i].textContent = `${one} ${name(state[one])}`));
     const now = JSON.stringify([cuts, patches]);
     if (kept.dataset.of !== now) kept.dataset.of = now, drawKept();
-    const asked = `effect ${JSON.stringify({ query: state.query, token: state.token?.query === state.query ? state.token.id : null, to: state.to, off: off.map((one) => one.split(".").map(Number)),
-      cuts: cuts.map(({ layer, head, query, key }) => [layer, head, query, key]), patches, other: patches.length ? state.other : null })}`;
+    const asked = question(state);
     told.hidden = state.tab !== "causes" && !(off.length + cuts.length + patches.length);
     if (told.hidden || asked === shown) return;
     shown = asked;
@@ -137,7 +165,7 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     }
     const [was, is] = answer.chances.map(chance), sign = answer.delta < 0 ? "−" : "+";
     say(`After token ${name(state.query)}, “${answer.token}” ${answer.comes ? "comes next" : answer.id === answer.before[0].id ? "is likeliest" : "could come"}: its logit changes by `
-      + `${sign}${Math.abs(answer.delta).toFixed(2)}, its probability from ${was} to ${is}.`);
+      + `${sign}${Math.abs(answer.delta).toFixed(2)}, its probability from ${was} to ${is}.${directly(answer)}`);
     for (const [place, rows] of [[before, answer.before], [after, answer.after]]) {
       place.bars.replaceChildren(...rows.map(({ text, id, probability }) =>
         bar(`“${text}”`, probability, chance(probability), id === answer.id)));

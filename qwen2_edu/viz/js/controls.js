@@ -17,7 +17,6 @@ function collecting({ state, change }) {
 }
 
 function makeToolbar({ state, change, zoom, isMarked, markHead, isPinned, pinHead, minusChoice }) {
-  const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
   const over = select("Map of", [["head", "one head"], ["group", "mean of its key group"], ["layer", "mean of its layer"], ["marked", "mean of marked heads"]], (value) => change({ over: value }));
   const pin = button("Compare", null, () => pinHead(state));
   const mark = button("Mark", null, () => markHead(state));
@@ -29,13 +28,11 @@ function makeToolbar({ state, change, zoom, isMarked, markHead, isPinned, pinHea
     clear.hidden = !(state.over === "marked" && state.marked.length > 1);
     pin.setAttribute("aria-pressed", isPinned(state));
     minusChoice.draw();
-    mask.checked = state.mask;
     over.value = state.over;
   };
   const tools = h("div", { class: "qx-tools" }, h("label", {}, "Map of ", over), mark, clear, pin, minusChoice.element,
     h("span", { role: "group", "aria-label": "Zoom" },
-      button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))),
-    h("label", {}, mask, " Mask"));
+      button("−", "Zoom out", () => zoom(state.zoom / 2)), button("+", "Zoom in", () => zoom(state.zoom * 2))));
   return { draw, element: h("div", {}, tools, minusChoice.told) };
 }
 
@@ -43,6 +40,8 @@ function makeLegend(shared) {
   const { data, state, ready, change, aboutLayer, scale } = shared;
   const keys = h("div", { class: "qx-legend" });
   const colours = select("Colours", [["viridis", "viridis"], ["cividis", "cividis"]], (value) => change({ colours: value }));
+
+  const mask = h("input", { type: "checkbox", checked: true, onchange: () => change({ mask: mask.checked }) });
 
   function draw() {
     const ticks = [0, 0.05, 0.25, 0.5, 1];
@@ -53,9 +52,10 @@ function makeLegend(shared) {
       h("div", { style: `background: ${ready.palette.gradient}` }),
       ...ticks.map((w) => h("span", { style: `left: ${100 * Math.sqrt(w)}%` }, `${w}`)));
     colours.value = state.colours;
+    mask.checked = state.mask;
     keys.replaceChildren(...(ready.minus ? scale() : []), ...(ready.minus && !state.pinned.length ? [] : [weights]),
       ...reasons.map((reason) => h("span", {},
         h("i", { style: `background-image: url(${hatch(reason, ink).toDataURL()})` }), REASONS[reason])));
   }
-  return { draw, element: h("div", { class: "qx-foot" }, keys, h("label", {}, "Colours ", colours)) };
+  return { draw, element: h("div", { class: "qx-foot" }, keys, h("label", {}, "Colours ", colours), h("label", {}, mask, " Mask")) };
 }

@@ -4,8 +4,8 @@
 // them are inside.
 
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
-const HELP = "A bracket joins the query heads on one key head. Colour: √weight, bright is much. A click on a head draws it large, "
-  + "on a token asks what it looks at, on a cell chooses its query and key.";
+const HELP = "Click a head to draw it large, a token to ask what it looks at, a bar or cell to ask which heads look there; "
+  + "Shift-click, or k, makes a token the key. Bright is much (√weight).";
 
 const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead
 
@@ -41,10 +41,12 @@ function explore(el, source) {
     cuts: [], cutIn: "head", patches: [], other: null, // see causes.js; patches: [layer, part, place] of the other text
     token: null, // {query, id}: whose logit is asked about after a query; null = of the one that comes
     tab: "", // which of the tabs is seen; "" = the first
-    step: 0, // 1 … steps, 0 = nothing was generated
+    step: 0, // 1 … steps, 0 = the query is part of the prompt
   };
   Object.assign(state, recalled({ source, data, T }));
-  state.step = data.steps.findIndex((step) => step.position === state.query) + 1 || data.steps.length;
+  /** The step that read the chosen query: 0 = that is part of the prompt. */
+  const stepOf = (query) => data.steps.findIndex((step) => step.position === query) + 1 || (query === T - 1 ? data.steps.length : 0);
+  state.step = stepOf(state.query);
   const layers = new Map(); // index -> bytes of its maps, then of its mask
   const ready = {}; // thumbnails and colour tables
   const notice = h("p", { class: "qx-notice", role: "status" });
@@ -69,7 +71,7 @@ function explore(el, source) {
   const root = shared.root = h("section", { class: "qx", "aria-label": `Attention explorer: ${clip(data.text, 40)}`,
     // JupyterLab takes keys such as the arrows and "a" for its own, but where the focused element says no.
     onfocusin: ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", true) },
-    h("header", {}, h("h2", {}, "Attention explorer"), h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving(shared)])),
+    h("header", {}, h("h2", {}, "Attention explorer"), shared.minusChoice.where, h("p", {}, data.title), ...(source.whole ? [] : [edit.button, saving(shared)])),
     ...(edit ? [edit.form] : []), notice,
     h("p", { class: "qx-note qx-help" }, h("b", { "aria-hidden": true }, "?"), HELP),
     h("div", { class: "qx-row qx-first" }, h("div", {}, h("div", { class: "qx-tools" }, text.asks, steps.scrubber), text.list, steps.told), tops),
@@ -91,6 +93,7 @@ function explore(el, source) {
 
   function change(to) {
     Object.assign(state, to);
+    state.step = stepOf(state.query);
     sides.draw();
     source.set(Object.fromEntries(["layer", "head", "query", "key"].filter((trait) => trait in to).map((trait) => [trait, state[trait]])));
     draw().then(() => source.remember(address(state)));

@@ -21,7 +21,7 @@ function makeOverview(shared) {
   const keep = slider("Keep heads that score", 1000, (value) => change({ keep: value }));
   const kept = h("output", {});
   const help = h("p", { class: "qx-note" });
-  const filter = h("span", { class: "qx-filter" }, order, keep, kept);
+  const filter = h("span", { class: "qx-filter" }, order, h("label", {}, "Keep ", keep), kept);
   const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
   let options = []; // of the list, in their order: to look for thousands takes time
   const beyond = (option, step) => // in the grid: the same head, one layer on
@@ -109,7 +109,8 @@ function makeOverview(shared) {
       .flatMap((layer, at) => scoresOf(behaviour)[at].map((score, head) => ({ layer, head, score })))
       .filter(({ score }) => score !== null).sort((a, b) => sign * (a.score - b.score));
     if (!all.length) {
-      const why = behaviour.why ?? `No head has a score: ${behaviour.label} cannot be measured on this text.`;
+      const hides = behaviour.scores.flat().some((score) => score !== null), { label } = data.views.find(({ name }) => name === state.view);
+      const why = behaviour.why ?? `No head has a score: ${behaviour.label} cannot be measured ${hides ? `with the weights “${label}”` : "on this text"}.`;
       return [h("p", { class: "qx-note" }, why)];
     }
     const said = behaviour.signed ? share : (score) => score.toFixed(2);
@@ -141,8 +142,9 @@ function makeOverview(shared) {
       filter.hidden = !behaviour || !options.length;
       columns.hidden = Boolean(behaviour);
       const captions = filter.hidden ? "" : ` Under each head: layer·head, score${many ? `; the first ${MOST_RANKED}` : ""}.`;
-      help.textContent = [data.views.find(({ name }) => name === state.view).help,
-        behaviour ? `${behaviour.help}.${captions}` : ""].filter(Boolean).join(" ");
+      const about = behaviour ? behaviour.help && `${behaviour.help[0].toUpperCase()}${behaviour.help.slice(1)}.${captions}`
+        : "A bracket joins the query heads on one key head.";
+      help.textContent = [data.views.find(({ name }) => name === state.view).help, about].filter(Boolean).join(" ");
       drawn = now;
     }
     heat.element.hidden = filter.hidden || !many && !behaviour.signed; // shares are a picture of MLPs too
@@ -188,6 +190,6 @@ function makeOverview(shared) {
     if (at.left < left || at.right > box.right) heads.scrollLeft += at.left - (left + box.right) / 2;
   }
   const controls = h("div", { class: "qx-tools" }, h("label", {}, "Heads by ", sort), h("label", {}, "Weights ", views), filter);
-  const heads = h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list);
+  const heads = shadowed(h("div", { class: "qx-heads", style: `--heads: ${data.heads}; --groups: ${data.groups}` }, columns, list), list);
   return { draw, beside, paint: () => heat.element.hidden || heat.redraw(), close: () => (seen.disconnect(), urls.forEach((url) => URL.revokeObjectURL(url))), element: h("div", { class: "qx-overview" }, controls, help, heat.element, heads) };
 }

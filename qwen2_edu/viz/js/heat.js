@@ -92,9 +92,11 @@ function makeHeat(shared, act) {
     const frame = ({ row, column }) => pen.strokeRect(left(column) - 1, top(row) - 1, WIDE + 1, HIGH + 1);
     const cellOf = ({ layer, head }) => ({ row: data.layers.indexOf(aboutLayer(layer)), column: head });
     for (const [at, dash] of [[state, []], ...state.pinned.map((one) => [one, [3, 2]])]) {
-      pen.setLineDash(dash);
-      Object.assign(pen, { lineWidth: 2, strokeStyle: ink });
-      frame(cellOf(at));
+      for (const [shade, line, dashed] of [[paper, 4, []], [ink, 2, dash]]) { // seen on dark cells and on light ones
+        pen.setLineDash(dashed);
+        Object.assign(pen, { lineWidth: line, strokeStyle: shade });
+        frame(cellOf(at));
+      }
     }
     pen.setLineDash([]);
     const corners = state.marked.map(cellOf).map(({ row, column }) => [left(column) + WIDE - 1, top(row)]);

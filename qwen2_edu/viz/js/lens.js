@@ -14,13 +14,11 @@ function makeLens(shared) {
     onmouseleave: () => hover(null), onkeydown: press });
   const tip = h("div", { class: "qx-tip", "aria-hidden": true, hidden: true }), readout = h("output", { class: "qx-read" });
   const sheet = h("div", { style: `width: ${NAMES + T * WIDE}px; height: ${(places + 1) * HIGH}px` }, canvas);
-  const box = h("div", { class: "qx-grid", onscroll: () => paint() }, sheet);
-  const body = h("tbody", {});
-  const table = h("table", { "aria-label": "Logit lens" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "after"),
-    ...[1, 2, 3, 4, 5].map((rank) => h("th", { scope: "col" }, `${rank}`)))), body);
-  const element = h("div", { class: "qx-lens" }, told, h("div", { class: "qx-grids" }, box, tip), readout, table);
+  const box = shadowed(h("div", { class: "qx-grid", onscroll: () => paint() }, sheet));
+  const title = h("h3", {}), chances = h("ol", { class: "qx-bars" });
+  const element = h("div", { class: "qx-lens" }, told, h("div", { class: "qx-grids" }, box, tip), readout, title, chances);
   const rows = Array.from({ length: places }, () => Array(T)); // place in the stream, token -> the likeliest after it
-  let place = places - 1, seen = null, shown = null, working = false, changed = 0;
+  let place = places - 1, seen = null, followed = null, fives = null, shown = null, working = false, changed = 0;
 
   const layerOf = (at) => data.layers.find(({ index }) => data.lens[at] === `layer ${index}`);
   const under = ({ offsetX, offsetY }) => {
@@ -119,7 +117,9 @@ function makeLens(shared) {
   function follow(token) {
     const into = (scrolled, start, size, seen) => Math.max(start + size - seen, Math.min(scrolled, start));
     box.scrollLeft = into(box.scrollLeft, token * WIDE, WIDE, box.clientWidth - NAMES);
-    box.scrollTop = into(box.scrollTop, place * HIGH, HIGH, box.clientHeight - HIGH);
+    if (followed === null) box.scrollTop = sheet.clientHeight; // at first the last layers, where the answer appears
+    else if (followed !== place) box.scrollTop = into(box.scrollTop, place * HIGH, HIGH, box.clientHeight - HIGH);
+    followed = place;
   }
 
   /** What of the grid to ask for next: what is in sight first, and of it the answer; nothing is left: undefined. */
@@ -170,20 +170,24 @@ function makeLens(shared) {
       place = Math.max(data.lens.indexOf(`layer ${seen}`), 0) || place;
     }
     changed = performance.now();
-    follow(token), paint(), tell(), work();
+    follow(token), paint(), tell(), rank(), work();
   }
 
-  /** The five likeliest after a token, read off at each place. */
+  /** The five likeliest after a token, read off at each place; those of the chosen place are shown. */
   async function list(token) {
-    const five = await source.load(`lens ${token}`), next = data.tokens[token + 1]?.id;
+    const loaded = await source.load(`lens ${token}`);
     if (chosenToken() !== token) return; // another was chosen meanwhile
-    shown = token;
-    told.textContent = `The likeliest next token if the stream were read off after a layer, by its probability; below, the five likeliest after token ${name(token)}.`
+    [fives, shown] = [loaded, token];
+    rank();
+  }
+
+  function rank() {
+    if (shown !== chosenToken()) return;
+    const next = data.tokens[shown + 1]?.id;
+    told.textContent = "The likeliest next token if the stream were read off after a layer, coloured by its probability."
       + (next === undefined ? "" : " The token that does come is underlined.") + (data.lensNote && ` ${data.lensNote}`);
-    body.replaceChildren(...five.map((row, i) => h("tr", {}, h("th", { scope: "row" }, data.lens[i]),
-      ...row.map(({ text, id, probability }) => h("td",
-        { style: `--part: ${probability}`, title: `id ${id}`, class: id === next ? "qx-drawn" : "" },
-        h("span", {}, text), h("small", {}, chance(probability)))))));
+    title.textContent = `Likeliest after token ${name(shown)}, read off after ${data.lens[place]}`;
+    chances.replaceChildren(...fives[place].map(({ text, id, probability }) => bar(`“${text}”`, probability, chance(probability), id === next)));
   }
   return { draw, paint, element };
 }

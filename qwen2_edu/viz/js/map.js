@@ -1,18 +1,27 @@
 // The map of one head, or of the mean of several.
 
-const GUTTER = 88; // pixels for the labels left of a map and above it
 const LABEL = 11; // pixels a label needs
+const LETTERS = 12; // of a token at most
+
+/** Pixels for the labels left of a map and above it: as the longest of them needs. */
+function gutterOf(tokens) {
+  const pen = h("canvas", {}).getContext("2d");
+  pen.font = "600 12px system-ui, sans-serif";
+  return Math.max(30, Math.min(88, 16 + Math.ceil(Math.max(...tokens.map(({ text }) => pen.measureText(clip(text, LETTERS)).width)))));
+}
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
+  const { data, T, state, layers, ready, change, zoom, say, name, other, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
+  const GUTTER = gutterOf(data.tokens);
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
-  const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map",
+  const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map", style: `--gutter: ${GUTTER}px`,
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
     onmousemove: (event) => hover(event), onmouseleave: () => hover(null),
     onwheel: scroll, onkeydown: press });
   const bars = h("ol", { class: "qx-bars" }), barsTitle = h("h3", {}), top = h("div", {}, barsTitle, bars);
   const tip = h("div", { class: "qx-tip", "aria-hidden": true, hidden: true }); // the readout says the same
+  walkable(bars, ({ dataset }) => change({ [other()]: Number(dataset.token) }));
   const unpin = button("✕", null, () => pinHead(which()));
   const element = h("figure", {}, title, unpin, note, canvas, tip);
   let view = { row: 0, column: 0, span: T }; // which tokens are seen
@@ -166,7 +175,7 @@ function makeMap(shared, which) {
       if (turned) pen.translate(place, GUTTER - 6), pen.rotate(-Math.PI / 2);
       else pen.translate(GUTTER - 6, place);
       pen.font = `${bold ? "600 " : ""}${height}px system-ui, sans-serif`;
-      const shown = clip(data.tokens[token].text, 12);
+      const shown = clip(data.tokens[token].text, LETTERS);
       if (bold) {
         const wide = pen.measureText(shown).width + 6;
         pen.fillStyle = ink;
@@ -216,10 +225,18 @@ function makeMap(shared, which) {
     const asQuery = state.direction === "query", one = asQuery ? query : key;
     const all = Array.from({ length: T }, (_, i) => [i, cell(where, ...(asQuery ? [one, i] : [i, one]))]);
     const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
-    const whose = state.pinned.length ? `${title.textContent.replace(/, kept.*| −.*|,/g, "")}: ` : "";
+    const whose = state.pinned.length ? `${title.textContent.replace(/Layer (\d+), head (\d+)/, "$1·$2").replace(/, kept.*| −.*|,/g, "")}: ` : "";
     barsTitle.textContent = whose + (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`);
-    bars.replaceChildren(...best.map(([i, [weight]]) => bar(name(i), weight, digits(weight))));
-    if (!best.length) bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
+    const focused = bars.contains(document.activeElement), lines = best.map(([i, [weight]]) => bar(name(i), weight, digits(weight)));
+    lines.forEach((line, at) => {
+      for (const [attribute, value] of [["role", "option"], ["data-token", best[at][0]]]) line.setAttribute(attribute, value);
+      line.title = `Choose it as the ${other()}`;
+    });
+    bars.replaceChildren(...lines);
+    if (best.length) bars.setAttribute("role", "listbox"), bars.setAttribute("aria-label", barsTitle.textContent);
+    else bars.removeAttribute("role"), bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
+    mark(bars, ({ dataset }) => Number(dataset.token) === (asQuery ? key : query));
+    if (focused) bars.querySelector("[tabindex='0']")?.focus();
   }
   return { draw, paint, list, element, top };
 }

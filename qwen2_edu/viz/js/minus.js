@@ -1,7 +1,7 @@
 // One map minus another: a head that is kept, or the same in the explorer beside this one.
 
 /** What can be taken away, and what is. Python tells of the explorer beside this one in `beside`:
- * its side, its layers' way to come, and why the two do not go together, if so. */
+ * its side, the name of this one, and why the two do not go together, if so. */
 function differing({ source, data, T, state, layers, ready, cell, reasons, members, change }) {
   const beside = () => source.get("beside") ?? {};
   const fromBeside = (turn) => {
@@ -12,7 +12,7 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
   let other = null;
   const told = h("p", { class: "qx-notice qx-why", role: "status" });
   const choice = select("Minus", [], (value) => change({ minus: value }));
-  const element = h("label", {}, "Minus ", choice);
+  const element = h("label", {}, "Minus ", choice), where = h("b", { class: "qx-where" });
 
   const title = ({ layer, head }) => `layer ${layer}, head ${head}`;
 
@@ -32,7 +32,8 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
   }
 
   function draw() {
-    const { side, why } = beside();
+    const { side, name, why } = beside();
+    where.textContent = side ? `${{ left: "Right", right: "Left" }[side]}: ${clip(name, 60)}` : "";
     const options = [["", "nothing"], ...state.pinned.map((one) => [nameOf(one), title(one)]), ...(side ? [["beside", `the ${side} explorer`]] : [])];
     if (choice.dataset.of !== options.join()) {
       choice.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
@@ -71,5 +72,5 @@ function differing({ source, data, T, state, layers, ready, cell, reasons, membe
   }
   const elsewhere = () => ready.palette && source.get("data") === data && change({}); // the other explorer reads another text
   source.listen("beside", elsewhere);
-  return { loadMinus, minusChoice: { draw, element, told }, diverging, place, scale };
+  return { loadMinus, minusChoice: { draw, element, told, where }, diverging, place, scale };
 }

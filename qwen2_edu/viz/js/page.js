@@ -39,6 +39,7 @@ function editing({ source, data, notice }) {
     form.hidden = !open;
     made.setAttribute("aria-expanded", open);
     if (open) box.value = data.text;
+    else notice.textContent = ""; // what it told of that text
     (open ? box : made).focus();
   };
   const made = button("Edit the text", null, () => show(form.hidden));

@@ -1,7 +1,7 @@
 // Who adds to a logit? Direct attribution: the shares of heads, of MLPs, and of all else there is.
 
 const most = (numbers) => Math.max(1e-9, ...numbers.map(Math.abs));
-const share = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+const share = (value) => `${Math.abs(value) < 0.005 ? "" : value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 
 /** The shares of what is asked about, from `shares.py`; null where nobody has asked. */
 function sharing({ source, data, state, ready, name }) {
@@ -51,9 +51,11 @@ function makeShares({ source, state, ready, change, name, comes, asksShares, tol
   const table = h("table", { "aria-label": "Direct logit attribution by layer" },
     h("thead", {}, h("tr", {}, ...["layer", "its heads", "its MLP"].map((text) => h("th", { scope: "col" }, text)))), body);
   const note = h("p", { class: "qx-note" }, "Direct logit attribution: what each part itself wrote into the stream, read by the token's row of the vocabulary head. "
-    + "The final norm's scale is held at what it was, so that the shares add up to the logit. What a part does through later ones is not counted; "
-    + "switching it off tells that too. “Heads by direct logit attribution” shows each head.");
-  const element = h("div", { class: "qx-shares" }, asks, sum, h("div", { class: "qx-layers", tabindex: 0, role: "group", "aria-label": "Shares by layer" }, table), note);
+    + "The final norm's scale is held at what it was, so that the shares add up to the logit. What a part does through later ones is not counted"
+    + `${source.whole ? "" : "; switching it off, under Causes, tells that too"}. Bars by √|share|. “Heads by direct logit attribution” shows each head.`);
+  const layers = shadowed(h("div", { class: "qx-layers", tabindex: 0, role: "group", "aria-label": "Shares by layer" }, table), table);
+  let opened = false;
+  const element = h("div", { class: "qx-shares" }, asks, sum, layers, note);
 
   function draw() {
     told.hidden = !asksShares();
@@ -75,9 +77,10 @@ function makeShares({ source, state, ready, change, name, comes, asksShares, tol
     sum.replaceChildren(...seen.flatMap(([part, value], i) => [i ? " " : "", h("span", {}, `${part} `, h("b", {}, share(value)))]),
       h("span", {}, " = ", h("b", {}, logit.toFixed(2)), " the logit"));
     const sums = heads.map((layer) => layer.reduce((all, one) => all + one, 0)), scale = most([...sums, ...mlps]);
-    const cell = (value) => h("td", {}, h("i", { style: `--part: ${Math.abs(value) / scale}`, class: value < 0 ? "qx-less" : "" }), h("b", {}, share(value)));
+    const cell = (value) => h("td", {}, h("i", { style: `--part: ${Math.sqrt(Math.abs(value) / scale)}`, class: value < 0 ? "qx-less" : "" }), h("b", {}, share(value)));
     body.replaceChildren(...heads.map((_, i) => h("tr", { "aria-current": i === state.layer && "true" },
       h("th", { scope: "row" }, `${i}`), cell(sums[i]), cell(mlps[i]))));
+    if (!opened && layers.clientHeight) opened = Boolean(layers.scrollTop = layers.scrollHeight); // at first the last layers
   }
   return { draw, element, told };
 }

@@ -1,12 +1,18 @@
 // The text, and the steps of generation.
 
 function makeText(shared) {
-  const { data, T, state, change, chosenToken, chooseToken, cell } = shared;
+  const { data, T, state, change, chosenToken, chooseToken, other, cell } = shared;
   const list = h("div", { role: "listbox", "aria-label": "Tokens", class: "qx-text", dir: data.rtl ? "rtl" : "ltr" });
   const spans = data.tokens.map(({ text, special }, i) =>
     h("span", { role: "option", "data-token": i, class: special ? "qx-special" : "", dir: "auto" }, text));
   spans.forEach((span, i) => list.append(span, ...(data.tokens[i].text.endsWith("↵") ? [h("br")] : [])));
-  walkable(list, (option) => chooseToken(Number(option.dataset.token)), data.rtl);
+  const choose = (option, otherEnd) => (otherEnd ? change({ [other()]: Number(option.dataset.token) }) : chooseToken(Number(option.dataset.token)));
+  shadowed(list);
+  walkable(list, (option, event) => choose(option, event?.shiftKey), data.rtl);
+  list.addEventListener("mousedown", (event) => event.shiftKey && event.preventDefault()); // no selection of text
+  list.addEventListener("keydown", (event) => {
+    if (event.key === "k" && event.target.dataset.token) choose(event.target, true), event.stopPropagation();
+  });
   const group = unique();
   const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
   const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
@@ -23,6 +29,7 @@ function makeText(shared) {
       const [weight, why] = cell(state, ...(asQuery ? [one, i] : [i, one]));
       const how = i === one ? "chosen" : why ? REASONS[why] : `weight ${digits(weight)}`;
       span.style.setProperty("--part", why ? 0 : Math.sqrt(weight));
+      span.classList.toggle("qx-end", i === state[other()] && i !== one);
       span.classList.toggle("qx-unwritten", i > written + 1);
       span.classList.toggle("qx-next", i === written + 1);
       span.title = `${i}, id ${id}${note && `, ${note}`}: ${how}`;
@@ -49,10 +56,17 @@ function makeSteps({ data, state, change, name }) {
     change({ step, direction: "query", query: data.steps[step - 1].position, key: null });
   };
   function draw() {
-    const step = data.steps[state.step - 1];
+    const step = data.steps[state.step - 1], part = `Token ${name(state.query)} is part of the prompt`;
     range.value = state.step;
-    back.setAttribute("aria-disabled", state.step === 1); // not `disabled`: that would drop the focus
+    back.setAttribute("aria-disabled", state.step <= 1); // not `disabled`: that would drop the focus
     on.setAttribute("aria-disabled", state.step === data.steps.length);
+    if (!step) {
+      told.textContent = part;
+      range.setAttribute("aria-valuetext", part);
+      title.textContent = `${part}: nothing was drawn after it`;
+      chances.replaceChildren();
+      return;
+    }
     const how = state.step === 1 ? "the last row of the prompt" : "one row, decoded with the cache";
     told.textContent = `Step ${state.step} of ${data.steps.length}: after token ${name(step.position)} `
       + `came “${step.text}”, probability ${chance(step.probability)}`;
@@ -61,6 +75,6 @@ function makeSteps({ data, state, change, name }) {
     chances.replaceChildren(...step.alternatives.map(({ text, id, probability }) =>
       bar(`“${text}”`, probability, chance(probability), id === step.id)));
   }
-  return { draw, told, scrubber: h("div", { class: "qx-scrubber", role: "group", "aria-label": "Steps of generation" }, back, range, on),
+  return { draw, told, scrubber: h("div", { class: "qx-scrubber", role: "group", "aria-label": "Steps of generation" }, h("span", { "aria-hidden": true }, "Step"), back, range, on),
     element: h("div", { class: "qx-steps" }, title, chances, h("p", { class: "qx-note" }, `${data.check}. Probabilities are the model's, before temperature and cuts.`)) };
 }

@@ -33,7 +33,8 @@ const headNamed = (name) => {
 const weightOf = (byte) => (byte / 255) ** 2;
 const digits = (w) => (w === 0 ? "0" : w < 0.0005 ? "<0.001" : w.toFixed(w < 0.1 ? 3 : 2));
 const signed = (gap) => (gap > 0 ? "+" : gap < 0 ? "−" : "") + digits(Math.abs(gap));
-const chance = (p) => digits(Math.max(p, 1e-9)); // Python rounds, and no probability is 0
+/** A probability; Python rounds it to five digits, and none is 0 or 1. Near 1 as many digits as the distance needs. */
+const chance = (p) => (p <= 0.99 ? digits(Math.max(p, 1e-9)) : p === 1 ? ">0.9999" : p.toFixed(Math.min(5, Math.ceil(-Math.log10(1 - p) - 1e-9))));
 const clip = (text, length) => {
   const chars = Array.from(text);
   return chars.length > length ? chars.slice(0, length - 1).join("") + "…" : text;
@@ -65,7 +66,7 @@ function walkable(list, choose, backwards = false, beyond = () => undefined, all
   });
   list.addEventListener("click", (event) => {
     const option = event.target.closest("[role=option]");
-    if (option) choose(option), option.focus();
+    if (option) choose(option, event), option.focus();
   });
 }
 
@@ -92,6 +93,18 @@ function mark(list, chosen) {
     put(option, "tabindex", option === (one ?? options[0]) ? "0" : "-1");
   }
   return one;
+}
+
+/** A shadow at the edge of a box says that more of it is out of sight there. */
+function shadowed(box, ...contents) {
+  const tell = () => {
+    box.classList.toggle("qx-more-above", box.scrollTop > 1);
+    box.classList.toggle("qx-more-below", box.scrollTop + box.clientHeight < box.scrollHeight - 1);
+  };
+  box.addEventListener("scroll", tell);
+  const sizes = new ResizeObserver(tell);
+  for (const one of [box, ...contents]) sizes.observe(one);
+  return box;
 }
 
 /** A line of a bar chart. */

@@ -4,12 +4,13 @@
 function reading({ source, data, T, state, layers, ready, change }) {
   const name = (i) => `${i} “${data.tokens[i].text}”`;
   const chosenToken = () => (state.direction === "query" ? state.query : state.key);
+  const other = () => (state.direction === "query" ? "key" : "query"); // the other end of its look
 
   /** Choose a token, and with it the step of generation that read it. */
   function chooseToken(token, more = {}) {
     const step = data.steps.findIndex((s) => s.position === token) + 1;
-    const anew = state.direction === "query" ? { key: null } : {};
-    change({ ...anew, [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step), ...more });
+    const asked = state.sort === "cell" && state.key <= token; // the question stays, where it can
+    change({ ...(state.direction === "query" && !asked ? { key: null } : {}), [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step), ...more });
   }
   const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
   const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
@@ -73,8 +74,13 @@ function reading({ source, data, T, state, layers, ready, change }) {
   }
 
   /** The measure that heads are sorted by, or nothing. */
-  const measure = () => state.sort !== "cell" ? data.behaviours.find((b) => b.name === state.sort)
-    : { label: "this look", help: `weight from query ${name(state.query)} to key ${name(state.key)}; a click on another cell of the map asks for its look`, scores: ready.looks };
+  const measure = () => {
+    if (state.sort !== "cell") return data.behaviours.find((b) => b.name === state.sort);
+    const { query, key } = state, ends = `from query ${name(query)} to key ${name(key)}`, why = layers.get(state.layer)[(data.heads * T + query) * T + key];
+    const shown = { label: "this look", help: `weight ${ends}; a click on a bar, or on another cell of the map, asks for its look`, scores: ready.looks };
+    if (![1, 3].includes(why)) return shown; // outside the window: not in each layer
+    return { ...shown, help: "", why: `No head looks ${ends}: hidden, ${REASONS[why]}.`, scores: data.layers.map(() => Array(data.heads).fill(null)) };
+  };
 
   /** Another head or query was chosen: the key begins anew, but where it is what was chosen. */
   const fresh = () => (state.direction === "query" && state.sort !== "cell" ? { key: null } : {});
@@ -100,5 +106,5 @@ function reading({ source, data, T, state, layers, ready, change }) {
     return `${what} ${digits(weight)}` + (less === undefined ? "" : ` minus ${digits(less)}, difference ${signed(weight - less)}`);
   }
 
-  return { name, chosenToken, chooseToken, aboutLayer, keyHead, weight, cell, members, loaded, reasons, scoresOf, looking, measure, fresh, strongest, sentence, told };
+  return { name, chosenToken, chooseToken, other, aboutLayer, keyHead, weight, cell, members, loaded, reasons, scoresOf, looking, measure, fresh, strongest, sentence, told };
 }
