@@ -62,7 +62,7 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
     const others = state.patches.filter((other) => other.join() !== one.join());
     putIn({ other: box.value, patches: [...others, one] });
   });
-  const counted = h("span", { class: "qx-note" }), refused = h("p", { class: "qx-notice", role: "status" });
+  const counted = h("span", { class: "qx-note" }), refused = h("p", { class: "qx-notice qx-why", role: "status" });
 
   /** Take from another text, if it fits; else say why not, and all stays as it was. */
   async function putIn(to) {

@@ -47,7 +47,6 @@ function makeText(shared) {
 function makeSteps({ data, state, change, name }) {
   if (!data.steps.length) return { draw: () => {}, element: null, scrubber: "", told: "" };
   const range = slider("Step of generation", data.steps.length, (value) => go(value));
-  range.min = 1;
   const back = button("◀", "Step back", () => go(state.step - 1));
   const on = button("▶", "Step on", () => go(state.step + 1));
   const told = h("output", { class: "qx-step" }), chances = h("ol", { class: "qx-bars" }), title = h("h3", {});
@@ -57,13 +56,13 @@ function makeSteps({ data, state, change, name }) {
   };
   function draw() {
     const step = data.steps[state.step - 1], part = `Token ${name(state.query)} is part of the prompt`;
-    range.value = state.step;
+    Object.assign(range, { min: step ? 1 : 0, value: state.step }); // 0 = in the prompt: one to the right is step 1
     back.setAttribute("aria-disabled", state.step <= 1); // not `disabled`: that would drop the focus
     on.setAttribute("aria-disabled", state.step === data.steps.length);
     if (!step) {
       told.textContent = part;
       range.setAttribute("aria-valuetext", part);
-      title.textContent = `${part}: nothing was drawn after it`;
+      title.textContent = `${part}; ▶ goes to the first step`;
       chances.replaceChildren();
       return;
     }
