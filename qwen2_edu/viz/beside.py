@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+import numpy as np
+from IPython.display import display
 from ipywidgets import HBox
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from .explorer import AttentionExplorer
+from .palette import drawable
+from .static import INSTEAD
 
 LINKED = ("layer", "head", "query", "key")
 _READINGS = count(1)
 
 
+class SideBySide(HBox):
+    """Two explorers in a row; where the widget is gone or never came, a picture of them."""
+
+    def _ipython_display_(self) -> None:
+        if self.comm is not None:  # it is not closed
+            picture = {"image/png": base64.b64encode(self.png()).decode()}
+            display(self._repr_mimebundle_(), {"text/html": INSTEAD}, picture, raw=True)
+
+    def __repr__(self) -> str:
+        return "SideBySide: " + " | ".join(one.data["title"] for one in self.children)
+
+    def png(self) -> bytes:
+        """The figure of each explorer under its name, the left one above."""
+        parts = []
+        for one in self.children:
+            figure = one.static()
+            name = Figure(figsize=(figure.get_figwidth(), 0.4))
+            name.text(0.01, 0.3, drawable(one.beside["name"]), weight="bold")
+            for part in (name, figure):
+                part.set_dpi(72)
+                canvas = FigureCanvasAgg(part)
+                canvas.draw()
+                parts.append(np.asarray(canvas.buffer_rgba()))
+        widest = max(part.shape[1] for part in parts)
+        room = [((0, 0), (0, widest - part.shape[1]), (0, 0)) for part in parts]
+        parts = [np.pad(*each, constant_values=255) for each in zip(parts, room, strict=True)]
+        file = io.BytesIO()
+        imsave(file, np.concatenate(parts), format="png")
+        return file.getvalue()
+
+
 def side_by_side(
     left: AttentionExplorer, right: AttentionExplorer, *, names: tuple[str, str] | None = None
-) -> HBox:
+) -> SideBySide:
     """Show two explorers beside each other; what is chosen in one is chosen in the other.
 
         one, two = (attention_explorer(model, tokenizer, text) for text in texts)
@@ -62,7 +102,7 @@ def side_by_side(
         one.other = other
         one.observe(lambda _: meet(left, right, names), "data")  # it has read another text
     meet(left, right, names)
-    return HBox([left, right])
+    return SideBySide([left, right])
 
 
 def meet(left: AttentionExplorer, right: AttentionExplorer, names: Sequence[str] | None) -> None:

@@ -45,6 +45,8 @@ def pair(jupyterlab, new_page):
     shown = page.locator(".jp-CodeCell .qx")
     for i in range(2):
         shown.nth(i).locator(".qx-maps canvas[aria-label]").first.wait_for()
+    outputs = page.locator(".jp-OutputArea-child")  # the widgets; a sentence and a picture instead
+    eventually(lambda: [one.is_visible() for one in outputs.all()], [True, False, False])
     return page, shown.nth(0), shown.nth(1)
 
 

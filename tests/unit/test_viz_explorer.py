@@ -26,7 +26,7 @@ from qwen2_edu import (
 from qwen2_edu.attention import BACKENDS
 from qwen2_edu.quantize import quantize
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
-from qwen2_edu.viz import attention_explorer, explorer, facts, given, record, side_by_side
+from qwen2_edu.viz import attention_explorer, beside, explorer, facts, given, record, side_by_side
 from qwen2_edu.viz import lens as viz_lens
 from qwen2_edu.viz import shares as viz_shares
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
@@ -526,7 +526,7 @@ def test_heads_off_say_what_a_model_without_their_output_says(model, bytewise, g
         wrote = (
             wrote * model.model.norm.weight / (final.pow(2).mean() + model.model.norm.eps).sqrt()
         )
-        return float(wrote @ model.lm_head.weight[token])
+        return float((wrote @ model.lm_head.weight[token]).detach())
 
     for place in (3, ids.shape[1] - 1):
         told = shown.changed(place + pads, off=[(0, 2), (2, 5)])
@@ -1200,6 +1200,29 @@ def test_each_side_says_which_text_or_model_it_is(model, bytewise, small_config)
     assert (left.beside["name"], other.beside["name"]) == ("before", "after")
     with pytest.raises(ValueError, match="names='ab': expected two"):
         side_by_side(left, other, names="ab")
+
+
+def test_a_saved_pair_has_a_picture_of_both(model, bytewise, monkeypatch):
+    """As of one explorer: outputs of its own, and what is chosen is seen."""
+    both = [attention_explorer(model, bytewise, text) for text in ("a cat", "a dog saw a pig")]
+    shown, given = side_by_side(*both), []
+    monkeypatch.setattr(beside, "display", lambda *outputs, raw: given.extend(outputs))
+    shown._ipython_display_()
+    kinds = [["application/vnd.jupyter.widget-view+json", "text/plain"], ["text/html"]]
+    assert [sorted(output) for output in given] == [*kinds, ["image/png"]]
+    pixels = imread(BytesIO(base64.b64decode(given[2]["image/png"])))
+    bottom = len(pixels)
+    for one in reversed(both):  # from below: figure, name, figure, name
+        figure = imread(BytesIO(base64.b64decode(one._repr_mimebundle_()[0]["image/png"])))
+        high, wide = figure.shape[:2]
+        assert abs(pixels[bottom - high : bottom, :wide] - figure).max() < 0.01
+        name = pixels[bottom - high - 28 : bottom - high]
+        assert name.shape == (28, wide, 4) and name[..., 0].min() < 0.1  # words
+        bottom -= high + 28
+    assert bottom == 0
+    shown.close()
+    shown._ipython_display_()
+    assert len(given) == 3
 
 
 def test_each_explorer_answers_for_the_one_beside_it(model, bytewise):
