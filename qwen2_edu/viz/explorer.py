@@ -54,7 +54,7 @@ def attention_explorer(
 ) -> AttentionExplorer:
     """See what each head of a model looks at while it reads a text, and while it continues it.
 
-    It opens on the head that adds most to the logit of the answer's first token: see `opening`.
+    It opens on the head that fetches most of the logit of the answer's first token: see `opening`.
 
     Whatever the model's backend, its layers run the eager formula while they are recorded. The
     model may be on any device; its mode is left as it is.

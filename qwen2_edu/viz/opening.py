@@ -28,8 +28,9 @@ def opening(
 ) -> tuple[int, int, int, int]:
     """Where to begin: layer, head, query and key.
 
-    The head, of those shown, that adds most to the logit of the answer, and the key that it looks
-    at most. If no head adds to it, or nobody can tell, the strongest look that is news.
+    The head, of those shown, that fetches most of the logit of the answer from other tokens, and
+    the one it fetches most of it from; to look at the first token, or at the query itself, is no
+    news. If no head fetches any, or nobody can tell, the strongest look that is news.
 
     Args:
         ids: (T,), and the first token of the answer, if there is one.
@@ -45,35 +46,36 @@ def opening(
             token = int(ids[T])
         else:
             token = int(model.lm_head(model.model.norm(hidden[-1, query])).argmax())
-        added = fetched(model, token, layers, rows, hidden[:, :T])
-        place, head = divmod(int(added.argmax()), added.shape[1])
-        if added[place, head] > 0:
-            key = int(news(rows[place, head], [first, query]).argmax())
-            return layers[place], head, query, key
+        there = rows.index_fill(-1, torch.tensor([first, query], device=rows.device), 0)
+        parts = fetched(model, token, layers, there, hidden[:, :T])  # (layers, H, T)
+        place, head = divmod(int(parts.sum(-1).argmax()), parts.shape[1])
+        if parts[place, head].sum() > 0:
+            return layers[place], head, query, int(parts[place, head].argmax())
     row = news(rows, [first, query, max(query - 1, 0)], [first, query])
     place, head, key = torch.unravel_index(row.argmax(), row.shape)
     return layers[int(place)], int(head), query, int(key)
 
 
 def fetched(model: Any, token: int, layers: Sequence[int], rows: Tensor, hidden: Tensor) -> Tensor:
-    """What each head adds directly to a logit, as `causes.attribution` has it, but for the factor
-    of the final norm, which all heads share: (layers, H). It needs no pass.
+    """What each head adds directly to a logit by looking at each key, (layers, H, T). Its sums are
+    those of `causes.attribution`, but for the factor of the final norm, which all heads share. It
+    needs no pass.
 
     Args:
-        rows: the weights of one query, (layers, H, T).
+        rows: the weights of one query, (layers, H, T); 0 where a look is not to count.
         hidden: (all layers + 1, T, E).
     """
     T, D = hidden.shape[1], model.config.head_dim
     H, G = model.config.num_attention_heads, model.config.num_key_value_heads
     direction = model.model.norm.weight.float() * model.lm_head.weight[token].float()  # (E,)
-    added = []
+    parts = []
     for i, row in zip(layers, rows, strict=True):
         block = model.model.layers[i]
-        part = block.self_attn.v_proj
+        part, output = block.self_attn.v_proj, block.self_attn.o_proj.weight.float()
         values = (part(block.input_layernorm(hidden[i])) - part.bias).float().view(T, G, D)
-        said = torch.einsum("gjt,tgd->gjd", row.view(G, H // G, T), values).view(H, D)
-        added.append((said * (direction @ block.self_attn.o_proj.weight.float()).view(H, D)).sum(1))
-    return torch.stack(added)
+        wanted = (direction @ output).view(G, H // G, D)  # what of a value the logit reads
+        parts.append(row * torch.einsum("tgd,gjd->gjt", values, wanted).reshape(H, T))
+    return torch.stack(parts)
 
 
 def news(rows: Tensor, *without: list[int]) -> Tensor:

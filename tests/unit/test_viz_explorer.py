@@ -197,17 +197,17 @@ def test_scores_follow_what_is_shown(model, bytewise):
     ("text", "padding", "new", "layers"),
     [(TEXT, 0, 3, None), (TEXT, 3, 3, None), ("a dog ran", 0, 0, None), (TEXT, 2, 0, [2, 0])],
 )
-def test_it_opens_on_the_head_that_adds_most_to_the_answer(
+def test_it_opens_on_the_head_that_fetches_most_of_the_answer(
     model, bytewise, text, padding, new, layers
 ):
-    """Told by what passed through the output matrices, and not by the largest weight."""
+    """Told by what passed through the value matrices, and not by the largest weight."""
     ids = [256] * padding + bytewise(text).input_ids
     given = {"input_ids": ids, "attention_mask": [0] * padding + [1] * (len(ids) - padding)}
     options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": []} if new else {}
     shown = attention_explorer(model, bytewise, given, layers=layers, **options)
-    said, bias, last = [], [], len(ids) - 1 - padding
+    values, last = [], len(ids) - 1 - padding
     hooks = [
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: said.append(given[0]))
+        layer.self_attn.v_proj.register_forward_hook(lambda *call: values.append(call[2][0]))
         for layer in model.model.layers
     ]
     with torch.no_grad():
@@ -215,23 +215,22 @@ def test_it_opens_on_the_head_that_adds_most_to_the_answer(
     for hook in hooks:
         hook.remove()
     token, D = int(out.logits[0, -1].argmax()), model.config.head_dim
-    added = torch.full((3, 6), -torch.inf)
+    added = torch.full((3, 6, last + 1), -torch.inf)
+    looks = torch.cat(out.attentions)[:, :, -1]  # (3, 6, T)
+    looks[..., [0, last]] = 0
     for i in layers or range(3):
         block = model.model.layers[i].self_attn
         for h in range(6):
-            bias = block.v_proj.bias[h // 3 * D :][:D]  # said wherever the head looks
-            wrote = block.o_proj.weight[:, h * D : (h + 1) * D] @ (
-                said[i][0, -1, h * D : (h + 1) * D] - bias
-            )
+            group = slice(h // 3 * D, h // 3 * D + D)
+            fetched = looks[i, h, :, None] * (values[i] - block.v_proj.bias)[:, group]
+            wrote = fetched @ block.o_proj.weight[:, h * D : (h + 1) * D].T
             added[i, h] = wrote @ (model.model.norm.weight * model.lm_head.weight[token])
-    layer, head = divmod(int(added.argmax()), 6)
-    row = out.attentions[layer][0, head, -1].clone()
+    layer, head = divmod(int(added.sum(-1).argmax()), 6)
     assert added.max() > 0 and (layer, head) != divmod(
         int(torch.stack(out.attentions)[:, 0, :, -1, 1:-1].amax(-1).argmax()), 6
     )
-    row[0] = row[last] = 0
     opens = {"layer": layer, "head": head, "query": len(ids) - 1}
-    opens["key"] = int(row.argmax()) + padding
+    opens["key"] = int(added[layer, head].argmax()) + padding
     told = shown.data["opens"]
     assert {name: told[name] for name in opens} == opens
     assert (shown.layer, shown.head, shown.query) == (layer, head, len(ids) - 1)
