@@ -126,4 +126,11 @@ def test_many_heads_ask_little_of_a_frame_and_of_a_key(jupyterlab, new_page, sha
     if layers == 24:
         found = Axe().run(page, context=".qx").response["violations"]
         assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
+        page.set_viewport_size({"width": 1280, "height": 900})  # beside its list of files
+        page.evaluate("document.querySelector('.qx').scrollIntoView()")
+        seen = page.locator(".jp-WindowedPanel-outer").bounding_box()
+        for place in (".qx header", ".qx-text", ".qx-maps canvas", ".qx-readout"):
+            box = page.locator(place).first.bounding_box()
+            assert box["y"] >= seen["y"]
+            assert box["y"] + box["height"] <= seen["y"] + seen["height"]
     assert page.errors == page.strayed == []

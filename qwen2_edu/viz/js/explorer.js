@@ -4,8 +4,8 @@
 // them are inside.
 
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
-const HELP = "Click a head to draw it large, a token to ask what it looks at, a bar or cell to ask which heads look there; "
-  + "Shift-click, or k, makes a token the key. Bright is much (√weight).";
+const HELP = "Click a head: its map; a token: what it looks at; a bar or cell: who looks there; Shift-click or k: the key. "
+  + "Colour: √weight.";
 
 const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead
 

@@ -170,8 +170,10 @@ function makeMap(shared, which) {
     pen.textAlign = turned ? "left" : "right";
     pen.textBaseline = "middle";
     const write = (token, bold) => {
+      const middle = GUTTER + (token - start + 0.5) * each, last = canvas.clientWidth - LABEL / 2;
+      if (middle > last + 1 && !bold) return; // there is no room
+      const place = Math.min(middle, last);
       pen.save();
-      const place = Math.min(GUTTER + (token - start + 0.5) * each, canvas.clientWidth - LABEL + 2);
       if (turned) pen.translate(place, GUTTER - 6), pen.rotate(-Math.PI / 2);
       else pen.translate(GUTTER - 6, place);
       pen.font = `${bold ? "600 " : ""}${height}px system-ui, sans-serif`;

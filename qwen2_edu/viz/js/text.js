@@ -17,7 +17,7 @@ function makeText(shared) {
   const turn = (direction) => change({ direction, query: chosenToken(), key: chosenToken() });
   const radio = (value, label) => h("label", {}, h("input", { type: "radio", name: group, value,
     checked: value === state.direction, onchange: () => turn(value) }), ` ${label}`);
-  const asks = h("fieldset", { class: "qx-tools" }, h("legend", {}, "The chosen token"), radio("query", "looks at"), radio("key", "is seen by"));
+  const asks = h("fieldset", { class: "qx-tools" }, h("legend", {}, "Token"), radio("query", "looks at"), radio("key", "is seen by"));
 
   function draw() {
     const one = chosenToken(), asQuery = state.direction === "query";
