@@ -7,6 +7,7 @@ explorer's code: its attention, its streams, its answer, and its logits with a h
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -202,9 +203,11 @@ def test_its_page_opens_as_its_address_says(opened, new_page, theme):
     eventually(lambda: told.inner_text().startswith("Step 1 of 3"), True)
     page.get_by_label("Heads by").select_option("layer")
     head(page, 1, 2).click()
+    eventually(lambda: selected(page), [1, 2])
     page.get_by_label("Weights", exact=True).select_option("value")
-    eventually(lambda: "head=2" in page.url and "view=value" in page.url, True)
-    again, expected = new_page(page.url), readout(page)
+    hash_of = lambda: page.evaluate("location.hash")  # noqa: E731
+    eventually(lambda: re.findall(r"head=\d+|view=\w+", hash_of()), ["head=2", "view=value"])
+    again, expected = new_page(f"{path.as_uri()}{hash_of()}"), readout(page)
     eventually(lambda: readout(again), expected)
     assert selected(again) == [1, 2] and "share by value" in expected
     found = Axe().run(page, context=".qx").response["violations"]
