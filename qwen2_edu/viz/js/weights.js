@@ -77,7 +77,7 @@ function reading({ source, data, T, state, layers, ready, change }) {
   const measure = () => {
     if (state.sort !== "cell") return data.behaviours.find((b) => b.name === state.sort);
     const { query, key } = state, ends = `from query ${name(query)} to key ${name(key)}`, why = layers.get(state.layer)[(data.heads * T + query) * T + key];
-    const shown = { label: "this look", help: `weight ${ends}; a click on a bar, or on another cell of the map, asks for its look`, scores: ready.looks };
+    const shown = { label: "this look", help: `weight ${ends}; for another pair click a bar, or a cell of the map`, scores: ready.looks };
     if (![1, 3].includes(why)) return shown; // outside the window: not in each layer
     return { ...shown, help: "", why: `No head looks ${ends}: hidden, ${REASONS[why]}.`, scores: data.layers.map(() => Array(data.heads).fill(null)) };
   };
