@@ -68,7 +68,8 @@ def find_weights(folder: str | os.PathLike[str]) -> list[Path]:
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     for path, name in [(folder / file, name) for file, name in found.items()]:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, and holds {name}: download it again")
+            hint = f"by {INDEX} it holds {name}: download it again"
+            raise FileNotFoundError(f"{path} is missing, {hint}")
         if (target := path.resolve()).parent not in (home, blobs):
             raise ValueError(f"{path} is a link that leaves its folder, to {target}: refused")
     return [folder / file for file in found]

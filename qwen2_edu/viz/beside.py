@@ -119,7 +119,11 @@ def what_differs(left: AttentionExplorer, right: AttentionExplorer) -> list[str]
     if left.model is right.model:
         return [f"“{one.data['text']}”" for one in (left, right)]
     models = [one.model for one in (left, right)]
-    kinds = [str(model.dtype).removeprefix("torch.") for model in models]
+    notes = [model.config.extra.get("quantization_config", {}) for model in models]
+    kinds = [
+        note.get("kind") or str(model.dtype).removeprefix("torch.")
+        for model, note in zip(models, notes, strict=True)
+    ]
     return [
         f"{model.config.num_hidden_layers} layers, {model.num_parameters():,} parameters, {kind}"
         for model, kind in zip(models, kinds, strict=True)

@@ -126,6 +126,8 @@ def record_generation(
         raise TypeError(f"{type(model).__name__} cannot generate: pass a Qwen2ForCausalLM")
     if options.get("num_return_sequences", 1) != 1:
         raise ValueError("the explorer follows one answer: leave out num_return_sequences")
+    left = real.int().argsort(stable=True)  # where `generate` puts padding
+    input_ids, real = input_ids[:, left], real[left]
     prompt, cache, kinds = input_ids.shape[1], DynamicCache(model.config), model.config.layer_types
     new, blocks, states = [], [], []  # of each pass: the token drawn, its maps, its hidden states
 

@@ -1240,6 +1240,18 @@ def test_the_picture_of_all_heads_follows_the_theme(new_page, many):
     eventually(lambda: heat.evaluate(ink) > 200, True)
 
 
+def test_keys_may_come_faster_than_layers(new_page, many_live):
+    page = new_page()
+    live_page(page, many_live)
+    ranked = page.locator(".qx-ranking [role=option]")
+    ranked.first.focus()
+    quick = """() => { for (let i = 0; i < 6; i++) document.activeElement.dispatchEvent(
+        new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true, cancelable: true })) }"""
+    page.evaluate(quick)  # faster than layers come
+    eventually(lambda: ranked.first.get_attribute("aria-selected"), "false")
+    assert page.errors == []
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (1920, 1080)])
 def test_head_and_map_are_on_one_screen(new_page, many, width, height):
     page = new_page()
@@ -1363,8 +1375,10 @@ def caused(first, python, query, **changes):
     sign = "−" if found["delta"] < 0 else "+"
     chances = [digits(max(p, 1e-9)) for p in found["chances"]]
     off = changes.get("off", [])
-    which = f"{len(off)} heads that are off add" if len(off) > 1 else "head that is off adds"
-    direct = f" Directly, the {which} {shown_share(found['direct'])}." if off else ""
+    which = "it fetches, the head that is off adds"
+    if len(off) > 1:
+        which = f"they fetch, the {len(off)} heads that are off add"
+    direct = f" Directly, by what {which} {shown_share(found['direct'])}." if off else ""
     label = f"{query} “{python.data['tokens'][query]['text']}”"
     how = "comes next" if found["comes"] else "is likeliest"
     eventually(
@@ -1649,6 +1663,13 @@ def test_another_text_is_put_in_by_mouse_and_by_keyboard(lab, python):
     first.get_by_role("button", name="Undo all").focus()
     lab.keyboard.press("Enter")
     assert caused(first, python, 14)["delta"] == 0 and undo.count() == 0
+    text.fill("a cat\n saw é cut")
+    twice = """(put) => { const part = put.parentNode.querySelector("select");
+        for (const what of ["head", "mlp"]) part.value = what, put.click(); }"""
+    first.get_by_role("button", name="Put in what").evaluate(twice)  # before the kernel answers
+    eventually(undo.count, 2)
+    first.get_by_role("button", name="Undo all").click()
+    eventually(undo.count, 0)
 
 
 def test_another_text_by_mouse_and_by_keyboard(jupyterlab, new_page):

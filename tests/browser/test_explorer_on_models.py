@@ -210,6 +210,8 @@ def test_its_page_opens_as_its_address_says(opened, new_page, theme):
     again, expected = new_page(f"{path.as_uri()}{hash_of()}"), readout(page)
     eventually(lambda: readout(again), expected)
     assert selected(again) == [1, 2] and "share by value" in expected
+    page.evaluate("location.hash = 'tab=causes'")  # no page can ask a model
+    eventually(page.locator("[role=tab][aria-selected=true]").all_inner_texts, ["Generation"])
     found = Axe().run(page, context=".qx").response["violations"]
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
     assert page.errors == page.strayed == again.errors == []

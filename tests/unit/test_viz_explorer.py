@@ -120,6 +120,18 @@ def test_a_drawn_token_need_not_be_the_likeliest(model, bytewise):
     assert all(0 < step.probability <= step.alternatives[0][1] for step in steps)
 
 
+def test_an_answer_to_a_text_padded_on_the_right_is_that_to_the_same_on_the_left(model, bytewise):
+    ids, pads = bytewise("a cat").input_ids, [256] * 3
+    options = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": []}
+    given = [(pads + ids, [0] * 3 + [1] * 5), (ids + pads, [1] * 5 + [0] * 3)]
+    left, right = (
+        attention_explorer(model, bytewise, {"input_ids": i, "attention_mask": m}, **options)
+        for i, m in given
+    )
+    assert right.data == left.data and right.recording.cache_error < 1e-5
+    assert torch.equal(right.recording.maps, left.recording.maps)
+
+
 def test_padding_changes_no_score_and_no_weight(model, bytewise):
     padded = bytewise(
         [TEXT], padding="max_length", max_length=24, padding_side="left", return_tensors="pt"
@@ -1195,6 +1207,9 @@ def test_each_side_says_which_text_or_model_it_is(model, bytewise, small_config)
     counts = [sum(p.numel() for p in one.parameters()) for one in (model, deep)]
     assert left.beside["name"] == f"3 layers, {counts[0]:,} parameters, float32"
     assert other.beside["name"] == f"5 layers, {counts[1]:,} parameters, bfloat16"
+    small = attention_explorer(quantize(copy.deepcopy(model), "int8"), bytewise, "a cat")
+    side_by_side(left, small)
+    assert small.beside["name"].endswith(" parameters, int8")
     side_by_side(left, other, names=("before", "after"))
     assert (left.beside["name"], other.beside["name"]) == ("before", "after")
     with pytest.raises(ValueError, match="names='ab': expected two"):

@@ -39,7 +39,7 @@ function cutting({ state, live, change, cell }) {
   return { isCut, cutLook, crossOut };
 }
 
-function makeCause({ source, data, state, live, change, name, cell, keyHead, isOff, switchHeads, isCut, cutLook }) {
+function makeCause({ source, data, T, state, layers, live, change, name, cell, keyHead, isOff, switchHeads, isCut, cutLook }) {
   const told = h("output", { class: "qx-told", hidden: true }); // in sight of the map: keys change it there
   const same = h("p", { class: "qx-told" }), say = (text) => (told.textContent = same.textContent = text);
   if (!live) return { draw: () => {}, element: null, told };
@@ -48,41 +48,48 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
   const sets = [["this head", () => some(state.head, 1)], ["its key group", () => some(keyHead(state.head) * size, size)],
     ["its layer", () => some(0, data.heads)]];
   const buttons = sets.map(([label, heads]) => button(label, `Switch off ${label}`, () => switchHeads(heads())));
-  const all = button("undo all", "Undo all: heads on, nothing cut, nothing put in", () => change({ off: [], cuts: [], patches: [] }));
+  const all = button("undo all", "Undo all: heads on, nothing cut, nothing put in", () => (taken++, change({ off: [], cuts: [], patches: [] })));
   const to = select("What they say instead", [["zero", "nothing"], ["mean", "their mean"]], (value) => change({ to: value }));
   const cutIn = select("Where to cut", [["head", "this head"], ["layer", "all heads of its layer"], ["all", "all layers"]], (value) => change({ cutIn: value }));
   const knife = button("", null, cutLook);
   const box = h("textarea", { "aria-label": "Another text, of as many tokens", rows: 2, spellcheck: "false", dir: "auto",
-    onkeydown: (event) => event.stopPropagation(), oninput: () => count(), onchange: () => state.patches.length && putIn({ other: box.value }) });
+    onkeydown: (event) => event.stopPropagation(), oninput: () => count(), onchange: () => state.patches.length && putIn() });
   box.value = data.text;
   const part = select("What of it", [["head", "what this head says"], ["mlp", "what its layer's MLP says"], ["stream", "the stream before its layer"]], () => {});
   const at = select("At which token", [["query", "query"], ["key", "key"]], () => {});
   const put = button("Put in", "Put in what flowed in the other text", () => {
-    const one = [state.layer, part.value === "head" ? state.head : part.value, state[at.value]];
-    const others = state.patches.filter((other) => other.join() !== one.join());
-    putIn({ other: box.value, patches: [...others, one] });
+    putIn([state.layer, part.value === "head" ? state.head : part.value, state[at.value]]);
   });
   const counted = h("span", { class: "qx-note" }), refused = h("p", { class: "qx-notice qx-why", role: "status" });
 
-  /** Take from another text, if it fits; else say why not, and all stays as it was. */
-  async function putIn(to) {
-    const asked = { ...state, ...to };
-    refused.textContent = "";
-    try {
-      await source.load(question(asked));
-    } catch (error) {
-      if (box.value === to.other) refused.textContent = `Not put in: ${error.message}`;
-      return;
-    }
-    if (box.value === to.other) change(to);
+  let taken = 0; // back, or the text was changed: what was asked before that is not put in
+
+  /** Take from another text, if it fits, and put in one thing more; else say why not, and all stays as it was. */
+  async function putIn(one) {
+    const text = box.value, mine = taken, place = one?.[2];
+    const padding = one && layers.get(state.layer)[(data.heads * T + place) * T + place] === 3;
+    const why = padding ? `token ${place} is padding` : await misfit(text);
+    if (mine !== taken) return;
+    refused.textContent = why && `Not put in: ${why}`;
+    if (!why) change({ other: text, patches: [...state.patches.filter((other) => other.join() !== one?.join()), ...(one ? [one] : [])] });
   }
 
-  /** How many tokens the other text has, of how many. */
-  async function count() {
-    const text = box.value;
+  /** Why another text does not fit, "" = it does; meanwhile tell its tokens. */
+  async function misfit(text) {
+    try {
+      const [has, wanted] = await source.load(`count ${JSON.stringify(text)}`);
+      if (text === box.value) counted.textContent = `${has} of ${wanted} tokens`;
+      return has === wanted ? "" : `the other text has ${has} token${has === 1 ? "" : "s"} and this one ${wanted}: change words for words of as many tokens`;
+    } catch (error) {
+      if (text === box.value) counted.textContent = "";
+      return error.message;
+    }
+  }
+
+  function count() {
+    taken++;
     refused.textContent = "";
-    const [has, wanted] = text ? await source.load(`count ${JSON.stringify(text)}`) : [0, "…"];
-    if (text === box.value) counted.textContent = text ? `${has} of ${wanted} tokens` : "";
+    misfit(box.value);
   }
   const list = h("p", { class: "qx-note" }), kept = h("ul", { class: "qx-changes", "aria-label": "Cut and put in" });
   const [before, after] = ["as it is", "with these changes"].map((label) => {
@@ -100,7 +107,7 @@ function makeCause({ source, data, state, live, change, name, cell, keyHead, isO
       + "causes after the chosen query, with whatever later layers make of it; weights alone do not tell that. Choose another query: the changes stay."));
   /** What the heads that are off wrote themselves: less is lost where later parts make up for it. */
   const directly = ({ direct }) => (direct === null ? ""
-    : ` Directly, the ${state.off.length > 1 ? `${state.off.length} heads that are off add` : "head that is off adds"} ${share(direct)}.`);
+    : ` Directly, by what ${state.off.length > 1 ? `they fetch, the ${state.off.length} heads that are off add` : "it fetches, the head that is off adds"} ${share(direct)}.`);
   let shown = null;
 
   let focusOn = null; // which of them has the focus once they are drawn anew: the next one, where one was undone

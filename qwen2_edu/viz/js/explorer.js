@@ -4,7 +4,7 @@
 // them are inside.
 
 const REASONS = ["", "in the future", "outside the window", "padding"]; // as in record.py
-const HELP = "Click a head: its map; a token: what it looks at; a bar or cell: who looks there; Shift-click a token, or k: the key. "
+const HELP = "Click a head: its map; a token: what it looks at; a bar or cell: that look; Shift-click a token, or k: its other end. "
   + "Colour: √weight.";
 
 const AHEAD = 4e6; // bytes of a layer: larger ones are not fetched ahead

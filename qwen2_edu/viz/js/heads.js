@@ -25,7 +25,7 @@ function makeOverview(shared) {
   const headOf = ({ dataset }) => ({ layer: Number(dataset.layer), head: Number(dataset.head) });
   let options = []; // of the list, in their order: to look for thousands takes time
   const beyond = (option, step) => // in the grid: the same head, one layer on
-    (measure() ? undefined : options[options.indexOf(option) + step * data.heads] ?? null);
+    (state.sort ? undefined : options[options.indexOf(option) + step * data.heads] ?? null);
   walkable(list, (option) => change({ ...headOf(option), ...fresh() }), false, beyond, () => options);
   list.addEventListener("keydown", (event) => {
     const option = event.target.closest("[role=option]");

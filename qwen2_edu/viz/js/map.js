@@ -229,6 +229,9 @@ function makeMap(shared, which) {
     const best = all.filter(([, [weight, why]]) => weight && !why).sort((a, b) => b[1][0] - a[1][0]).slice(0, 5);
     const whose = state.pinned.length ? `${title.textContent.replace(/Layer (\d+), head (\d+)/, "$1·$2").replace(/, kept.*| −.*|,/g, "")}: ` : "";
     barsTitle.textContent = whose + (asQuery ? `Query ${name(one)} looks most at` : `Key ${name(one)} is seen most by`);
+    const now = JSON.stringify([state.direction, best, barsTitle.textContent]), chosen = ({ dataset }) => Number(dataset.token) === (asQuery ? key : query);
+    if (bars.dataset.of === now) return mark(bars, chosen); // the mouse moves over many cells of a row
+    bars.dataset.of = now;
     const focused = bars.contains(document.activeElement), lines = best.map(([i, [weight]]) => bar(name(i), weight, digits(weight)));
     lines.forEach((line, at) => {
       for (const [attribute, value] of [["role", "option"], ["data-token", best[at][0]]]) line.setAttribute(attribute, value);
@@ -237,8 +240,8 @@ function makeMap(shared, which) {
     bars.replaceChildren(...lines);
     if (best.length) bars.setAttribute("role", "listbox"), bars.setAttribute("aria-label", barsTitle.textContent);
     else bars.removeAttribute("role"), bars.replaceChildren(h("li", { class: "qx-note" }, "nothing: it is padding, or nothing is left"));
-    mark(bars, ({ dataset }) => Number(dataset.token) === (asQuery ? key : query));
-    if (focused) bars.querySelector("[tabindex='0']")?.focus();
+    mark(bars, chosen);
+    if (focused) bars.querySelector("[tabindex='0']")?.focus({ preventScroll: true });
   }
   return { draw, paint, list, element, top };
 }

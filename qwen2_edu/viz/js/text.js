@@ -52,7 +52,7 @@ function makeSteps({ data, state, change, name }) {
   const told = h("output", { class: "qx-step" }), chances = h("ol", { class: "qx-bars" }), title = h("h3", {});
   const go = (step) => {
     if (step < 1 || step > data.steps.length) return;
-    change({ step, direction: "query", query: data.steps[step - 1].position, key: null });
+    change({ direction: "query", query: data.steps[step - 1].position, key: null });
   };
   function draw() {
     const step = data.steps[state.step - 1], part = `Token ${name(state.query)} is part of the prompt`;

@@ -6,11 +6,10 @@ function reading({ source, data, T, state, layers, ready, change }) {
   const chosenToken = () => (state.direction === "query" ? state.query : state.key);
   const other = () => (state.direction === "query" ? "key" : "query"); // the other end of its look
 
-  /** Choose a token, and with it the step of generation that read it. */
+  /** Choose a token; what it looked at most is then chosen anew. */
   function chooseToken(token, more = {}) {
-    const step = data.steps.findIndex((s) => s.position === token) + 1;
     const asked = state.sort === "cell" && state.key <= token; // the question stays, where it can
-    change({ ...(state.direction === "query" && !asked ? { key: null } : {}), [state.direction]: token, step: step || (token === T - 1 ? data.steps.length : state.step), ...more });
+    change({ ...(state.direction === "query" && !asked ? { key: null } : {}), [state.direction]: token, ...more });
   }
   const aboutLayer = (index) => data.layers.find((layer) => layer.index === index);
   const keyHead = (head) => Math.floor(head / (data.heads / data.groups));
@@ -76,7 +75,7 @@ function reading({ source, data, T, state, layers, ready, change }) {
   /** The measure that heads are sorted by, or nothing. */
   const measure = () => {
     if (state.sort !== "cell") return data.behaviours.find((b) => b.name === state.sort);
-    const { query, key } = state, ends = `from query ${name(query)} to key ${name(key)}`, why = layers.get(state.layer)[(data.heads * T + query) * T + key];
+    const { query, key } = state, ends = `from query ${name(query)} to key ${name(key)}`, why = layers.get(state.layer)?.[(data.heads * T + query) * T + key];
     const shown = { label: "this look", help: `weight ${ends}; for another pair click a bar, or a cell of the map`, scores: ready.looks };
     if (![1, 3].includes(why)) return shown; // outside the window: not in each layer
     return { ...shown, help: "", why: `No head looks ${ends}: hidden, ${REASONS[why]}.`, scores: data.layers.map(() => Array(data.heads).fill(null)) };
