@@ -9,7 +9,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from IPython.display import display
 from ipywidgets import HBox
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ from matplotlib.image import imsave
 
 from .explorer import AttentionExplorer
 from .palette import drawable
-from .static import INSTEAD
+from .static import display_apart
 
 LINKED = ("layer", "head", "query", "key")
 _READINGS = count(1)
@@ -29,7 +28,7 @@ class SideBySide(HBox):
     def _ipython_display_(self) -> None:
         if self.comm is not None:  # it is not closed
             picture = {"image/png": base64.b64encode(self.png()).decode()}
-            display(self._repr_mimebundle_(), {"text/html": INSTEAD}, picture, raw=True)
+            display_apart(self._repr_mimebundle_() | picture)
 
     def __repr__(self) -> str:
         return "SideBySide: " + " | ".join(one.data["title"] for one in self.children)
@@ -118,16 +117,13 @@ def what_differs(left: AttentionExplorer, right: AttentionExplorer) -> list[str]
     """What tells one from the other: its text, or its model."""
     if left.model is right.model:
         return [f"“{one.data['text']}”" for one in (left, right)]
-    models = [one.model for one in (left, right)]
-    notes = [model.config.extra.get("quantization_config", {}) for model in models]
-    kinds = [
-        note.get("kind") or str(model.dtype).removeprefix("torch.")
-        for model, note in zip(models, notes, strict=True)
-    ]
-    return [
-        f"{model.config.num_hidden_layers} layers, {model.num_parameters():,} parameters, {kind}"
-        for model, kind in zip(models, kinds, strict=True)
-    ]
+    told = []
+    for model in (left.model, right.model):
+        note = model.config.extra.get("quantization_config", {})
+        kind = note.get("kind") or str(model.dtype).removeprefix("torch.")
+        layers, parameters = model.config.num_hidden_layers, model.num_parameters()
+        told.append(f"{layers} layers, {parameters:,} parameters, {kind}")
+    return told
 
 
 def no_difference(left: AttentionExplorer, right: AttentionExplorer) -> str:

@@ -19,7 +19,6 @@ import anywidget
 import matplotlib
 import torch
 import traitlets
-from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..causes import Trace
@@ -30,7 +29,7 @@ from .given import check_model, choose_layers, encode
 from .lens import lens_places, lens_rows, lens_sentence
 from .opening import why_no_shares
 from .shares import SHARE, shares_of_all, shares_to_choose
-from .static import INSTEAD, explorer_figure
+from .static import display_apart, explorer_figure
 from .tokens import check_pair
 
 HERE = Path(__file__).parent
@@ -360,15 +359,8 @@ class AttentionExplorer(anywidget.AnyWidget):
         )
 
     def _ipython_display_(self) -> None:
-        """The widget; and for where it is gone or never came, a sentence and a picture of it.
-
-        These are outputs of their own. JupyterLab asks for the widget in each notebook that it
-        trusts, and where the kernel is gone it says "model not found" and looks no further.
-        """
         if self.comm is not None:  # it is not closed
-            bundle, _ = self._repr_mimebundle_()
-            picture = {"image/png": bundle.pop("image/png")}
-            display(bundle, {"text/html": INSTEAD}, picture, raw=True)
+            display_apart(self._repr_mimebundle_()[0])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The widget, and a picture."""

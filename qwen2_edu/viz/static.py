@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -26,6 +27,17 @@ INSTEAD = """<style>.jp-OutputArea-child, .output_container {
   &:has(.qx, > .lm-Panel:not(.jupyter-widgets)) + :has(.qx-still) { &, + * { display: none } }
   &:has(> .jupyter-widgets):has(+ * .qx-still) { display: none }
 }</style><p class="qx-still">Run this cell to look around in the explorer.</p>"""
+
+
+def display_apart(bundle: dict[str, Any]) -> None:
+    """A widget's mimebundle; and for where the widget is gone or never came, a sentence and the
+    picture that is in the bundle.
+
+    These are outputs of their own. JupyterLab asks for the widget in each notebook that it trusts,
+    and where the kernel is gone it says "model not found" and looks no further.
+    """
+    picture = {"image/png": bundle.pop("image/png")}
+    display(bundle, {"text/html": INSTEAD}, picture, raw=True)
 
 
 def explorer_figure(

@@ -26,7 +26,7 @@ from qwen2_edu import (
 from qwen2_edu.attention import BACKENDS
 from qwen2_edu.quantize import quantize
 from qwen2_edu.tokenizer import Qwen2TokenizerFast
-from qwen2_edu.viz import attention_explorer, beside, explorer, facts, given, record, side_by_side
+from qwen2_edu.viz import attention_explorer, explorer, facts, given, record, side_by_side, static
 from qwen2_edu.viz import lens as viz_lens
 from qwen2_edu.viz import shares as viz_shares
 from qwen2_edu.viz.labels import reads_right_to_left, token_labels, visible_text
@@ -867,7 +867,7 @@ def test_a_saved_notebook_has_a_picture_of_it(model, bytewise):
 def test_the_picture_is_an_output_of_its_own(model, bytewise, monkeypatch):
     """Beside the widget JupyterLab would not look at it; tests/browser/test_reopened.py does."""
     shown, given = attention_explorer(model, bytewise, TEXT), []
-    monkeypatch.setattr(explorer, "display", lambda *outputs, raw: given.extend(outputs))
+    monkeypatch.setattr(static, "display", lambda *outputs, raw: given.extend(outputs))
     shown._ipython_display_()
     kinds = [["application/vnd.jupyter.widget-view+json", "text/plain"], ["text/html"]]
     assert [sorted(output) for output in given] == [*kinds, ["image/png"]]
@@ -1220,7 +1220,7 @@ def test_a_saved_pair_has_a_picture_of_both(model, bytewise, monkeypatch):
     """As of one explorer: outputs of its own, and what is chosen is seen."""
     both = [attention_explorer(model, bytewise, text) for text in ("a cat", "a dog saw a pig")]
     shown, given = side_by_side(*both), []
-    monkeypatch.setattr(beside, "display", lambda *outputs, raw: given.extend(outputs))
+    monkeypatch.setattr(static, "display", lambda *outputs, raw: given.extend(outputs))
     shown._ipython_display_()
     kinds = [["application/vnd.jupyter.widget-view+json", "text/plain"], ["text/html"]]
     assert [sorted(output) for output in given] == [*kinds, ["image/png"]]

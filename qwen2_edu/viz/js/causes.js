@@ -39,7 +39,7 @@ function cutting({ state, live, change, cell }) {
   return { isCut, cutLook, crossOut };
 }
 
-function makeCause({ source, data, T, state, layers, live, change, name, cell, keyHead, isOff, switchHeads, isCut, cutLook }) {
+function makeCause({ source, data, state, live, change, name, cell, hides, keyHead, isOff, switchHeads, isCut, cutLook }) {
   const told = h("output", { class: "qx-told", hidden: true }); // in sight of the map: keys change it there
   const same = h("p", { class: "qx-told" }), say = (text) => (told.textContent = same.textContent = text);
   if (!live) return { draw: () => {}, element: null, told };
@@ -48,6 +48,7 @@ function makeCause({ source, data, T, state, layers, live, change, name, cell, k
   const sets = [["this head", () => some(state.head, 1)], ["its key group", () => some(keyHead(state.head) * size, size)],
     ["its layer", () => some(0, data.heads)]];
   const buttons = sets.map(([label, heads]) => button(label, `Switch off ${label}`, () => switchHeads(heads())));
+  let taken = 0; // all was undone, or the text changed: what was to be put in before that, is not
   const all = button("undo all", "Undo all: heads on, nothing cut, nothing put in", () => (taken++, change({ off: [], cuts: [], patches: [] })));
   const to = select("What they say instead", [["zero", "nothing"], ["mean", "their mean"]], (value) => change({ to: value }));
   const cutIn = select("Where to cut", [["head", "this head"], ["layer", "all heads of its layer"], ["all", "all layers"]], (value) => change({ cutIn: value }));
@@ -62,13 +63,10 @@ function makeCause({ source, data, T, state, layers, live, change, name, cell, k
   });
   const counted = h("span", { class: "qx-note" }), refused = h("p", { class: "qx-notice qx-why", role: "status" });
 
-  let taken = 0; // back, or the text was changed: what was asked before that is not put in
-
   /** Take from another text, if it fits, and put in one thing more; else say why not, and all stays as it was. */
   async function putIn(one) {
     const text = box.value, mine = taken, place = one?.[2];
-    const padding = one && layers.get(state.layer)[(data.heads * T + place) * T + place] === 3;
-    const why = padding ? `token ${place} is padding` : await misfit(text);
+    const why = one && hides(place, place) === 3 ? `token ${place} is padding` : await misfit(text);
     if (mine !== taken) return;
     refused.textContent = why && `Not put in: ${why}`;
     if (!why) change({ other: text, patches: [...state.patches.filter((other) => other.join() !== one?.join()), ...(one ? [one] : [])] });
@@ -132,10 +130,6 @@ function makeCause({ source, data, T, state, layers, live, change, name, cell, k
     focusOn = null;
   }
 
-  /** What the kernel is asked: what would be with all these changes? */
-  const question = ({ query, token, off, to, cuts, patches, other }) => `effect ${JSON.stringify({ query, token: token?.query === query ? token.id : null, to, off: off.map((one) => one.split(".").map(Number)),
-    cuts: cuts.map(({ layer, head, query, key }) => [layer, head, query, key]), patches, other: patches.length ? other : null })}`;
-
   async function draw() {
     sets.forEach(([, heads], i) => buttons[i].setAttribute("aria-pressed", heads().every(isOff)));
     const { off, cuts, patches } = state, hidden = cell(state, state.query, state.key)[1];
@@ -152,7 +146,8 @@ function makeCause({ source, data, T, state, layers, live, change, name, cell, k
     ["query", "key"].forEach((one, i) => (at.options[i].textContent = `${one} ${name(state[one])}`));
     const now = JSON.stringify([cuts, patches]);
     if (kept.dataset.of !== now) kept.dataset.of = now, drawKept();
-    const asked = question(state);
+    const asked = `effect ${JSON.stringify({ query: state.query, token: state.token?.query === state.query ? state.token.id : null, to: state.to, off: off.map((one) => one.split(".").map(Number)),
+      cuts: cuts.map(({ layer, head, query, key }) => [layer, head, query, key]), patches, other: patches.length ? state.other : null })}`;
     told.hidden = state.tab !== "causes" && !(off.length + cuts.length + patches.length);
     if (told.hidden || asked === shown) return;
     shown = asked;

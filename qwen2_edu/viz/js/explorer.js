@@ -29,6 +29,7 @@ function explore(el, source) {
   const { data } = source;
   const T = data.tokens.length;
   const many = data.heads * data.layers.length > 100; // too many to look through
+  const stepOf = (query) => data.steps.findIndex((step) => step.position === query) + 1 || (query === T - 1 ? data.steps.length : 0);
   const state = {
     layer: source.get("layer"), head: source.get("head"), query: source.get("query"),
     key: source.get("key") ?? (["layer", "head", "query"].every((name) => source.get(name) === data.opens[name]) ? data.opens.key : null),
@@ -41,18 +42,15 @@ function explore(el, source) {
     cuts: [], cutIn: "head", patches: [], other: null, // see causes.js; patches: [layer, part, place] of the other text
     token: null, // {query, id}: whose logit is asked about after a query; null = of the one that comes
     tab: "", // which of the tabs is seen; "" = the first
-    step: 0, // 1 … steps, 0 = the query is part of the prompt
+    get step() { return stepOf(this.query); }, // 1 … steps, 0 = the query is part of the prompt
   };
   Object.assign(state, recalled({ source, data, T }));
-  /** The step that read the chosen query: 0 = that is part of the prompt. */
-  const stepOf = (query) => data.steps.findIndex((step) => step.position === query) + 1 || (query === T - 1 ? data.steps.length : 0);
-  state.step = stepOf(state.query);
   const layers = new Map(); // index -> bytes of its maps, then of its mask
   const ready = {}; // thumbnails and colour tables
   const notice = h("p", { class: "qx-notice", role: "status" });
   const live = !source.whole && data.lens.length > 0; // there is a model to ask what a change does
   // What the parts share: each takes from it what it needs.
-  const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say };
+  const shared = { source, data, T, many, state, layers, ready, notice, live, change, zoom, say, gutter: gutterOf(data.tokens) };
   Object.assign(shared, reading(shared), switching(shared), collecting(shared));
   Object.assign(shared, cutting(shared), differing(shared), sharing(shared)); // they need what reading tells
   const overview = makeOverview(shared);
@@ -93,7 +91,6 @@ function explore(el, source) {
 
   function change(to) {
     Object.assign(state, to);
-    state.step = stepOf(state.query);
     sides.draw();
     source.set(Object.fromEntries(["layer", "head", "query", "key"].filter((trait) => trait in to).map((trait) => [trait, state[trait]])));
     draw().then(() => source.remember(address(state)));

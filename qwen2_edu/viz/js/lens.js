@@ -6,7 +6,7 @@ const PAUSE = 300; // ms after each change in which the kernel is left to what t
 
 /** All layers and tokens as a grid, of which what is in sight is painted; below it one token, its five likeliest. */
 function makeLens(shared) {
-  const { source, data, T, state, layers, chosenToken, chooseToken, name } = shared;
+  const { source, data, T, state, layers, chosenToken, chooseToken, name, hides } = shared;
   const told = h("p", { class: "qx-note" }, data.lensNote), places = data.lens.length;
   if (!places) return { draw: () => {}, paint: () => {}, element: h("div", { class: "qx-lens" }, told) };
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "grid of layers and tokens",
@@ -45,7 +45,7 @@ function makeLens(shared) {
     if (next.token >= 0 && next.token < T && next.at >= 0 && next.at < places) choose(next);
   }
 
-  const padding = (token) => layers.get(state.layer)[(data.heads * T + token) * T + token] === 3;
+  const padding = (token) => hides(token, token) === 3;
   function sentence({ token, at }) {
     const likeliest = rows[at][token];
     const after = `Read off after ${data.lens[at]}, token ${name(token)}: `;

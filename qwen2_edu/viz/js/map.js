@@ -12,8 +12,7 @@ function gutterOf(tokens) {
 
 /** which: answers the head to draw, or nothing. */
 function makeMap(shared, which) {
-  const { data, T, state, layers, ready, change, zoom, say, name, other, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead } = shared;
-  const GUTTER = gutterOf(data.tokens);
+  const { data, T, state, layers, ready, change, zoom, say, name, other, aboutLayer, keyHead, cell, members, loaded, reasons, sentence, told, cutLook, crossOut, diverging, place, pinHead, gutter: GUTTER } = shared;
   const title = h("h3", {}), note = h("p", { class: "qx-note" });
   const canvas = h("canvas", { tabindex: 0, role: "application", "aria-roledescription": "attention map", style: `--gutter: ${GUTTER}px`,
     onclick: (event) => at(event) && (canvas.focus(), change(at(event))),
@@ -234,7 +233,8 @@ function makeMap(shared, which) {
     bars.dataset.of = now;
     const focused = bars.contains(document.activeElement), lines = best.map(([i, [weight]]) => bar(name(i), weight, digits(weight)));
     lines.forEach((line, at) => {
-      for (const [attribute, value] of [["role", "option"], ["data-token", best[at][0]]]) line.setAttribute(attribute, value);
+      line.setAttribute("role", "option");
+      line.dataset.token = best[at][0];
       line.title = `Choose it as the ${other()}`;
     });
     bars.replaceChildren(...lines);

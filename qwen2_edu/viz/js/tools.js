@@ -118,12 +118,14 @@ function tabs(parts, state, change) {
   const buttons = parts.map(([name, label]) => h("button", { type: "button", role: "tab", id: unique(), onclick: () => change({ tab: name }) }, label));
   const panels = parts.map(([, , element], i) => (element.setAttribute("role", "tabpanel"),
     element.setAttribute("aria-labelledby", buttons[i].id), element));
-  const known = () => (parts.some(([name]) => name === state.tab) ? state.tab : parts[0][0]);
-  const draw = () => (state.tab = known()) && parts.forEach(([name], i) => {
-    buttons[i].setAttribute("aria-selected", name === state.tab);
-    buttons[i].tabIndex = name === state.tab ? 0 : -1;
-    panels[i].hidden = name !== state.tab;
-  });
+  const draw = () => {
+    if (!parts.some(([name]) => name === state.tab)) state.tab = parts[0][0];
+    parts.forEach(([name], i) => {
+      buttons[i].setAttribute("aria-selected", name === state.tab);
+      buttons[i].tabIndex = name === state.tab ? 0 : -1;
+      panels[i].hidden = name !== state.tab;
+    });
+  };
   const press = (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;

@@ -72,10 +72,13 @@ function reading({ source, data, T, state, layers, ready, change }) {
       Array.from({ length: data.heads }, (_, head) => weight({ layer, head }, query, key)));
   }
 
+  /** Why does the chosen layer hide a key from a query? 0 = it does not, undefined = it is not yet here. */
+  const hides = (query, key) => layers.get(state.layer)?.[(data.heads * T + query) * T + key];
+
   /** The measure that heads are sorted by, or nothing. */
   const measure = () => {
     if (state.sort !== "cell") return data.behaviours.find((b) => b.name === state.sort);
-    const { query, key } = state, ends = `from query ${name(query)} to key ${name(key)}`, why = layers.get(state.layer)?.[(data.heads * T + query) * T + key];
+    const { query, key } = state, ends = `from query ${name(query)} to key ${name(key)}`, why = hides(query, key);
     const shown = { label: "this look", help: `weight ${ends}; for another pair click a bar, or a cell of the map`, scores: ready.looks };
     if (![1, 3].includes(why)) return shown; // outside the window: not in each layer
     return { ...shown, help: "", why: `No head looks ${ends}: hidden, ${REASONS[why]}.`, scores: data.layers.map(() => Array(data.heads).fill(null)) };
@@ -105,5 +108,5 @@ function reading({ source, data, T, state, layers, ready, change }) {
     return `${what} ${digits(weight)}` + (less === undefined ? "" : ` minus ${digits(less)}, difference ${signed(weight - less)}`);
   }
 
-  return { name, chosenToken, chooseToken, other, aboutLayer, keyHead, weight, cell, members, loaded, reasons, scoresOf, looking, measure, fresh, strongest, sentence, told };
+  return { name, chosenToken, chooseToken, other, aboutLayer, keyHead, weight, cell, members, loaded, reasons, scoresOf, looking, hides, measure, fresh, strongest, sentence, told };
 }
