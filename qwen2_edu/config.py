@@ -53,6 +53,19 @@ NEUTRAL = dict.fromkeys(_OFF, False) | dict.fromkeys(_ONE, 1) | dict.fromkeys(_N
 NEUTRAL |= {"tie_last_hidden_states": True}
 
 
+class _Fixed(dict):
+    """Made anew each time it is asked for: a change of it would be lost, so it is refused."""
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        name = "config.rope_parameters"
+        raise TypeError(f"rope_parameters are set as a whole: {name} = {{**{name}, …}}")
+
+    __setitem__ = __delitem__ = update = setdefault = pop = clear = _refuse
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
+
+
 @checked
 class Qwen2Config:
     """Every number a Qwen2 model is built from.
@@ -72,6 +85,7 @@ class Qwen2Config:
     """
 
     model_type = "qwen2"
+    is_encoder_decoder = False
 
     # In every released config.json; the defaults are those of transformers' Qwen2Config.
     architectures: list[str] | None = None
@@ -106,36 +120,57 @@ class Qwen2Config:
     rope_scaling: dict[str, Any] | None = None
 
     def __init__(self, /, **fields: Any):
-        self._fill(fields)
+        self._fill(_read_v5_spelling(fields))
+        self.check()
         self._warn_of_slips(fields, cutoff=0.7)
 
+    def __getattr__(self, name: str) -> Any:
+        """A field that Qwen2 does not have is read as the others are."""
+        if name in (extra := vars(self).get("extra", {})):
+            return extra[name]
+        hint = did_you_mean(name, FIELDS, "it was not given")
+        raise AttributeError(f"this Qwen2Config has no field {name!r}: {hint}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A field that is set later counts as if it had been given, and what follows from it is
+        derived anew. A model asks if the whole fits (`check`) when it is built.
+        """
+        new = type(self).__new__(type(self))
+        new._fill(_changed({**self._said, **self.extra}, {name: value}))
+        vars(self).clear()
+        vars(self).update(vars(new))
+
     def _fill(self, fields: dict[str, Any]) -> None:
-        fields = _read_v5_spelling(fields)
+        """Set all fields from those that are said, each looked at by itself."""
         found = fields.pop("model_type", self.model_type)
         if found != self.model_type:
             raise ValueError(f"model_type is {found!r}: only 'qwen2' is read (Qwen2, Qwen2.5, …)")
-        num_labels = fields.pop("num_labels", None)
-        self.attn_implementation: str = fields.pop("attn_implementation", None) or "sdpa"
-        vars(self).update({name: fields.pop(name) for name in FIELDS if name in fields})
-        self.extra: dict[str, Any] = fields
+        num_labels, said = fields.pop("num_labels", None), (*FIELDS, "attn_implementation")
+        check_numbers({"num_labels": num_labels}, {"num_labels": LABELS})
+        if num_labels is not None and num_labels != len(fields.get("id2label") or ()):
+            fields["id2label"] = {i: f"LABEL_{i}" for i in range(num_labels)}
+            fields.pop("label2id", None)
+        own = vars(self)
+        own["_said"] = {name: fields.pop(name) for name in said if name in fields}
+        own["extra"] = fields
         for name, value in fields.items():
             try:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
                 raise TypeError(f"{name} must be what config.json can hold: {error}") from None
+        own.update(self._said)
+        own["attn_implementation"] = own.get("attn_implementation") or "sdpa"
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        own = {name: getattr(self, name) for name in FIELDS}
-        check_numbers(own | {"num_labels": num_labels}, RANGES | {"num_labels": LABELS})
-        check_json(own, HINTS)
-        uneven = self.head_dim is None and self.hidden_size % self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        self.layer_types = list(self.layer_types or self._derived_layer_types())
-        if num_labels is not None:
-            self.num_labels = num_labels
+            own["num_key_value_heads"] = self.num_attention_heads
+        values = {name: getattr(self, name) for name in FIELDS}
+        check_numbers(values, RANGES)
+        check_json(values, HINTS)
+        one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
+        own["head_dim"] = self.head_dim or self.hidden_size // self.num_attention_heads
+        own["layer_types"] = list(self.layer_types or self._derived_layer_types())
         if self.id2label:
-            self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
-        self._check(uneven)
+            own["label2id"] = self.label2id or {name: i for i, name in self.id2label.items()}
 
     # -- derived numbers ---------------------------------------------------------------------------
 
@@ -153,26 +188,26 @@ class Qwen2Config:
     @property
     def rope_parameters(self) -> dict[str, Any]:
         """The rotary settings as transformers 5 spells them: type, theta, what the type needs."""
-        scaling = dict(self.rope_scaling or {})
+        scaling = {key: x for key, x in (self.rope_scaling or {}).items() if x is not None}
         old_name = scaling.pop("type", "default")
         rope = {"rope_type": old_name, "rope_theta": self.rope_theta, **scaling}
         trained = self.extra.get("original_max_position_embeddings")
         if rope["rope_type"] == "yarn" and trained:  # some write it beside, and there it counts
             rope["original_max_position_embeddings"] = trained
-        return rope
+        return _Fixed(rope)
 
     @property
     def num_labels(self) -> int:
         """How many classes a classification head has."""
         return len(self.id2label) if self.id2label else 2
 
-    @num_labels.setter
-    def num_labels(self, count: int) -> None:
-        check_json({"num_labels": count}, {"num_labels": int})
-        check_numbers({"num_labels": count}, {"num_labels": LABELS})
-        if not self.id2label or len(self.id2label) != count:
-            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
-            self.label2id = {name: i for i, name in self.id2label.items()}
+    @property
+    def _attn_implementation(self) -> str:  # as trainers ask for it
+        return self.attn_implementation
+
+    def get_text_config(self, *_: Any, **__: Any) -> Qwen2Config:
+        """Itself: there is no other part, as models have that also see or hear."""
+        return self
 
     # -- reading and writing -----------------------------------------------------------------------
 
@@ -196,21 +231,20 @@ class Qwen2Config:
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Write `config.json`, whole or not at all. Returns its path."""
+        return self.to_json_file(Path(directory) / "config.json")
+
+    def to_json_file(self, path: str | os.PathLike[str], use_diff: bool = True) -> Path:
+        """The same by the name of the file; `use_diff` changes nothing."""
         from .files.disk import write_whole
 
-        return write_whole(Path(directory) / "config.json", self.to_json_string().encode())
+        return write_whole(Path(path), self.to_json_string().encode())
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **changes: Any) -> Qwen2Config:
         """A configuration from the parsed `config.json`; `changes` win over it, however spelt."""
-        old, new = _read_v5_spelling(fields), _read_v5_spelling(changes)
-        for name in new:
-            for follows in FOLLOWS.get(name, ()):
-                old.pop(follows, None)
-        if isinstance(count := new.get("num_hidden_layers"), int) and old.get("layer_types"):
-            old["layer_types"] = old["layer_types"][:count]
         config = cls.__new__(cls)
-        config._fill(old | new)
+        config._fill(_changed(fields, changes))
+        config.check()
         config._warn_of_slips(changes, cutoff=0.7)
         config._warn_of_slips(set(fields) - set(changes), cutoff=0.9)  # written by a program
         return config
@@ -261,17 +295,16 @@ class Qwen2Config:
         first = self.max_window_layers if slides else self.num_hidden_layers
         return [SLIDING if i >= first else FULL for i in range(self.num_hidden_layers)]
 
-    def _check(self, uneven: bool) -> None:
+    def check(self) -> None:
+        """ValueError where fields contradict one another, or say what Qwen2 does not have."""
         for name, off in NEUTRAL.items():
             if (value := self.extra.get(name)) not in (None, off, {}):
                 other = f"{name}={value!r} changes what a model computes"
                 raise ValueError(f"{other}, and Qwen2 has no such part: only {off!r} is read")
-        one_of("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
-        one_of("attn_implementation", self.attn_implementation, ATTENTIONS)
         E, H, G = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         D, kinds, n, act = self.head_dim, self.layer_types, self.num_hidden_layers, self.hidden_act
         each, window = f"each {FULL!r} or {SLIDING!r}, not {kinds}", self.sliding_window
-        slides = SLIDING in kinds
+        slides, uneven = SLIDING in kinds, not self._said.get("head_dim") and E % H
         faults = {
             f"num_attention_heads={H} is no multiple of num_key_value_heads={G}": H % G,
             f"hidden_size={E} is no multiple of num_attention_heads={H}: give head_dim too": uneven,
@@ -310,13 +343,25 @@ FOLLOWS = {"id2label": ("num_labels", "label2id")}
 FOLLOWS |= dict.fromkeys(("use_sliding_window", "max_window_layers"), ("layer_types",))
 
 
+def _changed(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """What is said when `changes` come over `fields`, however either is spelt."""
+    old, new = _read_v5_spelling(fields), _read_v5_spelling(changes)
+    for name in new:
+        for follows in FOLLOWS.get(name, ()):
+            old.pop(follows, None)
+    if isinstance(count := new.get("num_hidden_layers"), int) and old.get("layer_types"):
+        old["layer_types"] = old["layer_types"][:count]
+    return old | new
+
+
 def _read_v5_spelling(given: dict[str, Any]) -> dict[str, Any]:
     """A copy in Python's own types, with transformers 5's `dtype` and `rope_parameters` as the
     released fields.
     """
     fields = plain(given)
-    if "dtype" in fields:
-        fields["torch_dtype"] = fields.pop("dtype")
+    for name, ours in (("dtype", "torch_dtype"), ("_attn_implementation", "attn_implementation")):
+        if name in fields:
+            fields[ours] = fields.pop(name)
     if str(fields.get("torch_dtype")).startswith("torch."):
         fields["torch_dtype"] = str(fields["torch_dtype"]).removeprefix("torch.")
     if isinstance(labels := fields.get("id2label"), dict):  # the keys of a JSON object are strings

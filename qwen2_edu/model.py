@@ -86,7 +86,8 @@ class Qwen2Model(Qwen2PreTrainedModel):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
-        self.gradient_checkpointing, self.checkpointing_options = False, {}
+        self.gradient_checkpointing = bool(config.extra.get("gradient_checkpointing"))
+        self.checkpointing_options = {}
         self.init_weights()
 
     def forward(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .attention import BACKENDS
 from .checks import check_json, check_numbers, checked, one_of, plain, warn_caller
 from .config import FIELDS, RANGES, Qwen2Config
 from .layers import RMSNorm
@@ -36,10 +38,10 @@ class Qwen2PreTrainedModel(nn.Module):
 
     base_model_prefix = "model"  # where a model keeps its trunk; a Qwen2Model is the trunk itself
     fresh_heads: tuple[str, ...] = ()  # a checkpoint may lack these: initialised, with a warning
-    generation_config: GenerationConfig | None = None
 
     def __init__(self, config: Qwen2Config):
         super().__init__()
+        config.check()
         self.config = config
 
     def __call__(self, *inputs: Any, return_dict: bool | None = None, **options: Any) -> Any:
@@ -136,7 +138,8 @@ class Qwen2PreTrainedModel(nn.Module):
             if fresh := load_weights(model, source, **how):
                 warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
             its.torch_dtype = str(model.dtype).removeprefix("torch.")
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            if said := GenerationConfig.from_pretrained(folder):
+                model.generation_config = said
             if quantize is not None:
                 pack(model, quantize, None if source is folder else source)
             return model.eval()
@@ -176,12 +179,46 @@ class Qwen2PreTrainedModel(nn.Module):
         config.architectures = [type(self).__name__]
         config.torch_dtype = str(self.dtype).removeprefix("torch.")
         texts = {"config.json": config.to_json_string()}
-        if self.generation_config is not None:
+        if self.generation_config is not None and self.generation_config.to_dict():
             texts["generation_config.json"] = self.generation_config.to_json()
         with replacing(save_directory, stale=OUTDATED.fullmatch, last=(SINGLE, INDEX)) as draft:
             for name, text in texts.items():
                 (draft / name).write_bytes(text.encode())
             write_weights(self, draft, max_shard_size)
+
+    # -- generation --------------------------------------------------------------------------------
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Does the class have `generate`?"""
+        return hasattr(cls, "generate")
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig | None:
+        """What `generate` does where a call does not say: of a new model, its special ids. None
+        where the class does not generate.
+        """
+        from .decoding.settings import SPECIAL, GenerationConfig
+
+        said = {name: getattr(self.config, name) for name in SPECIAL}
+        return GenerationConfig(**said) if self.can_generate() else None
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """What `forward` reads next of a text (B, T): what no cache has read. Libraries that wrap a
+        model, as peft does, ask for it; `generate` does not.
+        """
+        read = 0 if past_key_values is None else int(past_key_values.length)
+        first = inputs_embeds is not None and read == 0
+        rest = {"inputs_embeds": inputs_embeds} if first else {"input_ids": input_ids[:, read:]}
+        both = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        return {**rest, **both, **others}
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -213,27 +250,47 @@ class Qwen2PreTrainedModel(nn.Module):
         """Make what is one parameter one tensor. Only Qwen2ForCausalLM has something to tie."""
 
     @torch.no_grad()
-    def resize_token_embeddings(self, vocab_size: int) -> nn.Embedding:
-        """Add rows at the end of embedding and head, or cut some off; `config` follows. New rows
-        are normal(0, initializer_range), as in transformers if told `mean_resizing=False`.
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Add rows at the end of embedding and head, or cut some off; `config` follows.
+
+        Args:
+            new_num_tokens: rows there shall be.
+            pad_to_multiple_of: or so many more that their number is one of this.
+            mean_resizing: new rows are the mean of the old ones, so that a new token takes little
+                from the others; False = normal(0, initializer_range).
+
+        Source: of the mean, Hewitt, "Initializing new word embeddings for pretrained language
+        models", 2021.
         """
-        check_numbers({"vocab_size": vocab_size}, {"vocab_size": RANGES["vocab_size"]})
+        sizes = {"new_num_tokens": new_num_tokens, "pad_to_multiple_of": pad_to_multiple_of}
+        check_numbers(sizes, dict.fromkeys(sizes, RANGES["vocab_size"]))
+        multiple = pad_to_multiple_of or 1
+        rows = -(-new_num_tokens // multiple) * multiple
         embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
         if not embedding.weight.is_floating_point():
             raise ValueError("a quantised model cannot be resized: resize first, then quantize()")
         tied = head is not None and head.weight is embedding.weight
-        embedding.weight = self._resized(embedding.weight, vocab_size)
-        embedding.num_embeddings = vocab_size
+        embedding.weight = self._resized(embedding.weight, rows, mean_resizing)
+        embedding.num_embeddings = rows
         if head is not None:
-            head.weight = embedding.weight if tied else self._resized(head.weight, vocab_size)
-            head.out_features = vocab_size
-        self.config.vocab_size = vocab_size
+            old = head.weight
+            head.weight = embedding.weight if tied else self._resized(old, rows, mean_resizing)
+            head.out_features = rows
+        self.config.vocab_size = rows
         return embedding
 
-    def _resized(self, old: nn.Parameter, rows: int) -> nn.Parameter:
-        new = old.new_empty(rows, old.shape[1]).normal_(0.0, self.config.initializer_range)
+    def _resized(self, old: nn.Parameter, rows: int, mean_resizing: bool) -> nn.Parameter:
+        new = old.new_empty(rows, old.shape[1])
         kept = min(rows, old.shape[0])
         new[:kept] = old[:kept]
+        new[kept:].normal_(0.0, self.config.initializer_range)
+        if mean_resizing:
+            new[kept:] = old.mean(0, dtype=torch.float32)
         return nn.Parameter(new, requires_grad=old.requires_grad)
 
     # -- starting values and switches --------------------------------------------------------------
@@ -283,6 +340,17 @@ class Qwen2PreTrainedModel(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep every intermediate result, as usual."""
         self.base_model.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Is the way back computed anew, as `gradient_checkpointing_enable` asks?"""
+        return self.base_model.gradient_checkpointing
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Change the attention of every layer to "sdpa" or "eager"; `config` follows."""
+        self.config.attn_implementation = attn_implementation
+        for layer in self.base_model.layers:
+            layer.self_attn.attend = BACKENDS[attn_implementation]
 
     # -- numbers -----------------------------------------------------------------------------------
 

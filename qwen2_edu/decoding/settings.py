@@ -24,6 +24,7 @@ from ..hub import resolve, take_options
 COUNT, AMOUNT, ROWS = Range(1, whole=True), Range(0, whole=True), Range(1, 2**20, whole=True)
 ID, SEED = Range(-(2**31), 2**31 - 1, whole=True), Range(-(2**63), 2**64 - 1, whole=True)
 GREEDY = "for the likeliest at each step pass do_sample=False"
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 DRAWN = ("temperature", "top_k", "top_p", "min_p")
 NOTED = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 
@@ -189,10 +190,10 @@ _WHY = {
 }
 INSTEAD = {name: why for why, names in _WHY.items() for name in names.split()}
 FACTORS = "encoder_repetition_penalty guidance_scale typical_p num_beam_groups".split()
-# Arguments of `generate` that are no settings, and one that says what is so here anyway.
+# Arguments of `generate` that are no settings; the last two say what is so here anyway.
 ARGUMENTS = """input_ids attention_mask inputs inputs_embeds past_key_values generation_config
 tokenizer vocab_limit generator fast assistant_model streamer logits_processor stopping_criteria
-disable_compile""".split()
+disable_compile logits_to_keep""".split()
 UNREAD = ("transformers_version", "_from_model_config")  # what a file says about itself
 
 
@@ -225,8 +226,7 @@ def effective_settings(
     for name, why in INSTEAD.items():
         if name in said and said[name] != (name in FACTORS):  # True is 1, False is 0
             raise ValueError(f"{name}={said[name]!r} is not offered by qwen2_edu: {why}")
-    special = ("bos_token_id", "eos_token_id", "pad_token_id")
-    otherwise = DEFAULTS | {name: getattr(model.config, name) for name in special}
+    otherwise = DEFAULTS | {name: getattr(model.config, name) for name in SPECIAL}
     if "max_length" in said:
         del otherwise["max_new_tokens"]
     held = {name: said.get(name, otherwise.get(name)) for name in OPTIONS}

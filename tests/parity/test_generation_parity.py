@@ -101,10 +101,9 @@ def test_all_rows_ended_ends_the_run(pair):
 
 def test_without_a_padding_id_the_first_eos_fills(pair):
     model, twin = pair
-    old = model.config.pad_token_id, twin.generation_config.pad_token_id
-    model.config.pad_token_id = twin.generation_config.pad_token_id = twin.config.pad_token_id = (
-        None
-    )
+    old = model.config.pad_token_id
+    for either in pair:
+        either.config.pad_token_id = either.generation_config.pad_token_id = None
     try:
         ids = prompt(2)
         free = model.generate(ids, max_new_tokens=8, eos_token_id=[], repetition_penalty=1.4)[:, 7:]
@@ -112,8 +111,8 @@ def test_without_a_padding_id_the_first_eos_fills(pair):
         got = same(pair, ids, max_new_tokens=8, eos_token_id=[end, 5], repetition_penalty=1.4)
         assert got[0, -1] == end
     finally:
-        model.config.pad_token_id, twin.generation_config.pad_token_id = old
-        twin.config.pad_token_id = old[0]
+        for either in pair:
+            either.config.pad_token_id = either.generation_config.pad_token_id = old
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -144,8 +144,6 @@ def test_hidden_states(house, name):
     found = model(**inputs(), output_hidden_states=True).hidden_states
     assert len(found) == 3 and all(tuple(t.shape) == (3, 7, 32) for t in found)
     model.config.output_hidden_states = True
-    if house is qwen2_edu:
-        model.config.extra["output_hidden_states"] = True
     assert len(model(**inputs()).hidden_states) == 3
 
 
@@ -325,6 +323,18 @@ def test_resize(house, tied, size):
 
 
 @BOTH
+def test_new_rows(house):
+    model = build(house)
+    old = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(100, pad_to_multiple_of=64)
+    assert model.config.vocab_size == len(model.lm_head.weight) == 128
+    mean = old.mean(0).expand(29, -1)
+    close(model.get_input_embeddings().weight[99:], mean, 1e-4)
+    model.resize_token_embeddings(400, mean_resizing=False)
+    assert 0.015 < model.get_input_embeddings().weight[128:].std() < 0.025
+
+
+@BOTH
 def test_tied_weights_are_one(house):
     model = build(house, tie_word_embeddings=True)
     assert model.lm_head.weight is model.get_input_embeddings().weight
@@ -422,6 +432,98 @@ def test_config(house, tmp_path):
     config.num_labels = 5
     assert len(config.id2label) == len(config.label2id) == 5
     assert config.dtype is None and config.rope_parameters["rope_theta"] == 10000.0
+
+
+CHANGES = [
+    {"num_hidden_layers": 1},
+    {"hidden_size": 64},
+    {"num_attention_heads": 8, "num_key_value_heads": 4},
+    {"head_dim": 16},
+    {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},  # unfit in between
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    {"vocab_size": 120, "tie_word_embeddings": True},
+    {"_attn_implementation": "eager", "output_attentions": True},
+    {"use_cache": False, "output_hidden_states": True},
+    {"a_field_of_ones_own": [1, {"b": None}]},
+    {"rope_theta": 1e6},
+    {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    {"dtype": "bfloat16"},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: next(iter(changes)))
+@torch.no_grad()
+def test_a_config_changed_later_is_one_given_so(changes, tmp_path):
+    given = build(qwen2_edu, **changes)
+    config = qwen2_edu.Qwen2Config(**SMALL)
+    for name, value in changes.items():
+        setattr(config, name, value)
+        assert getattr(config, name) == value
+    assert config == given.config and copy.deepcopy(config) == config
+    model = qwen2_edu.Qwen2ForCausalLM(config).eval()
+    model.load_state_dict(given.state_dict())
+    theirs = build(transformers, **changes)
+    theirs.load_state_dict(model.state_dict())
+    outs = [each(**inputs()) for each in (model, theirs)]
+    close(outs[0].logits[:, 3:], outs[1].logits[:, 3:])
+    for name in ("attentions", "hidden_states", "past_key_values"):
+        assert (getattr(outs[0], name) is None) == (getattr(outs[1], name) is None), name
+    config.save_pretrained(tmp_path)
+    assert qwen2_edu.Qwen2Config.from_pretrained(tmp_path) == config
+
+
+def test_a_config_changed_later_is_looked_at():
+    config = qwen2_edu.Qwen2Config(**SMALL)
+    for name, value in {"vocab_size": -1, "num_labels": 10**9, "attn_implementation": "x"}.items():
+        with pytest.raises(ValueError, match=name):
+            setattr(config, name, value)
+        assert config == qwen2_edu.Qwen2Config(**SMALL)
+    for name, value in {"hidden_act": "gelu", "num_attention_heads": 5, "head_dim": 7}.items():
+        config = qwen2_edu.Qwen2Config(**SMALL)
+        setattr(config, name, value)
+        with pytest.raises(ValueError, match=name):
+            qwen2_edu.Qwen2Model(config)
+    with pytest.raises(TypeError, match="set as a whole"):
+        config.rope_parameters["rope_theta"] = 1e6
+    with pytest.raises(
+        AttributeError, match="'num_layer': did you mean num_hidden"
+    ):
+        config.num_layer  # noqa: B018
+
+
+@BOTH
+def test_attention_is_chosen_later(house):
+    model = build(house)
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+    assert len(model(**inputs(), output_attentions=True).attentions) == 2
+    with pytest.raises(ValueError, match="foo"):
+        model.set_attn_implementation("foo")
+    assert model.config._attn_implementation == "eager"
+
+
+@BOTH
+def test_what_a_class_says_of_itself(house):
+    model = build(house)
+    assert model.can_generate() and not house.Qwen2ForTokenClassification.can_generate()
+    assert model.generation_config.eos_token_id == 2 and model.generation_config.top_k is None
+    assert model.config.get_text_config() is model.config and not model.config.is_encoder_decoder
+    assert not model.is_gradient_checkpointing
+    assert build(house, gradient_checkpointing=True).is_gradient_checkpointing
+    ids = torch.tensor([[5, 6, 7]])
+    cache = model(ids[:, :2], use_cache=True).past_key_values
+    one = {"next_sequence_length": 1} if house is transformers else {}
+    step = model.prepare_inputs_for_generation(ids, past_key_values=cache, **one)
+    assert step["input_ids"].tolist() == [[7]]
+    whole = model(ids).logits[:, -1:]
+    close(model(input_ids=step["input_ids"], past_key_values=cache).logits, whole, 1e-5)
+
+
+@BOTH
+def test_config_by_the_name_of_a_file(house, tmp_path):
+    config = house.Qwen2Config(**SMALL)
+    config.to_json_file(tmp_path / "some.json")
+    assert house.Qwen2Config.from_json_file(tmp_path / "some.json").to_dict() == config.to_dict()
 
 
 # -- rope and windows ------------------------------------------------------------------------------

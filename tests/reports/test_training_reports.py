@@ -4,8 +4,10 @@ weights and checkpointing. What is right is what transformers' own model does in
 
 from __future__ import annotations
 
+import copy
 import logging
 
+import peft
 import pytest
 import torch
 import transformers
@@ -180,3 +182,44 @@ def test_accumulated_batches_weigh_as_one(pair):
         ours(**parts, num_items_in_batch=count).loss.backward()
     for name, parameter in ours.named_parameters():
         close(parameter.grad, want[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "head, task",
+    [
+        ("Qwen2ForCausalLM", "CAUSAL_LM"),
+        ("Qwen2ForSequenceClassification", "SEQ_CLS"),
+        ("Qwen2ForTokenClassification", "TOKEN_CLS"),
+    ],
+)
+def test_low_rank_adapters_of_peft(pair, tmp_path, head, task):
+    """Trained for three steps, saved, loaded, merged: as around transformers' model."""
+    config = peft.LoraConfig(task_type=task, r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    ids = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1]) if task == "SEQ_CLS" else ids % (97 if "LM" in task else 2)
+    found = []
+    for model in pair(head, pad_token_id=0, num_labels=2):
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(copy.deepcopy(model), config).train()
+        optimizer = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), lr=0.1)
+        losses = []
+        for _ in range(3):
+            loss = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        adapted.eval()
+        if task == "CAUSAL_LM":
+            assert adapted.generate(input_ids=ids, max_new_tokens=3).shape == (2, 12)
+        folder = tmp_path / type(model).__module__
+        adapted.save_pretrained(folder)
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+        logits = adapted(input_ids=ids).logits
+        close(again(input_ids=ids).logits, logits, 0)
+        close(again.merge_and_unload()(input_ids=ids).logits, logits, 1e-4)
+        found.append((torch.stack(losses), logits))
+    close(found[0][0], found[1][0], 1e-4)
+    close(found[0][1], found[1][1], 1e-4)
+    assert found[0][0][0] != found[0][0][2]

@@ -119,7 +119,7 @@ def talk(t, messages):
 load = qwen2_edu.AutoModelForCausalLM.from_pretrained
 # What is called: "where argument" -> a function of the things and a wrong value.
 CALLS = {
-    "resize vocab_size": model("resize_token_embeddings"),
+    "resize new_num_tokens": model("resize_token_embeddings"),
     "save save_directory": model("save_pretrained"),
     "embed embeddings": model("set_input_embeddings"),
     "head head": model("set_output_embeddings"),
@@ -489,7 +489,7 @@ def test_an_array_is_no_flag_of_a_pass(things, name):
 def test_a_tensor_without_numbers_is_refused_like_any_other(things):
     meta = ARRAYS[-1]
     for name in (
-        "resize vocab_size",
+        "resize new_num_tokens",
         "read text",
         "load dtype",
         "sampling.top_k k",
