@@ -21,9 +21,9 @@ try:
     from .session import ChatSession
     from .tokenizer import Qwen2Tokenizer, Qwen2TokenizerFast
 
-    # Functions that look at their arguments when somebody calls them from outside.
-    check_calls("attention behaviour bpe causes chat compare costs generation heads masks model")
-    check_calls("packing quantize rope sampling")
+    # Functions and layers that look at their arguments when somebody calls them from outside.
+    check_calls("attention behaviour bpe cache causes chat compare costs generation heads layers")
+    check_calls("masks model packing quantize rope sampling")
 except KeyboardInterrupt:
     if not COMMAND:  # which alone has nobody else to tell
         raise

@@ -10,6 +10,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import islice
@@ -84,27 +85,25 @@ def check_json(values: Mapping[str, Any], hints: Mapping[str, Any], where: str =
             raise ValueError(f"{where}: {said}" if where else said)
 
 
-def checked(function: Any, ours: bool = True) -> Any:
+def checked(function: Any, ours: bool = True, late: bool = False) -> Any:
     """Make a function refuse arguments that are not of the types it is annotated with: a TypeError
     that names the argument; and those that do not fit what annotations say besides (`check_fit`).
     Of many items the first thousand are looked at. Of a class, the public methods and `__init__`.
-    Compiled code is not looked at; `ours`: calls of this package are.
+    Compiled code is not looked at; `ours`: calls of this package are; `late`: a call is looked at
+    once it has failed, so that what runs in each layer of each step does not wait for it.
     """
     if isinstance(function, type):
         for name, method in [*vars(function).items()]:
             if name != "__init__" and name.startswith("_"):
                 continue
             if inspect.isfunction(method):
-                setattr(function, name, checked(method))
+                setattr(function, name, checked(method, ours, late and name != "__init__"))
             elif isinstance(method, classmethod):
-                setattr(function, name, classmethod(checked(method.__func__)))
+                setattr(function, name, classmethod(checked(method.__func__, ours, late)))
         return function
     signature, hints = inspect.signature(function), functools.cache(get_type_hints)
 
-    @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling() or (not ours and _is_ours(sys._getframe(1))):
-            return function(*args, **options)
+    def look(*args: Any, **options: Any) -> inspect.BoundArguments:
         try:
             given = signature.bind(*args, **options)
         except TypeError as error:
@@ -117,19 +116,38 @@ def checked(function: Any, ours: bool = True) -> Any:
                 if not _is_a(given.arguments[name], kind, 1000):
                     raise TypeError(_wrong(name, value, kind))
         check_fit(given.arguments, hints(function, include_extras=True))
+        return given
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling() or (not ours and _is_ours(sys._getframe(1))):
+            return function(*args, **options)
+        given = look(*args, **options)
         return function(*given.args, **given.kwargs)
 
-    return call
+    @functools.wraps(function)
+    def call_first(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except (TypeError, AttributeError, LookupError, RuntimeError):
+            look(*args, **options)
+            raise
+
+    return call_first if late else call
 
 
 def check_calls(modules: str) -> None:
-    """Make the public functions of these modules `checked` for callers outside the package: our own
-    calls, some of them made at each step, do not wait for it.
+    """Make the public functions of these modules `checked` for callers outside the package, as our
+    own calls, some of them made at each step, do not wait for it; and their layers and caches late.
     """
     for module in [import_module(f"{__package__}.{name}") for name in modules.split()]:
         for name, found in [*vars(module).items()]:
-            if inspect.isfunction(found) and found.__module__ == module.__name__ and name[0] != "_":
+            if getattr(found, "__module__", "") != module.__name__ or name[0] == "_":
+                continue
+            if inspect.isfunction(found):
                 setattr(module, name, checked(found, ours=False))
+            elif inspect.isclass(found) and not is_dataclass(found):
+                checked(found, late=True)
 
 
 def _wrong(name: str, value: Any, kind: Any) -> str:

@@ -485,9 +485,7 @@ def test_a_config_changed_later_is_looked_at():
             qwen2_edu.Qwen2Model(config)
     with pytest.raises(TypeError, match="set as a whole"):
         config.rope_parameters["rope_theta"] = 1e6
-    with pytest.raises(
-        AttributeError, match="'num_layer': did you mean num_hidden"
-    ):
+    with pytest.raises(AttributeError, match="'num_layer': did you mean num_hidden"):
         config.num_layer  # noqa: B018
 
 

@@ -32,6 +32,7 @@ from qwen2_edu import (
     generation,
     heads,
     hub,
+    layers,
     masks,
     packing,
     quantize,
@@ -48,7 +49,7 @@ WRONG = [OBJECT, LISTED, 3.5, b"x", NAMED]
 # What may be so all the same: a number for a number, bytes for a list of integers.
 NUMBERS = (
     "tolerance temperature min_p rope_theta repetition_penalty max_time length_penalty penalty t p "
-    "limit".split()
+    "limit eps cos sin tokens".split()
 )
 RIGHT = dict.fromkeys(NUMBERS, 3.5) | dict.fromkeys(
     ("ids_", "before", "after", "token", "piece"), b"x"
@@ -289,11 +290,37 @@ WHOLE = {
     training.train: {"model": None, "batches": [], "settings": None, "folder": None},
     compare.compare: {"model_a": None, "model_b": None, "input_ids": IDS, "tolerance": 1e-5},
     quantize.quantize: {"model": None, "kind": "int8"},
+    layers.RMSNorm: {"width": 16, "eps": 1e-6},
+    layers.SwiGLU: {"config": CONFIG},
+    rope.RotaryEmbedding: {"config": CONFIG},
+    attention.Qwen2Attention: {"config": CONFIG, "layer_idx": 0},
+    qwen2_edu.model.Qwen2DecoderLayer: {"config": CONFIG, "layer_idx": 0},
 }
+# What runs in each layer of each step: looked at once it has failed.
+X, TURN = torch.zeros(1, 3, 16), torch.ones(1, 1, 3, 8)
+PIECE = {"x": X, "cos": TURN, "sin": TURN, "mask": None, "cache": None}
+PAST = DynamicCache(CONFIG)
+WHOLE |= {
+    layers.RMSNorm(16): {"x": X},
+    layers.SwiGLU(CONFIG): {"x": X},
+    lambda position_ids: rope.RotaryEmbedding(CONFIG)(position_ids, X.dtype): {"position_ids": IDS},
+    attention.Qwen2Attention(CONFIG, 0): PIECE,
+    qwen2_edu.model.Qwen2DecoderLayer(CONFIG, 0): PIECE,
+    qwen2_edu.Qwen2Model(CONFIG).forward: {"input_ids": IDS, "past_key_values": None},
+    PAST.place: {"positions": IDS},
+    PAST.update: {"k": TURN, "v": TURN, "layer_idx": 0},
+    PAST.advance: {"tokens": 1},
+}
+ANYTHING_GOES = (
+    "causes.patch positions",
+    "packing.pack documents",
+    "chat.render_chatml messages",
+)
 for function, right in WHOLE.items():
-    where = f"{function.__module__.removeprefix('qwen2_edu.')}.{function.__name__}"
+    what = function if hasattr(function, "__name__") else type(function)
+    where = f"{what.__module__.removeprefix('qwen2_edu.')}.{what.__name__}"
     for name in right:
-        if name not in ("positions", "documents", "messages"):
+        if f"{where} {name}" not in ANYTHING_GOES:
             CALLS[f"{where} {name}"] = lambda t, x, f=function, r=right, n=name: f(
                 **{k: t.get(k, v) for k, v in r.items()} | {n: x}
             )
