@@ -40,7 +40,6 @@ _GROUPS = [
     (_OFF, "it is never needed, as no remote code is run; leave it out", "trust_remote_code"),
     (_OFF, "delete the model's folder in the hub's cache; it is fetched anew", "force_download"),
     (_OFF, "save, then huggingface_hub.upload_folder", "push_to_hub"),
-    (_OFF, "what is missing or left out is said in a warning or an error", "output_loading_info"),
     (_OFF, "attn_implementation is 'sdpa' or 'eager'", "use_flash_attention_2"),
     ((None, ""), "download it, and give the folder that holds config.json", "subfolder"),
     (_NONE, "set the variable HTTPS_PROXY", "proxies"),

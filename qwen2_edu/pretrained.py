@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONFIG_FIELDS = {*FIELDS, "num_labels", "rope_parameters", "classifier_dropout"}
 OPTIONS = """config dtype device device_map attn_implementation verify torch_dtype mmap
- ignore_mismatched_sizes quantize""".split()
+ ignore_mismatched_sizes quantize output_loading_info""".split()
 # What a forward pass may be given beside ids: the first by place too, all by name.
 ORDER = "input_ids attention_mask position_ids past_key_values inputs_embeds labels".split()
 TENSORS = (*ORDER[1:3], *ORDER[4:], "start_positions", "end_positions")
@@ -67,6 +67,7 @@ class Qwen2PreTrainedModel(nn.Module):
         mmap: bool = True,
         ignore_mismatched_sizes: bool = False,
         quantize: str | None = None,
+        output_loading_info: bool = False,
         **options: Any,
     ):
         """A model with the weights of a checkpoint, in eval mode.
@@ -85,6 +86,7 @@ class Qwen2PreTrainedModel(nn.Module):
                 first used. Whoever then writes into it (a save puts a new one in its place) changes
                 the model, or ends the process if it becomes shorter. False = read all of it now.
             ignore_mismatched_sizes: parts of other shapes are newly initialised, with a warning.
+            output_loading_info: answer the model and what `load_weights` says of it.
             **options: revision, token, cache_dir, local_files_only, gguf_file, as in `hub.resolve`;
                 and fields of the config to change, such as `num_labels=3`. With fewer
                 `num_hidden_layers` than the checkpoint has, the first ones are taken.
@@ -119,7 +121,7 @@ class Qwen2PreTrainedModel(nn.Module):
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
 
-        def load() -> Qwen2PreTrainedModel:
+        def load() -> tuple[Qwen2PreTrainedModel, dict[str, list[str]]]:
             source = open_place(folder)
             if config is None:
                 its = Qwen2Config.from_place(source, **options)
@@ -135,14 +137,15 @@ class Qwen2PreTrainedModel(nn.Module):
             size = model.num_parameters() * (number_type or torch.float32).itemsize
             how = {"dtype": number_type, "device": choose_device(device, device_map, size)}
             how |= {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
-            if fresh := load_weights(model, source, **how):
+            info = load_weights(model, source, **how)
+            if fresh := info["missing_keys"] + info["mismatched_keys"]:
                 warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
             its.torch_dtype = str(model.dtype).removeprefix("torch.")
             if said := GenerationConfig.from_pretrained(folder):
                 model.generation_config = said
             if quantize is not None:
                 pack(model, quantize, None if source is folder else source)
-            return model.eval()
+            return model.eval(), info
 
         def stamp() -> tuple[int, int]:
             """Of the folder: it changes with each file that comes or goes."""
@@ -150,15 +153,14 @@ class Qwen2PreTrainedModel(nn.Module):
 
         seen = stamp()
         try:
-            model = load()
+            found = load()
         except (OSError, ValueError):
             if stamp() == seen:
                 raise
-        else:
-            if stamp() == seen:
-                return model
-        with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
-            return load()
+        if stamp() != seen:
+            with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
+                found = load()
+        return found if output_loading_info else found[0]
 
     def save_pretrained(
         self,

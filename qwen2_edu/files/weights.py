@@ -101,7 +101,7 @@ def load_weights(
     device: torch.device | str = "cpu",
     mmap: bool = True,
     ignore_mismatched_sizes: bool = False,
-) -> list[str]:
+) -> dict[str, list[str]]:
     """Fill a model that was built on the meta device with the weights of a checkpoint.
 
     On the CPU, where file and model agree in dtype, nothing is copied: the parameters are the
@@ -110,8 +110,9 @@ def load_weights(
     checkpoint's first tensor.
 
     Returns:
-        The parameters that were newly initialised: what the checkpoint may lack (`fresh_heads`),
-        and what was ignored. A warning says which layers or heads of the checkpoint are left out.
+        What was newly initialised, `missing_keys` that a checkpoint may lack (`fresh_heads`), and
+        `mismatched_keys`; `unexpected_keys`, layers and heads that are left out with a warning; and
+        `error_msgs`, which are none, as what else does not fit is an error.
 
     Raises:
         FileNotFoundError, ValueError: a malformed file; or names, shapes or kinds of numbers that
@@ -137,8 +138,8 @@ def load_weights(
     if faults := _faults(wanted, found, missing):
         unfit = f"the weights in {where} do not fit this {type(model).__name__} and its config"
         raise ValueError(f"{unfit}. {faults}")
-    if left_out:
-        warn_caller(f"{where} also holds {left_out}: not read")
+    if said := ", ".join(filter(None, left_out)):
+        warn_caller(f"{where} also holds {said}: not read")
 
     first = next(name for name in found if not _is_packed(name, wanted[name]))
     dtype = dtype or FLOATS[found[first].kind]
@@ -166,7 +167,12 @@ def load_weights(
         model.init_weights(model.get_submodule(owner))
     model.tie_weights()
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
-    return fresh
+    return {
+        "missing_keys": [name for name in fresh if name not in odd],
+        "unexpected_keys": [name for names in left_out.values() for name in names],
+        "mismatched_keys": odd,
+        "error_msgs": [],
+    }
 
 
 def check_layers(source: Path | GGUFFile, count: int) -> None:
@@ -204,18 +210,26 @@ def _name_all(tensors: Iterable[_Stored], prefix: str) -> dict[str, _Stored]:
     return found
 
 
-def _left_out(found: dict[str, _Stored], wanted: dict[str, Tensor], layers: int) -> str:
-    """What a checkpoint has beyond the model, and may have; it is taken out of `found`."""
-    said: dict[str, None] = {}
+def _left_out(
+    found: dict[str, _Stored], wanted: dict[str, Tensor], layers: int
+) -> dict[str, list[str]]:
+    """What a checkpoint has beyond the model, and may have: how a warning calls it -> its names,
+    "" for what needs none. It is taken out of `found`.
+    """
+    said: dict[str, list[str]] = {}
     for name in [name for name in found if name not in wanted]:
         layer = LAYER.match(name)
         if layer and int(layer[1]) >= layers:
-            said[f"layers from {layers} on"] = found.pop(name, None)
+            what = f"layers from {layers} on"
         elif name.endswith(ROTARY) or name.startswith(HEADS):
-            del found[name]
+            what = ""
         elif FOREIGN.fullmatch(name) and not TRUNK.fullmatch(name):
-            said[name.split(".")[0]] = found.pop(name, None)
-    return ", ".join(said)
+            what = name.split(".")[0]
+        else:
+            continue
+        said.setdefault(what, []).append(name)
+        del found[name]
+    return said
 
 
 def _faults(wanted: dict[str, Tensor], found: dict[str, _Stored], missing: list[str]) -> str:

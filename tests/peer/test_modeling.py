@@ -518,6 +518,23 @@ def test_what_a_class_says_of_itself(house):
 
 
 @BOTH
+@pytest.mark.filterwarnings("ignore")
+def test_what_loading_says(house, tmp_path):
+    build(house).save_pretrained(tmp_path)
+    said = {"output_loading_info": True}
+    model, info = house.Qwen2ForCausalLM.from_pretrained(tmp_path, **said)
+    assert isinstance(model, house.Qwen2ForCausalLM) and not any(info.values())
+    model, info = house.Qwen2ForTokenClassification.from_pretrained(tmp_path, **said)
+    assert sorted(info["missing_keys"]) == ["score.bias", "score.weight"]
+    assert sorted(info["unexpected_keys"]) == ["lm_head.weight"]
+    model.save_pretrained(tmp_path)
+    more = said | {"num_labels": 7, "ignore_mismatched_sizes": True}
+    model, info = house.Qwen2ForTokenClassification.from_pretrained(tmp_path, **more)
+    assert len(info["mismatched_keys"]) == 2 and len(model.score.weight) == 7
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@BOTH
 def test_config_by_the_name_of_a_file(house, tmp_path):
     config = house.Qwen2Config(**SMALL)
     config.to_json_file(tmp_path / "some.json")
