@@ -121,7 +121,7 @@ class Qwen2PreTrainedModel(nn.Module):
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
 
-        def load() -> tuple[Qwen2PreTrainedModel, dict[str, list[str]]]:
+        def load() -> tuple[Qwen2PreTrainedModel, dict[str, set[str]]]:
             source = open_place(folder)
             if config is None:
                 its = Qwen2Config.from_place(source, **options)
@@ -138,8 +138,10 @@ class Qwen2PreTrainedModel(nn.Module):
             how = {"dtype": number_type, "device": choose_device(device, device_map, size)}
             how |= {"mmap": mmap, "ignore_mismatched_sizes": ignore_mismatched_sizes}
             info = load_weights(model, source, **how)
-            if fresh := info["missing_keys"] + info["mismatched_keys"]:
-                warn_caller(f"{name} has no {', '.join(fresh)}: newly initialised, so train it")
+            if fresh := info["missing_keys"] | info["mismatched_keys"]:
+                warn_caller(
+                    f"{name} has no {', '.join(sorted(fresh))}: newly initialised, so train it"
+                )
             its.torch_dtype = str(model.dtype).removeprefix("torch.")
             if said := GenerationConfig.from_pretrained(folder):
                 model.generation_config = said
@@ -369,6 +371,11 @@ class Qwen2PreTrainedModel(nn.Module):
             and not (exclude_embeddings and p is embedding)
             and not name.endswith(".scales")
         )
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the token embedding."""
+        return self.config.vocab_size
 
     @property
     def device(self) -> torch.device:

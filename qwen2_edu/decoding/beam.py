@@ -25,6 +25,7 @@ def take(x: Tensor, choice: Tensor) -> Tensor:
 @torch.no_grad()
 def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     """The R = `num_return_sequences` best texts of each prompt, best first: (B*R, T + longest).
+    With `do_sample` extensions are drawn by their probability instead of taken in its order.
 
     `early_stopping` says when a prompt is done: True = as soon as K texts have ended; False = once
     the best running text, were it to end now, would not enter the pool; "never" = once it could not
@@ -60,7 +61,12 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
         log_probs = request.scores(_whole(prompt, texts, n - 1), logits)
         V = log_probs.shape[-1]
         extended = (scores[:, :, None] + log_probs.view(B, K, V)).flatten(1)  # (B, K*V)
-        best, flat = extended.topk(min(C, K * V))  # (B, C), best first
+        if s.do_sample:  # without putting back, as torch.multinomial draws; none is left: -inf
+            luck = torch.empty_like(extended).exponential_(generator=request.generator)
+            flat = (extended.softmax(-1) / luck).topk(min(C, K * V)).indices  # (B, C), as drawn
+            best = extended.gather(1, flat)
+        else:
+            best, flat = extended.topk(min(C, K * V))  # (B, C), best first
         parent, token = flat // V, flat % V
         longer = take(texts, parent)  # (B, C, steps, 2)
         longer[:, :, n - 1] = torch.stack((token, parent + first_rows), -1)

@@ -40,6 +40,11 @@ def obeyed(function: Callable, option: str, ids: Tensor, scores: Any) -> Tensor:
     return answer
 
 
+def keep(logits: Tensor, least: int, cut: Tensor) -> Tensor:
+    """What was cut off of logits, but for the `least` best of them."""
+    return cut if least == 1 else logits.where(sampling.top_k(logits, least) > -torch.inf, cut)
+
+
 def processors(
     s: Any,
     prompt_length: int,
@@ -59,6 +64,8 @@ def processors(
     penalty, n, draws = float(s.repetition_penalty), s.no_repeat_ngram_size, s.do_sample
     heat, seen = float(s.temperature), partial(sampling.seen_tokens, attention_mask=attention_mask)
     least, ends = prompt_length + (s.min_new_tokens or 0), [[end] for end in s.eos_token_id or ()]
+    # With beams more than the ends must be left: one token that goes on, as in transformers.
+    least_kept = 1 if (s.num_beams or 1) == 1 else 1 + max(1, len(ends))
     words = [word for word in s.bad_words_ids or () if word not in ends]
     steps = [  # when, and what; beams are ranked by the sum of their log probabilities
         (size is not None, lambda ids, x: known(x, limit, size)),
@@ -76,8 +83,8 @@ def processors(
         (s.remove_invalid_values, lambda ids, x: x.nan_to_num(0.0)),
         *((True, partial(obeyed, function, "logits_processor")) for function in own),
         (draws and s.temperature != 1, lambda ids, x: sampling.temperature(x, heat)),
-        (draws and s.top_k > 0, lambda ids, x: sampling.top_k(x, s.top_k)),
-        (draws and s.top_p < 1, lambda ids, x: sampling.top_p(x, s.top_p)),
-        (draws and s.min_p > 0, lambda ids, x: sampling.min_p(x, s.min_p)),
+        (draws and s.top_k > 0, lambda ids, x: sampling.top_k(x, max(s.top_k, least_kept))),
+        (draws and s.top_p < 1, lambda ids, x: keep(x, least_kept, sampling.top_p(x, s.top_p))),
+        (draws and s.min_p > 0, lambda ids, x: keep(x, least_kept, sampling.min_p(x, s.min_p))),
     ]
     return [step for wanted, step in steps if wanted]

@@ -269,8 +269,6 @@ def _check(s: GenerationConfig, vocab_size: int) -> None:
     K, R, stops = s.num_beams, s.num_return_sequences, s.stop_strings
     faults = {
         f"stop_strings must not be empty, as in {stops}": "" in stops,
-        f"num_beams={K} looks for the most probable text, do_sample=True draws one: pass "
-        "do_sample=False or num_beams=1": K > 1 and s.do_sample,
         f"stop_strings={stops} do not go with num_beams={K}: pass 1": K > 1 and stops,
         f"num_return_sequences={R} is more than num_beams={K}: raise num_beams": R > K > 1,
         f"num_return_sequences={R} greedy answers would all be the same: pass do_sample=True or "

@@ -101,7 +101,7 @@ def load_weights(
     device: torch.device | str = "cpu",
     mmap: bool = True,
     ignore_mismatched_sizes: bool = False,
-) -> dict[str, list[str]]:
+) -> dict[str, set[str]]:
     """Fill a model that was built on the meta device with the weights of a checkpoint.
 
     On the CPU, where file and model agree in dtype, nothing is copied: the parameters are the
@@ -168,10 +168,10 @@ def load_weights(
     model.tie_weights()
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     return {
-        "missing_keys": [name for name in fresh if name not in odd],
-        "unexpected_keys": [name for names in left_out.values() for name in names],
-        "mismatched_keys": odd,
-        "error_msgs": [],
+        "missing_keys": {*fresh} - {*odd},
+        "unexpected_keys": {name for names in left_out.values() for name in names},
+        "mismatched_keys": {*odd},
+        "error_msgs": set(),
     }
 
 

@@ -80,9 +80,8 @@ def test_padding_on_the_right_and_refused_searches():
             padded.tolist() == model.generate(ids[:1, :3], max_new_tokens=4)[0, 3:].tolist()
         )
     assert same == [True, False]
-    for option in ({"num_beams": 2, "do_sample": True}, {"guidance_scale": 1.5}):
-        with pytest.raises(ValueError, match="num_beams|logits_processor"):
-            twins()[0].generate(IDS, **option)
+    with pytest.raises(ValueError, match="logits_processor"):
+        twins()[0].generate(IDS, guidance_scale=1.5)
 
 
 def test_logits_that_are_no_numbers():

@@ -17,7 +17,7 @@ such a test checks, and whether it holds here:
     processors and criteria of transformers' classes, max_time           holds
     outputs by name, number and slice; a generation_config beside options holds
     prompt lookup and an assistant = greedy                              holds: test_speculation
-    beam search with sampling                          refused: a search does not draw
+    beam search that draws: the same ids of a seed     holds
     group, constrained, contrastive and DoLa decoding  refused; transformers 5 took them out too
     token healing, watermarks, guidance                refused: processors of transformers fit
     quantised and offloaded caches, chunked prefill    refused: there is no such cache here
@@ -164,6 +164,35 @@ def test_both_houses_say_the_same(house, way):
     assert build(house).generate(**given, **options).tolist() == wanted.tolist()
 
 
+SEARCHES = [
+    {"top_k": 0},
+    {"temperature": 0.7, "top_k": 5},
+    {"top_k": 1},  # two at least are left with beams, else none might go on
+    {"top_k": 0, "top_p": 0.1},
+    {"top_k": 0, "min_p": 0.9, "repetition_penalty": 1.3},
+    {"num_return_sequences": 3, "early_stopping": True, "length_penalty": 0.5},
+    {"eos_token_id": [2, 3, 4, 5], "top_k": 4, "early_stopping": "never"},
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", SEARCHES, ids=str)
+def test_a_beam_search_that_draws_is_the_same(options):
+    found, given = [], inputs()
+    given["attention_mask"] = given["attention_mask"].flip(1)
+    for house in (qwen2_edu, transformers):
+        model = build(house)
+        with torch.no_grad():
+            model.lm_head.weight *= 3  # some tokens are likely, some are not
+        torch.manual_seed(5)
+        options = {"num_beams": 3, "do_sample": True, "max_new_tokens": 12} | options
+        more = {"return_dict_in_generate": True, "output_scores": True}
+        out = model.generate(**given, **options, **more)
+        found.append((out.sequences.tolist(), out.sequences_scores, out.beam_indices.tolist()))
+    assert found[0][0] == found[1][0] and found[0][2] == found[1][2]
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 @BOTH
 @pytest.mark.parametrize("beams", [1, 2])
 def test_embeddings(house, beams):
@@ -278,7 +307,6 @@ def test_a_streamer_gets_what_is_returned(house):
 
 
 REFUSED = {
-    "beam search that draws": {"num_beams": 2, "do_sample": True},
     "group beam search": {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 2.0},
     "constrained beam search": {"num_beams": 2, "force_words_ids": [[5]]},
     "contrastive search": {"penalty_alpha": 0.6, "top_k": 4},

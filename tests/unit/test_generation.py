@@ -182,7 +182,6 @@ IMPOSSIBLE = [
     ({"num_beams": 0}, "num_beams.*0"),
     ({"num_return_sequences": 2}, "num_return_sequences=2.*do_sample=True"),
     ({"num_return_sequences": 4, "num_beams": 3}, "num_return_sequences=4.*num_beams=3"),
-    ({"num_beams": 2, "do_sample": True}, "num_beams=2.*do_sample"),
     ({"num_beams": 2, "stop_strings": "x"}, "stop_strings.*num_beams=2"),
     ({"num_beams": 2, "early_stopping": "always"}, "early_stopping.*always"),
     ({"stop_strings": "x"}, "stop_strings.*tokenizer"),
