@@ -104,7 +104,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(name)
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if fast and dtype == "auto" and on_cpu:
-        stored = Qwen2Config.from_pretrained(folder).dtype
+        stored = Qwen2Config.from_pretrained(folder).torch_dtype
         if stored == "bfloat16" or folder.suffix == ".gguf":  # fp32 holds it; few bits a number
             dtype, why = faster_dtype()
             if str(dtype) != f"torch.{stored}":

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
 from .checks import (
     Range,
     check_json,
@@ -26,6 +28,7 @@ from .checks import (
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 ATTENTIONS = ("sdpa", "eager")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -51,6 +54,16 @@ _NONE = """attention_chunk_size attn_logit_softcapping final_logit_softcapping n
 kv_sharing_modes no_rope_layers per_layer_config pruned_heads""".split()
 NEUTRAL = dict.fromkeys(_OFF, False) | dict.fromkeys(_ONE, 1) | dict.fromkeys(_NONE)
 NEUTRAL |= {"tie_last_hidden_states": True}
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch.dtype for "bfloat16" or torch.bfloat16; None for "auto" and None."""
+    if dtype in (None, "auto"):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in FLOATS:
+        raise ValueError(f"dtype must be 'auto' or one of {', '.join(FLOATS)}, not {dtype!r}")
+    return getattr(torch, name)
 
 
 class _Fixed(dict):
@@ -175,9 +188,9 @@ class Qwen2Config:
     # -- derived numbers ---------------------------------------------------------------------------
 
     @property
-    def dtype(self) -> str | None:
-        """The dtype of the saved weights, such as "bfloat16": transformers 5 calls it so."""
-        return self.torch_dtype
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the saved weights; `torch_dtype` is its name, as config.json has it."""
+        return parse_dtype(self.torch_dtype)
 
     @property
     def window_by_type(self) -> dict[str, int | None]:
@@ -366,6 +379,8 @@ def _read_v5_spelling(given: dict[str, Any]) -> dict[str, Any]:
         fields["torch_dtype"] = str(fields["torch_dtype"]).removeprefix("torch.")
     if isinstance(labels := fields.get("id2label"), dict):  # the keys of a JSON object are strings
         fields["id2label"] = {int(i) if str(i).isdecimal() else i: n for i, n in labels.items()}
+    if isinstance(labels := fields.get("label2id"), dict):
+        fields["label2id"] = {n: int(i) if str(i).isdecimal() else i for n, i in labels.items()}
     kinds = dict.fromkeys(("rope_parameters", "rope_scaling"), dict[str, Any] | None)
     check_json(fields, kinds | {"self": None})  # a name that no reader could pass on
     rope = dict(fields.pop("rope_parameters", None) or {})

@@ -20,7 +20,7 @@ FILES = {
         additional_chat_templates/*.jinja""".split(),
     "model": ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"],
 }
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "gguf_file")
+HUB_OPTIONS = "revision token cache_dir local_files_only gguf_file subfolder".split()
 # Options of transformers that are not offered: values at which they change nothing here, what to do
 # instead of others, and their names.
 _UNSAFE = "only safetensors are read and written, as a pickle can run any code; leave it out"
@@ -41,7 +41,6 @@ _GROUPS = [
     (_OFF, "delete the model's folder in the hub's cache; it is fetched anew", "force_download"),
     (_OFF, "save, then huggingface_hub.upload_folder", "push_to_hub"),
     (_OFF, "attn_implementation is 'sdpa' or 'eager'", "use_flash_attention_2"),
-    ((None, ""), "download it, and give the folder that holds config.json", "subfolder"),
     (_NONE, "set the variable HTTPS_PROXY", "proxies"),
     (_NONE, "only files named model*.safetensors are read", "variant"),
     (_NONE, "it is called token", "use_auth_token"),
@@ -81,6 +80,7 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     gguf_file: str | None = None,
+    subfolder: str | None = None,
 ) -> Path:
     """Which folder of this disk, or which GGUF file, holds a model?
 
@@ -95,6 +95,7 @@ def resolve(
         cache_dir: where the hub's cache lives; None = its usual place (`HF_HOME`).
         local_files_only: never touch the network, as the variable HF_HUB_OFFLINE=1 says too.
         gguf_file: name of a GGUF file in the folder or repository, which holds all three kinds.
+        subfolder: where in it the files are, as "text_encoder" in a pipeline's repository.
 
     Raises:
         ValueError: a name of none of the three sorts, or a built-in that does not serve this kind.
@@ -113,8 +114,11 @@ def resolve(
     if name == "qwen2" and kind != "tokenizer":
         hint = "give a folder or a hub id such as 'Qwen/Qwen2-0.5B'"
         raise ValueError(f"'qwen2' is a tokenizer only, no {kind}: {hint}")
-    if name in BUILT_IN and gguf_file is not None:
-        raise ValueError(f"gguf_file={gguf_file!r} is for folders and hub ids, not for {name!r}")
+    for option, value in {"gguf_file": gguf_file, "subfolder": subfolder}.items():
+        if name in BUILT_IN and value:
+            raise ValueError(f"{option}={value!r} is for folders and hub ids, not for {name!r}")
+    if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
+        raise ValueError(f"subfolder must be a path below the folder, as 'a/b', not {subfolder!r}")
     if name == "released":
         from .files.released import find_released
 
@@ -123,10 +127,13 @@ def resolve(
         return TINY if name == "tiny" else _released_vocabulary()
     if gguf_file is not None and (not gguf_file.endswith(".gguf") or "/" in gguf_file):
         raise ValueError(f"gguf_file must be a plain file name ending in .gguf, not {gguf_file!r}")
-    if on_disk and gguf_file is not None and not (folder / gguf_file).is_file():
-        raise FileNotFoundError(f"there is no file {gguf_file!r} in {folder}")
+    inner = folder / (subfolder or "")
+    if on_disk and not inner.exists():
+        raise FileNotFoundError(f"there is no folder {subfolder!r} in {folder}")
+    if on_disk and gguf_file is not None and not (inner / gguf_file).is_file():
+        raise FileNotFoundError(f"there is no file {gguf_file!r} in {inner}")
     if on_disk:
-        return folder / (gguf_file or "")
+        return inner / (gguf_file or "")
     if folder.is_file():
         raise ValueError(f"{name!r} is a file: give the folder that holds it, or a GGUF file")
     if not HUB_ID.fullmatch(name):
@@ -137,7 +144,15 @@ def resolve(
             "hub id, which is owner/name as in 'Qwen/Qwen2-0.5B'"
         )
     options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    return _download(name, kind, revision, gguf_file, **options)
+    files = FILES[kind] if gguf_file is None else [gguf_file]
+    inner = _download(name, revision, subfolder, files, **options)
+    if gguf_file is not None and not (inner / gguf_file).is_file():
+        raise FileNotFoundError(f"the hub's {name!r} has no file {gguf_file!r}")
+    if kind == "model" and gguf_file is None and not any(inner.glob("*.safetensors")):
+        from .files.weights import NO_SAFETENSORS
+
+        raise FileNotFoundError(f"the hub's {name!r} {NO_SAFETENSORS}")
+    return inner / (gguf_file or "")
 
 
 def take_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -156,26 +171,18 @@ def drop_neutral(
 
 
 def _download(
-    name: str, kind: str, revision: str | None, gguf_file: str | None, **options: Any
+    name: str, revision: str | None, subfolder: str | None, files: list[str], **options: Any
 ) -> Path:
     import huggingface_hub  # here, so that nothing else waits for it
 
-    from .files.weights import NO_SAFETENSORS
-
-    files = FILES[kind] if gguf_file is None else [gguf_file]
-    wanted = {"allow_patterns": files, "ignore_patterns": ["*/*.safetensors*"]}
+    within = f"{subfolder}/" if subfolder else ""
+    wanted = {"allow_patterns": [within + file for file in files]}
+    wanted["ignore_patterns"] = [within + "*/*.safetensors*"]
     try:
         found = huggingface_hub.snapshot_download(name, revision=revision, **wanted, **options)
     except Exception as error:  # the client raises a dozen unrelated types: one sentence for each
         raise _explain(error, name, revision) from error
-    folder = Path(found)
-    if gguf_file is not None and not (folder / gguf_file).is_file():
-        raise FileNotFoundError(f"the hub's {name!r} has no file {gguf_file!r}")
-    if gguf_file is not None:
-        return folder / gguf_file
-    if kind == "model" and not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"the hub's {name!r} {NO_SAFETENSORS}")
-    return folder
+    return Path(found, subfolder or "")
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> Exception:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .attention import BACKENDS
 from .checks import check_json, check_numbers, checked, one_of, plain, warn_caller
-from .config import FIELDS, RANGES, Qwen2Config
+from .config import FIELDS, RANGES, Qwen2Config, parse_dtype
 from .layers import RMSNorm
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ KINDS = dict.fromkeys(TENSORS, torch.Tensor | None)
 KINDS |= dict.fromkeys(("logits_to_keep", "num_items_in_batch"), int | torch.Tensor | None)
 FLAGS = ("use_cache", "output_attentions", "output_hidden_states")
 KINDS |= dict.fromkeys(FLAGS, bool | None)
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @checked
@@ -128,7 +127,7 @@ class Qwen2PreTrainedModel(nn.Module):
             else:
                 kept = {"attn_implementation": config.attn_implementation, **options}
                 its = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **kept)
-            number_type = asked_type or parse_dtype(its.dtype)
+            number_type = asked_type or its.dtype
             check_layers(source, its.num_hidden_layers)
             with torch.device("meta"), Undrawn():  # names and shapes only
                 model = cls(its)
@@ -163,6 +162,19 @@ class Qwen2PreTrainedModel(nn.Module):
             with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
                 found = load()
         return found if output_loading_info else found[0]
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Qwen2Config,
+        *,
+        dtype: str | torch.dtype | None = "auto",
+        attn_implementation: str | None = None,
+    ):
+        """A new model with fresh values, as `cls(config)`; options as in `from_pretrained`."""
+        changes = {"attn_implementation": attn_implementation or config.attn_implementation}
+        model = cls(Qwen2Config.from_dict(config.to_dict(), **changes))
+        return model.to(parse_dtype(dtype) or config.dtype)
 
     def save_pretrained(
         self,
@@ -399,13 +411,3 @@ class Undrawn(TorchFunctionMode):
         if getattr(function, "__module__", "") == "torch.nn.init":
             return kwargs["tensor"]
         return function(*args, **(kwargs or {}))
-
-
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The torch.dtype for "bfloat16" or torch.bfloat16; None for "auto" and None."""
-    if dtype in (None, "auto"):
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in FLOATS:
-        raise ValueError(f"dtype must be 'auto' or one of {', '.join(FLOATS)}, not {dtype!r}")
-    return getattr(torch, name)

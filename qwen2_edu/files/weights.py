@@ -65,7 +65,7 @@ def find_weights(folder: str | os.PathLike[str]) -> list[Path]:
                 raise ValueError(f"{index} puts tensor {name} into {shard!r}: {hint}")
         found = {shard: name for name, shard in weight_map.items()}
     home = folder.resolve()  # which a link may leave for the blobs of the hub's cache alone
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    blobs = next((p.parent / "blobs" for p in home.parents if p.name == "snapshots"), home)
     for path, name in [(folder / file, name) for file, name in found.items()]:
         if not path.is_file():
             hint = f"by {INDEX} it holds {name}: download it again"

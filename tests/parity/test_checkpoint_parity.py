@@ -90,7 +90,7 @@ def test_converted_while_loading(small_config, twins, tmp_path, dtype):
     ours = Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     for name, tensor in reference.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor)
-    assert ours.config.dtype == dtype
+    assert ours.config.torch_dtype == dtype
 
 
 @pytest.mark.parametrize("tied", [True, False])

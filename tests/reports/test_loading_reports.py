@@ -64,7 +64,6 @@ def test_neutral_arguments(folder):
         ("use_safetensors", False, "pickle"),
         ("trust_remote_code", True, "never needed"),
         ("load_in_4bit", True, "load the original"),
-        ("subfolder", "x", "the folder that holds"),
         ("tp_plan", "auto", "one device"),
         ("variant", "fp16", "model\\*.safetensors"),
         ("quantization_config", object(), "load the original"),

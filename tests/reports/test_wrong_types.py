@@ -460,7 +460,7 @@ def test_a_field_that_no_config_file_can_hold_is_refused_when_made(value):
 
 # Functions that no check stands before: those that `resolve` and `from_pretrained` call; and one
 # that answers with a failed check whatever goes wrong.
-UNCHECKED = "hub.drop_neutral hub.take_options pretrained.parse_dtype verify.checks".split()
+UNCHECKED = "config.parse_dtype hub.drop_neutral hub.take_options verify.checks".split()
 
 
 def test_no_public_function_is_forgotten():

@@ -381,7 +381,6 @@ def test_verify_of_an_unknown_model_fails(folder):
         ("generate -m FOLDER x --sample --top-p 7", 1, "top_p must be a number in (0, 1], not 7.0"),
         ("generate -m FOLDER x --sample --temperature 0", 1, "at each step pass --greedy"),
         ("generate -m FOLDER x --max-new-tokens 0", 1, "max_new_tokens must be a positive integer"),
-        ("generate -m FOLDER x --beams 2 --sample", 1, "--beams=2"),
         ("generate -m FOLDER x --dtype int3", 1, "not 'int3'"),
         ("generate -m FOLDER x --device nowhere", 1, "'nowhere' is no device"),
         ("generate -m Qwen3 x", 1, "'Qwen3' is neither"),

@@ -111,7 +111,7 @@ def test_transformers_reads_what_we_write_and_back(tmp_path):
     back = Qwen2Config.from_pretrained(tmp_path / "back")
     assert back.layer_types == ours.layer_types
     assert back.rope_parameters == ours.rope_parameters
-    assert (back.dtype, back.num_labels, back.sliding_window) == ("bfloat16", 3, 16)
+    assert (back.torch_dtype, back.num_labels, back.sliding_window) == ("bfloat16", 3, 16)
 
 
 @pytest.mark.filterwarnings("ignore:use_sliding_window is on")

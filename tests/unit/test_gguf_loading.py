@@ -74,7 +74,7 @@ def test_a_load_opens_the_file_once(file, monkeypatch):
 
 def test_types_heads_and_the_way_back(model, file, tmp_path):
     half = AutoModelForCausalLM.from_pretrained(file, dtype="bfloat16")
-    assert half.dtype == torch.bfloat16 and half.config.dtype == "bfloat16"
+    assert half.dtype == torch.bfloat16 and half.config.dtype == torch.bfloat16
     with pytest.warns(UserWarning, match="no score.weight: newly initialised"):
         head = Qwen2ForSequenceClassification.from_pretrained(file, num_labels=3)
     assert head.score.weight.shape == (3, 48)

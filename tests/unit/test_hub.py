@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qwen2_edu import Qwen2ForCausalLM
+from qwen2_edu import Qwen2Config, Qwen2ForCausalLM
 from qwen2_edu.files.checksums import file_hash
 from qwen2_edu.hub import resolve
 
@@ -254,6 +254,28 @@ def test_a_gguf_file_of_a_repository(hub, checkpoint, tmp_path):
     assert not any("y.gguf" in path for _, path, _ in hub.requests)
     with pytest.raises(FileNotFoundError, match="has no file 'z.gguf'"):
         Qwen2ForCausalLM.from_pretrained("org/gguf", gguf_file="z.gguf")
+
+
+def test_a_subfolder(hub, checkpoint, tmp_path):
+    for name, data in checkpoint.items():
+        hub.repos["org/model"]["main"][f"parts/text/{name}"] = data
+    hub.repos["org/model"]["main"]["parts/text/onnx/model.safetensors"] = b"something else"
+    model = Qwen2ForCausalLM.from_pretrained("org/model", subfolder="parts/text")
+    fetched = {path for _, path, _ in hub.requests if "/resolve/" in path}
+    assert all("/parts/text/" in path and "onnx" not in path for path in fetched)
+    model.save_pretrained(tmp_path / "deep" / "in")
+    for name, cls in {"config.json": Qwen2Config, "model.safetensors": Qwen2ForCausalLM}.items():
+        assert (tmp_path / "deep" / "in" / name).is_file()
+        cls.from_pretrained(tmp_path, subfolder="deep/in")
+        with pytest.raises(FileNotFoundError, match="no folder 'else' in"):
+            cls.from_pretrained(tmp_path, subfolder="else")
+    for wrong in ("..", "a/../b", "/etc", "a//b"):
+        with pytest.raises(ValueError, match="subfolder must be a path below"):
+            resolve(tmp_path, "model", subfolder=wrong)
+    with pytest.raises(ValueError, match="subfolder='x' is for folders and hub ids"):
+        resolve("tiny", "model", subfolder="x")
+    with pytest.raises(FileNotFoundError, match="no.*config.json|on the hub"):
+        Qwen2Config.from_pretrained("org/model", subfolder="elsewhere")
 
 
 def test_revision_token_and_cache_dir(hub, tmp_path):

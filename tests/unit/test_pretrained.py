@@ -94,7 +94,7 @@ def test_config_and_overrides(folder, model):
     loaded = Qwen2ForCausalLM.from_pretrained(folder, config=own, dtype="bfloat16")
     assert loaded.config.rope_theta == 7.0 and loaded.config.attn_implementation == "eager"
     loaded.config.rope_theta = 8.0
-    assert own.rope_theta == 7.0 and own.dtype == "float32"  # the caller's config is not ours
+    assert own.rope_theta == 7.0 and own.dtype == torch.float32  # the caller's config is not ours
     loaded = Qwen2ForCausalLM.from_pretrained(folder, config=own, attn_implementation="sdpa")
     assert loaded.config.attn_implementation == "sdpa"
     with pytest.raises(
