@@ -222,6 +222,11 @@ class Qwen2Config:
         """Itself: there is no other part, as models have that also see or hear."""
         return self
 
+    def update(self, changes: dict[str, Any]) -> None:
+        """Set several fields."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+
     # -- reading and writing -----------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -243,6 +243,10 @@ class Qwen2PreTrainedModel(nn.Module):
         """The trunk: the Qwen2Model without a head."""
         return self._modules.get(self.base_model_prefix, self)
 
+    def get_decoder(self) -> nn.Module:
+        """The same, as trainers ask for it."""
+        return self.base_model
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding, weight (V, E)."""
         return self.base_model.embed_tokens
@@ -353,14 +357,20 @@ class Qwen2PreTrainedModel(nn.Module):
         if hook := self.__dict__.pop("_input_hook", None):
             hook.remove()
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """Keep every intermediate result, as usual."""
         self.base_model.gradient_checkpointing = False
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Is the way back computed anew, as `gradient_checkpointing_enable` asks?"""
+    def is_activation_checkpointing(self) -> bool:
+        """Is the way back computed anew?"""
         return self.base_model.gradient_checkpointing
+
+    gradient_checkpointing_disable = activation_checkpointing_disable
+    is_gradient_checkpointing = is_activation_checkpointing
+
+    def add_model_tags(self, tags: str | list[str]) -> None:
+        """Nothing: trainers tag a model card with them, and none is written here."""
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Change the attention of every layer to "sdpa" or "eager"; `config` follows."""
@@ -383,6 +393,10 @@ class Qwen2PreTrainedModel(nn.Module):
             and not (exclude_embeddings and p is embedding)
             and not name.endswith(".scales")
         )
+
+    def get_memory_footprint(self) -> int:
+        """Bytes of parameters and buffers; a tied head counts once."""
+        return sum(x.nbytes for x in (*self.parameters(), *self.buffers()))
 
     @property
     def vocab_size(self) -> int:

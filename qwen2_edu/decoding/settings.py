@@ -13,6 +13,7 @@ from ..checks import (
     check_json,
     check_numbers,
     checked,
+    did_you_mean,
     one_of,
     plain,
     refuse_unknown,
@@ -105,6 +106,22 @@ class GenerationConfig:
     def __new__(cls, *_: Any, **given: Any) -> GenerationConfig:
         refuse_unknown("GenerationConfig", given, (*OPTIONS, "extra"), INSTEAD)
         return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Fields of transformers that are not offered are kept, and refused when a call meets them;
+        what neither has is a TypeError.
+        """
+        if name in (*OPTIONS, "extra") or name[0] == "_":
+            super().__setattr__(name, value)
+        elif name in (*INSTEAD, *UNREAD, *self.extra):
+            self.extra[name] = value
+        else:
+            refuse_unknown("GenerationConfig", [name], OPTIONS)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in INSTEAD or name in vars(self).get("extra", {}):
+            return self.extra.get(name)
+        raise AttributeError(f"GenerationConfig has no {name}: {did_you_mean(name, OPTIONS)}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "") -> GenerationConfig:

@@ -306,6 +306,28 @@ def test_a_streamer_gets_what_is_returned(house):
         model.generate(ids, max_new_tokens=NEW, streamer=streamer, num_beams=2)
 
 
+@BOTH
+def test_settings_changed_later(house):
+    model, ids = build(house), inputs()["input_ids"][:1]
+    settings = model.generation_config
+    settings.max_new_tokens, settings.guidance_scale, settings.num_beams = 4, None, 2
+    assert settings.typical_p is None and settings.guidance_scale is None
+    want = build(house).generate(ids, max_new_tokens=4, num_beams=2)
+    assert model.generate(ids).tolist() == want.tolist()
+    assert copy.deepcopy(settings).to_dict() == settings.to_dict()
+
+
+def test_settings_changed_later_are_looked_at():
+    model, ids = build(qwen2_edu), inputs()["input_ids"][:1]
+    model.generation_config.guidance_scale = 1.5
+    with pytest.raises(ValueError, match="guidance_scale=1.5 is not offered"):
+        model.generate(ids, max_new_tokens=1)
+    with pytest.raises(TypeError, match="'temperatur': did you mean temperature"):
+        model.generation_config.temperatur = 1
+    with pytest.raises(AttributeError, match="temperatur: did you mean temperature"):
+        model.generation_config.temperatur  # noqa: B018
+
+
 REFUSED = {
     "group beam search": {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 2.0},
     "constrained beam search": {"num_beams": 2, "force_words_ids": [[5]]},

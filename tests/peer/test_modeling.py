@@ -535,7 +535,17 @@ def test_what_a_class_says_of_itself(house):
     assert model.can_generate() and not house.Qwen2ForTokenClassification.can_generate()
     assert model.generation_config.eos_token_id == 2 and model.generation_config.top_k is None
     assert model.config.get_text_config() is model.config and not model.config.is_encoder_decoder
+    assert not model.is_gradient_checkpointing and not model.is_activation_checkpointing
+    model.activation_checkpointing_enable()
+    assert model.is_gradient_checkpointing and model.is_activation_checkpointing
+    model.activation_checkpointing_disable()
     assert not model.is_gradient_checkpointing
+    model.add_model_tags(["trained"])
+    assert model.get_decoder() is model.base_model is model.model
+    numbers = sum(p.numel() for p in model.parameters())
+    assert 0 <= model.get_memory_footprint() - 4 * numbers < 100 and model.vocab_size == 99
+    model.config.update({"use_cache": False})
+    assert model.config.use_cache is False
     assert build(house, gradient_checkpointing=True).is_gradient_checkpointing
     ids = torch.tensor([[5, 6, 7]])
     cache = model(ids[:, :2], use_cache=True).past_key_values
