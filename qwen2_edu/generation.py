@@ -78,12 +78,8 @@ def next_tokens(request: Request) -> Iterator[Tensor]:
     if r.drafter is not None:
         yield from speculate(r, prefill)
         return
-    logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask, r.inputs_embeds)  # (B, V)
-    if s.num_return_sequences > 1:  # the prompt was read once; only now each answer gets its row
-        rows = torch.arange(len(logits), device=logits.device)
-        rows = rows.repeat_interleave(s.num_return_sequences)
-        r.reorder(rows)
-        logits = logits[rows]
+    logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask, r.inputs_embeds)
+    logits = r.spread(logits)  # (B * num_return_sequences, V)
     ids, ended = r.input_ids, torch.zeros_like(logits[:, 0], dtype=torch.bool)
 
     for left in reversed(range(r.steps)):

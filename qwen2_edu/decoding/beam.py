@@ -42,10 +42,7 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     first_rows = K * torch.arange(B, device=device)[:, None]  # (B, 1): where each prompt's begin
 
     mask, embeds = request.attention_mask, request.inputs_embeds
-    logits = prefill(request.model, prompt, request.cache, mask, embeds)  # (B, V)
-    rows = torch.arange(B, device=device).repeat_interleave(K)
-    request.reorder(rows)  # the prompt was read once; from here on there are B*K rows
-    logits = logits[rows]
+    logits = request.spread(prefill(request.model, prompt, request.cache, mask, embeds))  # (B*K, V)
 
     # Running texts, (B, K, steps, 2): each token, and the row it was said in, -1 = none yet. Their
     # log probabilities, (B, K): all K begin alike, so only the first may speak.

@@ -8,7 +8,6 @@ of fixed size, and the step is recorded once for it, as a CUDA graph.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from threading import Lock
@@ -45,14 +44,15 @@ class FastStep:
         # from an attention to what comes before the next one, or, after the last, to the head.
         layers = self.trunk.layers
         heads = [[getattr(layer.self_attn, f"{name}_proj") for name in "qkv"] for layer in layers]
-        stages = [*zip(heads, (layer.input_layernorm for layer in layers), strict=True)]
-        stages.append(([model.lm_head], self.trunk.norm))
-        self.first = product(*stages[0], ops)
+        heads.append([model.lm_head])
+        norms = [*(layer.input_layernorm for layer in layers), self.trunk.norm]
+        before = {"norm": norms[0].weight, "eps": norms[0].eps}
+        self.first = partial(ops.linear, **matrices(heads[0]), **before)
         self.rests = []
-        for layer, (after, norm) in zip(layers, stages[1:], strict=True):
-            mlp, norms = layer.mlp, [layer.post_attention_layernorm, norm]
+        for layer, after, norm in zip(layers, heads[1:], norms[1:], strict=True):
+            mlp, inner = layer.mlp, layer.post_attention_layernorm
             parts = [layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, *after]
-            more = {"norms": [norm.weight for norm in norms], "eps": [norm.eps for norm in norms]}
+            more = {"norms": [inner.weight, norm.weight], "eps": [inner.eps, norm.eps]}
             self.rests.append(partial(ops.block, **matrices(parts), **more))
         reaches = model.config.window_by_type.items()
         self.windows = {kind: reach or 1 << 40 for kind, reach in reaches}
@@ -148,11 +148,6 @@ def matrices(layers: list[nn.Module]) -> dict[str, list[Tensor | None]]:
     scales = [getattr(layer, "scales", None) for layer in layers]
     biases = [layer.bias for layer in layers]
     return {"weights": [layer.weight for layer in layers], "scales": scales, "biases": biases}
-
-
-def product(layers: list[nn.Module], norm: nn.Module, ops: Any) -> Callable[[Tensor], Tensor]:
-    """Layers that read the same input, after a norm, in one call of the kernel."""
-    return partial(ops.linear, **matrices(layers), norm=norm.weight, eps=norm.eps)
 
 
 def why_slow(model: nn.Module) -> str:

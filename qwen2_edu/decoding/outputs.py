@@ -42,7 +42,7 @@ class Recorder:
 
     def __init__(self, model: Any, settings: Any):
         self.model, maps = model, ("attentions", "hidden_states")
-        names = ("scores", "logits", *maps)
+        names = ("scores", "logits", *maps) if settings.return_dict_in_generate else ()
         self.kept: dict[str, list] = {n: [] for n in names if getattr(settings, f"output_{n}")}
         self.asked = {f"output_{name}": True for name in maps if name in self.kept}
 
@@ -52,9 +52,10 @@ class Recorder:
         return out
 
     def keep(self, **values: Any) -> None:
-        """Append each value that was asked for."""
+        """Append each value that was asked for; of a tensor, which may yet be changed, a copy."""
         for name in values.keys() & self.kept.keys():
-            self.kept[name].append(values[name])
+            value = values[name]
+            self.kept[name].append(value.clone() if isinstance(value, Tensor) else value)
 
     def scores(self) -> tuple[Tensor, ...] | None:
         """What was chosen from so far; None if it was not asked for."""

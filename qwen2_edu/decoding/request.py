@@ -83,19 +83,19 @@ class Request:
         if s.seed is not None:
             generator = torch.Generator(model.device).manual_seed(s.seed)
         self.generator = generator
-        each, mask = max(s.num_beams, s.num_return_sequences), self.attention_mask
-        ids = self.input_ids.repeat_interleave(each, 0)
-        mask = None if mask is None else mask.repeat_interleave(each, 0)
+        self.each, mask = max(s.num_beams, s.num_return_sequences), self.attention_mask
+        ids = self.input_ids.repeat_interleave(self.each, 0)
+        mask = None if mask is None else mask.repeat_interleave(self.each, 0)
         self.criteria = self._criteria(tokenizer, ids, mask, began, stopping_criteria or ())
         V, known = model.config.vocab_size, None if tokenizer is None else tokenizer.vocab_limit
         limit = min(n for n in (V, vocab_limit, known) if n is not None)
         T = ids.shape[1]
         self.processors = processors(s, T, mask if T else None, logits_processor or (), V, limit)
-        self.record = Recorder(model, s) if s.return_dict_in_generate else None
-        if self.record is not None:
+        self.record = Recorder(model, s)
+        if s.return_dict_in_generate:
             self.model = self.reader = self.record
         if fast:
-            watched = "states or maps were asked for" if self.record and self.record.asked else ""
+            watched = "states or maps were asked for" if self.record.asked else ""
             self.reader = fast_reader(model, self.cache, watched) or self.model
 
     # -- the arguments, checked --------------------------------------------------------------------
@@ -228,14 +228,20 @@ class Request:
 
     # -- while it runs -----------------------------------------------------------------------------
 
-    def reorder(self, rows: Tensor) -> None:
-        """After the prompt was read: row i goes on from what row rows[i] was; rows may repeat."""
+    def spread(self, logits: Tensor) -> Tensor:
+        """The prompt was read once, and these are its logits, (B, V); from here on each answer, or
+        beam, has a row of its own: (B * each, V).
+        """
+        if self.each == 1:
+            return logits
+        rows = torch.arange(len(logits), device=logits.device).repeat_interleave(self.each)
         self.input_ids = self.input_ids[rows]
         if self.attention_mask is not None:
             self.attention_mask = self.attention_mask[rows]
         for part in (self.cache, self.record):
             if part is not None:
                 part.reorder(rows)
+        return logits[rows]
 
     def processed(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Logits, (B, V), after all that settings and caller do to them, in float32."""
@@ -253,11 +259,10 @@ class Request:
 
     def unchecked(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """`scores`, and are they sound? bool (), still on the device: to look is to wait for it."""
-        if self.record is not None:
-            self.record.keep(logits=logits.float().clone())
+        logits = logits.float()
+        self.record.keep(logits=logits)
         scores = self.processed(ids, logits)
-        if self.record is not None:
-            self.record.keep(scores=scores)
+        self.record.keep(scores=scores)
         # A beam may come to nothing, not all of a prompt. NaN is larger than any number.
         best = scores.reshape(len(scores) // self.settings.num_beams, -1).amax(-1)
         sound = best.isfinite().all()
@@ -268,9 +273,8 @@ class Request:
         if logits.isfinite().all():
             why = "no token is left to choose from: the settings and processors removed them all"
             return ValueError(why)
-        model = self.model if self.record is None else self.record.model
         read = {"input_ids": ids} if self.prompt.shape[1] else {"inputs_embeds": self.inputs_embeds}
-        where = first_not_finite(model, **read)
+        where = first_not_finite(self.record.model, **read)
         return ValueError(f"the model's logits are not finite numbers: {where}")
 
     def choose(self, scores: Tensor) -> Tensor:
@@ -280,12 +284,12 @@ class Request:
     def ended(self, ids: Tensor, hits: Tensor | None = None) -> Tensor:
         """Which rows end with their newest token, or were `hits` before? (B, T) -> bool (B,)."""
         hits = ids.new_zeros(len(ids), dtype=torch.bool) if hits is None else hits
-        scores = None if self.record is None else self.record.scores()
+        scores = self.record.scores()
         return reduce(lambda hits, criterion: hits | criterion(ids, scores), self.criteria, hits)
 
     def answer(self, sequences: Tensor, **more: Tensor) -> Any:
         """What `generate` returns."""
-        if self.record is None:
+        if not self.settings.return_dict_in_generate:
             return sequences
         accepted = None if self.drafter is None else tuple(self.accepted)
         return self.record.output(sequences, self.cache, accepted=accepted, **more)
