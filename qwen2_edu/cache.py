@@ -32,10 +32,9 @@ class Growing:
         if start == 0 and (limit is None or end <= limit):
             self.data = new
             return new
-        if start > 0 and (new.requires_grad or self.data.requires_grad):
-            self.data = self.data.clone()  # the backward pass needs the old one unchanged
-        elif start > 0 and self.data.is_inference():
-            self.data = _writable(self.data)
+        if start > 0:  # a backward pass needs the old one unchanged
+            kept = new.requires_grad or self.data.requires_grad
+            self.data = self.data.clone() if kept else _writable(self.data)
         if limit is None or end <= limit:
             if self.data.shape[2] < end:  # a quarter more than asked for, so that copying is rare
                 room = end + end // 4 + 16
@@ -55,9 +54,6 @@ class Growing:
     def filled(self, length: int) -> Tensor:
         """The columns that hold something, after `length` tokens."""
         return self.data[:, :, :length]
-
-    def crop(self, length: int) -> None:
-        """Nothing to do: columns beyond the clock are never answered and will be overwritten."""
 
 
 def _unseen(data: Tensor) -> bool:
@@ -103,12 +99,6 @@ class Fixed:
     def filled(self, length: int) -> Tensor:
         """All slots: which of them are empty, their positions tell."""
         return self.data
-
-    def crop(self, length: int) -> None:
-        """Empty the slots from `length` on."""
-        if self.data is not None:
-            self.data = _writable(self.data)
-            self.data[:, :, length:] = self.fill
 
 
 class Cache:
@@ -187,16 +177,16 @@ class Cache:
         length += now if length < 0 else 0
         if not 0 <= length <= now:
             raise ValueError(f"cannot crop to {length} tokens: the cache holds {now}")
-        if window is not None and length < now and now > window:
+        if window is not None and 0 < length < now and now > window:
             raise ValueError(
                 f"cannot crop {now} tokens to {length}: sliding layers keep the last {window} "
                 "alone, older ones are overwritten; start a new cache"
             )
-        if isinstance(self.pads, Tensor) and length < now:  # no ring has wrapped yet
+        if length == 0:
+            self.pads = 0
+        elif isinstance(self.pads, Tensor) and length < now:  # no ring has wrapped yet
             kept = next(iter(self.positions.values())).data[:, 0, :length, 0]
-            self.pads = (kept >= 0).cumsum(-1).eq(0).sum(-1, keepdim=True) if length else 0
-        for columns in self._all_columns():
-            columns.crop(length)
+            self.pads = (kept >= 0).cumsum(-1).eq(0).sum(-1, keepdim=True)
         self.advance(length - now)
 
     def reorder(self, rows: Tensor) -> None:
@@ -256,12 +246,17 @@ class StaticCache(Cache):
         moved = data.index_select(0, rows)
         return _writable(data).copy_(moved) if len(moved) == len(data) else moved
 
+    def crop(self, length: int) -> None:
+        """As above; and since all slots are answered, those from `length` on are emptied."""
+        super().crop(length)
+        for columns in self._all_columns():
+            if columns.data is not None:
+                columns.data = _writable(columns.data)
+                columns.data[:, :, self.get_seq_length() :] = columns.fill
+
     def reset(self) -> None:
         """Forget everything, keep the memory."""
-        for columns in self.positions.values():
-            columns.crop(0)
-        self.length = _writable(self.length).zero_()
-        self.pads = 0
+        self.crop(0)
 
 
 for _name in ("__init__", "key_positions", "crop", "reorder"):  # not what runs at each step

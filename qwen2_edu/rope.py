@@ -15,18 +15,12 @@ from torch import Tensor, nn
 from .checks import Range, check_numbers, one_of
 from .config import Qwen2Config
 
-_YARN = "attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
-_OPTIONS = {
-    "default": set(),
-    "linear": {"factor"},
-    "dynamic": {"factor", "original_max_position_embeddings"},
-    "yarn": {"factor", "original_max_position_embeddings", *_YARN},
-}
-
-_POSITIVE = Range(0, 1e30, above=True)
-_RANGES = {"factor": Range(1, 1e30), "original_max_position_embeddings": Range(1, 2**53)}
-_RANGES |= dict.fromkeys(("attention_factor", "beta_fast", "beta_slow"), _POSITIVE)
-_RANGES |= dict.fromkeys(("mscale", "mscale_all_dim"), Range(-1e30, 1e30))
+_LINEAR = {"factor": Range(1, 1e30)}
+_DYNAMIC = _LINEAR | {"original_max_position_embeddings": Range(1, 2**53)}
+_YARN = dict.fromkeys(("attention_factor", "beta_fast", "beta_slow"), Range(0, 1e30, above=True))
+_YARN |= _DYNAMIC | dict.fromkeys(("mscale", "mscale_all_dim"), Range(-1e30, 1e30))
+# The options of each type, and the numbers that they may be; "truncate" alone is none.
+_OPTIONS = {"default": {}, "linear": _LINEAR, "dynamic": _DYNAMIC, "yarn": _YARN}
 
 
 def rope_frequencies(config: Qwen2Config, length: int = 0) -> tuple[Tensor, float]:
@@ -84,15 +78,10 @@ def _yarn(frequencies: Tensor, rope, theta: float, config: Qwen2Config) -> tuple
     def sharpening(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    scaling = rope.get("attention_factor")
-    if scaling is None:
-        mscale, mscale_all = rope.get("mscale"), rope.get("mscale_all_dim")
-        scaling = (
-            sharpening(mscale) / sharpening(mscale_all)
-            if mscale and mscale_all
-            else sharpening(1.0)
-        )
-    return mixed, scaling
+    scaling, mscale, all_dim = map(rope.get, ("attention_factor", "mscale", "mscale_all_dim"))
+    if scaling is None and mscale and all_dim:
+        scaling = sharpening(mscale) / sharpening(all_dim)
+    return mixed, sharpening(1.0) if scaling is None else scaling
 
 
 def _check(rope: dict, D: int) -> None:
@@ -100,13 +89,12 @@ def _check(rope: dict, D: int) -> None:
     kind = rope["rope_type"]
     if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(f"unknown rope type {kind!r}; known: {', '.join(_OPTIONS)}")
-    if unknown := sorted(set(rope) - {"rope_type", "rope_theta"} - _OPTIONS[kind]):
-        known = sorted(_OPTIONS[kind])
+    known = sorted(["truncate", *_YARN] if kind == "yarn" else _OPTIONS[kind])
+    if unknown := sorted(set(rope) - {"rope_type", "rope_theta", *known}):
         raise ValueError(f"rope type {kind!r} has no option {unknown}; known: {known}")
-    given = dict.fromkeys(_RANGES) | rope
-    check_numbers(given, _RANGES)
-    one_of("truncate", given.get("truncate"), (True, False, None))
-    if kind != "default" and given["factor"] is None:
+    check_numbers(dict.fromkeys(known) | rope, _OPTIONS[kind])
+    one_of("truncate", rope.get("truncate"), (True, False, None))
+    if kind != "default" and rope.get("factor") is None:
         raise ValueError(f"rope type {kind!r} needs a factor of at least 1, not None")
     if (kind == "yarn" and rope["rope_theta"] <= 1) or (kind == "dynamic" and D == 2):
         raise ValueError(f"rope type {kind!r}: rope_theta {rope['rope_theta']} or D={D} too small")

@@ -33,9 +33,7 @@ def seen_tokens(input_ids: Ids, vocab_size: Count, attention_mask: Mask = None) 
     if attention_mask is not None:
         later = input_ids.shape[1] - attention_mask.shape[1]  # tokens of the answer, all real
         column = input_ids.where(pad(attention_mask.bool(), (0, later), value=True), vocab_size)
-    seen = torch.zeros(
-        input_ids.shape[0], vocab_size + 1, dtype=torch.bool, device=input_ids.device
-    )
+    seen = input_ids.new_zeros(len(input_ids), vocab_size + 1, dtype=torch.bool)
     return seen.scatter_(1, column, True)[:, :vocab_size]  # the extra column took the padding
 
 
