@@ -28,15 +28,6 @@ SOURCES = [Path(__file__).with_name(name) for name in ("gemv.cpp", "dot.h")]
 FLAGS = "-O3 -march=native -ffast-math -fopenmp -std=c++20 -fPIC".split()
 FORMATS = (torch.float32, torch.bfloat16)  # of activations, and of weights that are not quantised
 
-SHAPES = {  # for what compiles, which runs on tensors without numbers
-    "linear": lambda x, ws, *_: x.new_empty(*x.shape[:-1], sum(len(w) for w in ws)),
-    "block": lambda x, q, k, v, at, keys, window, ws, *_: (
-        torch.empty_like(x),
-        x.new_empty(*x.shape[:2], sum(len(w) for w in ws[4:])),
-    ),
-    "rotate_": lambda *_: None,
-}
-
 
 def operators(device: str) -> Any:
     """`linear`, `block`, and `rotate_` ("cpu") or `keep_` ("cuda"), once `why_not` answers ""."""
@@ -45,7 +36,8 @@ def operators(device: str) -> Any:
 
         return gpu
     ops = torch.ops.qwen2_edu
-    return SimpleNamespace(**{name: getattr(ops, name).default for name in SHAPES})
+    names = ("linear", "block", "rotate_")
+    return SimpleNamespace(**{name: getattr(ops, name).default for name in names})
 
 
 @cache
@@ -58,8 +50,9 @@ def why_not(device: str = "cpu") -> str:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = str(error).strip() or type(error).__name__
         return f"no C++ kernels: {said.splitlines()[-1]}"
-    for name, shape in SHAPES.items():
-        torch.library.register_fake(f"qwen2_edu::{name}", shape)
+    # For what compiles, which runs on tensors without numbers; a whole step is never compiled.
+    shape = lambda x, ws, *_: x.new_empty(*x.shape[:-1], sum(len(w) for w in ws))  # noqa: E731
+    torch.library.register_fake("qwen2_edu::linear", shape)
     return ""
 
 
@@ -76,14 +69,10 @@ def _library() -> Path:
     for path in home().glob(f"{key}-*.so"):  # the name ends in a hash of the file
         if path.stem.endswith(_digest(path)):
             return path
-    with tempfile.TemporaryDirectory(prefix="qwen2_edu_") as folder:
+    home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home()) as folder:  # `replace` needs one file system
         built = _build(Path(folder))
-        home().mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=home())) / built.name  # `replace` needs one file system
-        shutil.copy(built, draft)
-        path = draft.replace(home() / f"{key}-{_digest(built)}.so")
-        draft.parent.rmdir()
-        return path
+        return built.replace(home() / f"{key}-{_digest(built)}.so")
 
 
 def _build(folder: Path) -> Path:
