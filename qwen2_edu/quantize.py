@@ -14,7 +14,7 @@ So does the dtype in which the model computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -145,9 +145,6 @@ class TiedHead(PackedLinear):
 
     scales = property(lambda self: self.tied[0].scales)
 
-    def _apply(self, move: Any, recurse: bool = True):
-        return nn.Module._apply(self, move, recurse)
-
 
 @torch.no_grad()
 def quantize(model: nn.Module, kind: str, source: GGUFFile | None = None) -> nn.Module:
@@ -177,9 +174,9 @@ def quantize(model: nn.Module, kind: str, source: GGUFFile | None = None) -> nn.
             raise ValueError(f"{name}.weight holds what cannot be rounded, NaN or infinity")
     stored = {} if source is None else source.tensors
     found = {name: stored[f"{name}.weight"].format.name for name in parts if stored}
-    forms = _forms(parts, kind)
-    kept = {n: f for n, f in found.items() if f == "Q4_0" or (f == "Q8_0" and forms[n] == "int8")}
-    _replace(model, forms | kept, source)
+    forms = _forms(parts, kind, found)
+    _replace(model, forms, source)
+    kept = {name: form for name, form in forms.items() if form == found.get(name)}
     note = {"quant_method": "qwen2_edu", "kind": kind, "kept": kept}
     model.config.extra["quantization_config"] = note
     return model.eval().requires_grad_(False)
@@ -192,15 +189,17 @@ def shape_like_saved(model: nn.Module, note: dict[str, Any]) -> None:
     if note.get("quant_method") != "qwen2_edu" or note.get("kind") not in ("int8", "int4"):
         method = note.get("quant_method")
         raise ValueError(f"weights quantised by {method!r} are not supported: load the original")
-    forms, kept = _forms(dict(_matrices(model)), note["kind"]), note.get("kept") or {}
-    taken = {name: form for name, form in kept.items() if form in ("Q8_0", "Q4_0")}
-    _replace(model, {name: taken.get(name, form) for name, form in forms.items()})
+    _replace(model, _forms(dict(_matrices(model)), note["kind"], note.get("kept") or {}))
     model.eval().requires_grad_(False)
 
 
-def _forms(names: Iterable[str], kind: str) -> dict[str, str]:
-    """What becomes of each matrix: embedding and head are in int8 whatever the `kind`."""
-    return {name: kind if name.startswith("model.layers.") else "int8" for name in names}
+def _forms(names: Iterable[str], kind: str, found: Mapping[str, str]) -> dict[str, str]:
+    """What becomes of each matrix: embedding and head are in int8 whatever the `kind`, and what is
+    `found` in GGUF's blocks of so few bits, or fewer, stays in them.
+    """
+    forms = {name: kind if name.startswith("model.layers.") else "int8" for name in names}
+    kept = {"int8": ("Q8_0", "Q4_0"), "int4": ("Q4_0",)}
+    return {n: found[n] if found.get(n) in kept[form] else form for n, form in forms.items()}
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -234,11 +233,9 @@ def _replace(model: nn.Module, forms: dict[str, str], source: GGUFFile | None = 
                 packed.append(torch.cat(piece, out=whole))
         if name == "model.embed_tokens":
             trunk.embed_tokens = PackedEmbedding(*packed, trunk.norm)
-        elif name == "lm_head":
-            model.lm_head = PackedLinear(*packed, part.bias)
         else:
-            path, _, leaf = name.removeprefix("model.").rpartition(".")
-            setattr(trunk.get_submodule(path), leaf, PackedLinear(*packed, part.bias))
+            owner = model if name == "lm_head" else trunk
+            owner.set_submodule(name.removeprefix("model."), PackedLinear(*packed, part.bias))
     if tied:
         model.lm_head = TiedHead(trunk.embed_tokens)
 
