@@ -71,13 +71,18 @@ def decode(model: Callable, token: Annotated[Tensor, "ints B"], cache: Cache) ->
     return model(token[:, None], past_key_values=cache, logits_to_keep=1).logits[:, -1]
 
 
-@torch.no_grad()  # not inference_mode: nobody could train on its tensors, or continue its caches
 def next_tokens(request: Request) -> Iterator[Tensor]:
-    """The loop: the next id of each row, (B * num_return_sequences,), until all rows have ended."""
+    """The next id of each row, (B * num_return_sequences,), step by step. ValueError: beams."""
+    if (beams := request.settings.num_beams) > 1:
+        fix = "an iterator or a streamer needs num_beams=1"
+        raise ValueError(f"num_beams={beams} decides at the end: {fix}")
+    return _loop(request) if request.drafter is None else speculate(request, prefill)
+
+
+@torch.no_grad()  # not inference_mode: nobody could train on its tensors, or continue its caches
+def _loop(request: Request) -> Iterator[Tensor]:
+    """The loop, until all rows have ended."""
     r, s = request, request.settings
-    if r.drafter is not None:
-        yield from speculate(r, prefill)
-        return
     logits = prefill(r.model, r.input_ids, r.cache, r.attention_mask, r.inputs_embeds)
     logits = r.spread(logits)  # (B * num_return_sequences, V)
     ids, ended = r.input_ids, torch.zeros_like(logits[:, 0], dtype=torch.bool)
@@ -155,14 +160,13 @@ def generate(
         raise TypeError(f"a streamer has put(ids) and end(), a {type(streamer).__name__} has not")
     request = Request(model, input_ids, attention_mask, **options)
     s = request.settings
-    if s.num_beams > 1:
-        if streamer is not None:
-            _refuse_beams(s, "a streamer")
+    if s.num_beams > 1 and streamer is None:
         return beam_search(request, prefill, decode)
+    new = next_tokens(request)
     prompt, tokens = request.prompt.repeat_interleave(s.num_return_sequences, 0), []
     tell = (lambda ids: None) if streamer is None else lambda ids: streamer.put(ids.cpu())
     tell(prompt)
-    for token in next_tokens(request):
+    for token in new:
         tokens.append(token)
         tell(token)
     if streamer is not None:
@@ -175,9 +179,7 @@ def stream_ids(model: Any, *inputs: Any, **options: Any) -> Iterator[Tensor]:
 
     What cannot be is refused at once, not at the first step.
     """
-    request = Request(model, *inputs, **options)
-    _refuse_beams(request.settings, "an iterator")
-    return next_tokens(request)
+    return next_tokens(Request(model, *inputs, **options))
 
 
 def stream(
@@ -189,15 +191,9 @@ def stream(
     pieces are the text of the answer that `generate` returns. Options as there.
     """
     request = Request(model, input_ids, tokenizer=tokenizer, **options)
-    s, rows = request.settings, len(request.input_ids)
-    _refuse_beams(s, "an iterator")
+    new, s, rows = next_tokens(request), request.settings, len(request.input_ids)
     if rows * s.num_return_sequences != 1:
         answers = f"{s.num_return_sequences} to each of {rows}"
         raise ValueError(f"stream() gives one answer to one prompt, not {answers}: see stream_ids")
     text = TextPieces(tokenizer, s.stop_strings, skip_special_tokens)
-    return text.of(int(token) for token in next_tokens(request))
-
-
-def _refuse_beams(s: GenerationConfig, what: str) -> None:
-    if s.num_beams > 1:
-        raise ValueError(f"num_beams={s.num_beams} decides at the end: {what} needs num_beams=1")
+    return text.of(int(token) for token in new)
