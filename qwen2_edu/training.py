@@ -184,10 +184,7 @@ def train(
     model.zero_grad()  # an earlier run may have been interrupted between gradient and step
     said = "loss {task.fields[loss]} · {task.fields[rate]} tokens/s · time left"
     columns = (MofNCompleteColumn(), BarColumn(), said, TimeRemainingColumn())
-    with (
-        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
-        run.hold,
-    ):
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar, run.hold:
         bar.add_task("", total=s.steps, completed=run.step, loss="…", rate="…")
         for step in range(run.step + 1, s.steps + 1):
             start, first = time.perf_counter(), (step - 1) * s.accumulation

@@ -7,9 +7,8 @@ of fixed size, and the step is recorded once for it, as a CUDA graph.
 
 from __future__ import annotations
 
-import time
+import timeit
 from functools import partial
-from itertools import pairwise
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any
@@ -152,22 +151,21 @@ def matrices(layers: list[nn.Module]) -> dict[str, list[Tensor | None]]:
 
 def why_slow(model: nn.Module) -> str:
     """Why this model cannot take the fast step, in a clause; "" if it can."""
-    device, parts = model.device.type, [*model.modules()]
+    device, named = model.device.type, dict(model.named_modules())
+    parts = named.values()
     if model.training:
         return "the model is in training mode"
     if any(record.layers.intersection(parts) for record in RECORDS.get()):
         return "somebody watches the attention maps"
-    strange = {kind for kind in set(map(type, parts)) if not kind.__module__.startswith(KNOWN)}
-    for part in parts:
+    for name, part in named.items():
         why = ""
         if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
             why = "has hooks, which would not be called"
-        elif type(part) in strange:
+        elif not type(part).__module__.startswith(KNOWN):
             why = f"is a {type(part).__qualname__}"
         elif type(part) is PackedLinear and part.in_features % GROUP:
             why = f"has rows of {part.in_features}, and the kernels want groups of {GROUP}"
         if why:
-            name = next(name for name, other in model.named_modules() if other is part)
             return f"{name or 'the model'} {why}"
     kinds = {type(parameter) for part in parts for parameter in part._parameters.values()}
     if kinds - {nn.Parameter, type(None)}:
@@ -187,11 +185,7 @@ def faster_dtype() -> tuple[torch.dtype, str]:
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(6):
-            times.append(time.perf_counter())
-            linear(x, weight)
-        best[dtype] = min(after - before for before, after in pairwise(times))
+        best[dtype] = min(timeit.repeat(lambda x=x, w=weight: linear(x, w), number=1))
     dtype, other = sorted(best, key=best.get)
     name, slower = (str(d).removeprefix("torch.") for d in (dtype, other))
     return dtype, f"{name}, whose products take less time than those in {slower} on this processor"
