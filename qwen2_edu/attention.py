@@ -74,15 +74,13 @@ def sdpa_attention(
     q: Queries, k: Keys, v: Keys, mask: Mask, scale: float, dropout: Share = 0.0
 ) -> Tensor:
     """The same by PyTorch's fused kernels, which never store the weights; same shapes."""
-    causal = bool(mask is None and q.shape[2] > 1)  # bool: to `torch.export` T is a symbol
-    if causal and q.shape[2] != k.shape[2]:  # the kernel aligns its triangle top left
-        raise ValueError(
-            f"{q.shape[2]} queries over {k.shape[2]} keys need a mask: "
-            "None means plain causal, as many queries as keys"
-        )
-    grouped = q.shape[1] != k.shape[1]
+    (H, T), (G, S) = q.shape[1:3], k.shape[1:3]
+    causal = bool(mask is None and T > 1)  # bool: to `torch.export` T is a symbol
+    if causal and T != S:  # the kernel aligns its triangle top left
+        plain = "None means plain causal, as many queries as keys"
+        raise ValueError(f"{T} queries over {S} keys need a mask: {plain}")
     return scaled_dot_product_attention(
-        q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
+        q, k, v, mask, dropout, causal, scale=scale, enable_gqa=H != G
     )
 
 

@@ -64,12 +64,10 @@ def induction(weights: Tensor, input_ids: Tensor) -> Tensor:
         matching; Elhage et al., 2021.
     """
     weights = _checked(weights)
-    if tuple(input_ids.shape) != (weights.shape[-4], weights.shape[-1]):
-        raise ValueError(
-            f"input_ids {tuple(input_ids.shape)} do not fit weights {tuple(weights.shape)}: "
-            f"expected ({weights.shape[-4]}, {weights.shape[-1]})"
-        )
-    T = input_ids.shape[1]
+    (*_, B, _, T, _), shape = weights.shape, tuple(input_ids.shape)
+    if shape != (B, T):
+        found = f"input_ids {shape} do not fit weights {tuple(weights.shape)}"
+        raise ValueError(f"{found}: expected ({B}, {T})")
     place = torch.arange(T, device=input_ids.device)
     same = input_ids[:, :, None] == input_ids[:, None, :]  # (B, T, T)
     earlier = same & (place[None, :] < place[:, None])
