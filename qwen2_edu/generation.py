@@ -121,8 +121,7 @@ def generate(
         model: a Qwen2ForCausalLM. Its mode is left as it is: in training mode it drops out.
         input_ids: (B, T); None or T = 0 begins with the bos token. `inputs` is the same.
         attention_mask: (B, T), 0 = padding; None = nothing is padded. Wherever its padding stands,
-            a row is continued after its last token, as if it were alone. (transformers warns of
-            padding on the right, and goes on from the padding.)
+            a row is continued after its last token, as if it were alone.
         inputs_embeds: (B, T, E), read in place of ids. Given alone, the answer is the new ids.
         streamer: `.put(ids)` gets the prompt, then the ids of each step, on the CPU; `.end()`
             closes. transformers' streamers fit.

@@ -70,26 +70,22 @@ class LongMask(NamedTuple):
 
 
 def additive(seen: Annotated[Tensor, "bools …"], dtype: torch.dtype) -> Tensor:
-    """What to add to the scores: 0 where a query may look, a huge negative number elsewhere.
+    """What to add to the scores: 0 where a query may look, a huge negative number elsewhere. Bool
+    (B, 1, T, S) -> (B, 1, T, S) of `dtype`.
 
     Not -inf: a padding query sees nothing, a softmax over -inf alone is NaN, and NaN spreads. With
     a finite number its weights are even over all keys, and nobody reads what it answers.
-
-    Shape:
-        (B, 1, T, S) bool -> (B, 1, T, S) of `dtype`.
     """
     hidden = torch.finfo(dtype).min / 2  # half, so that adding a score cannot overflow
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, hidden)
 
 
 def tokens_of_own_document(position_ids: Annotated[Tensor, "ints B T"]) -> Tensor:
-    """How many tokens of its own document has each token, itself included? 0 1 2 0 1 -> 1 2 3 1 2.
+    """How many tokens of its own document has each token, itself included? (B, T) -> (B, T), such
+    as 0 1 2 0 1 -> 1 2 3 1 2.
 
     A document starts wherever a position does not follow its left neighbour's. Used as a window,
     the answer keeps documents that were packed into one row from seeing each other.
-
-    Shape:
-        (B, T) -> (B, T)
     """
     index = torch.arange(position_ids.shape[1], device=position_ids.device)
     starts = torch.ones_like(position_ids, dtype=torch.bool)

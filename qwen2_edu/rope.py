@@ -114,13 +114,8 @@ class RotaryEmbedding(nn.Module):
         self.dynamic = config.rope_parameters["rope_type"] == "dynamic"
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            position_ids: (B, T) or (1, T).
-            dtype: of the answer; the angles themselves are fp32.
-
-        Returns:
-            cos and sin, each (B, 1, T, D): the same for all heads, each angle twice.
+        """position_ids (B, T) or (1, T) -> cos and sin, each (B, 1, T, D) of `dtype`: the same for
+        all heads, each angle twice. The angles themselves are fp32.
         """
         if self.frequencies.device != position_ids.device:  # the same numbers for every thread
             self.frequencies = self.frequencies.to(position_ids.device)

@@ -25,9 +25,7 @@ Factor = Annotated[float, Range(0, 2**53, above=True)]
 
 def seen_tokens(input_ids: Ids, vocab_size: Count, attention_mask: Mask = None) -> Tensor:
     """Which tokens of the vocabulary does each row hold already? Padding (mask 0) does not count.
-
-    Shape:
-        input_ids (B, T), attention_mask (B, T), or shorter, or None -> bool (B, V)
+    input_ids (B, T), attention_mask (B, T), or shorter, or None -> bool (B, V).
     """
     column = input_ids
     if attention_mask is not None:
@@ -109,9 +107,5 @@ def min_p(logits: Logits, p: Share) -> Tensor:
 
 
 def draw(logits: Logits, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one token for each row, with the probabilities softmax(logits).
-
-    Shape:
-        (B, V) -> (B,)
-    """
+    """Draw one token for each row, (B, V) -> (B,), with the probabilities softmax(logits)."""
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, get_type_hints, runtime_checkable
+from typing import Annotated, Any, Protocol, get_type_hints, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -20,16 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from .checks import Range, check_calls, check_json, check_numbers, one_of
+from .checks import Range, check_calls, check_fit, check_json, check_numbers, one_of
 from .files.training_state import Run, identity
 from .model import Qwen2ForCausalLM
 
 Batch = Mapping[str, Tensor]  # used as model(**batch)
 
-COUNT, SEED = Range(1, whole=True), Range(0, 2**63, whole=True)
-RANGES = dict.fromkeys("steps accumulation log_every evaluate_every save_every".split(), COUNT)
-RANGES |= {"learning_rate": Range(0, 1), "floor": Range(0, 1), "beta2": Range(0, 0.99999)}
-RANGES |= {"weight_decay": Range(0, 10), "max_grad_norm": Range(1e-6), "seed": SEED}
+Count, Share = Annotated[int, Range(1, whole=True)], Annotated[float, Range(0, 1)]
 
 
 @runtime_checkable
@@ -54,24 +51,25 @@ class TrainingSettings:
         log_every, evaluate_every, save_every: in steps; the last step does all three.
     """
 
-    steps: int
-    learning_rate: float = 1e-3
-    floor: float = 0.1
+    steps: Count
+    learning_rate: Share = 1e-3
+    floor: Share = 0.1
     warmup_steps: int = 0
-    weight_decay: float = 0.1
-    beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    accumulation: int = 1
+    weight_decay: Annotated[float, Range(0, 10)] = 0.1
+    beta2: Annotated[float, Range(0, 0.99999)] = 0.95
+    max_grad_norm: Annotated[float, Range(1e-6)] = 1.0
+    accumulation: Count = 1
     precision: str = "auto"
-    seed: int = 0
-    log_every: int = 1
-    evaluate_every: int = 100
-    save_every: int = 100
+    seed: Annotated[int, Range(0, 2**63, whole=True)] = 0
+    log_every: Count = 1
+    evaluate_every: Count = 100
+    save_every: Count = 100
 
     def __post_init__(self):
         one_of("precision", self.precision, ("auto", "fp32", "bf16"))
         check_json(vars(self), get_type_hints(type(self)))
-        check_numbers(vars(self), RANGES | {"warmup_steps": Range(0, self.steps, whole=True)})
+        check_fit(vars(self), get_type_hints(type(self), include_extras=True))
+        check_numbers(vars(self), {"warmup_steps": Range(0, self.steps, whole=True)})
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def take(x: Tensor, choice: Tensor) -> Tensor:
@@ -31,31 +32,29 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     the best running text, were it to end now, would not enter the pool; "never" = once it could not
     even if it ended at the length that suits it best.
 
-    Args:
-        request: the call, checked: a `decoding.request.Request`.
-        prefill, decode: how the model reads a prompt and a token; see `generation`.
+    `request` is the call, a `decoding.request.Request`; `prefill` and `decode` as in `generation`.
     """
-    s, B, K = request.settings, len(request.input_ids), request.settings.num_beams
-    prompt, steps, device = request.input_ids, request.steps, request.input_ids.device
+    s, (B, T), K = request.settings, request.input_ids.shape, request.settings.num_beams
+    steps, device, mask = request.steps, request.input_ids.device, request.attention_mask
     # A beam has at most one extension for each end, so K of these candidates run on.
     C = K * max(2, 1 + len(s.eos_token_id))
     first_rows = K * torch.arange(B, device=device)[:, None]  # (B, 1): where each prompt's begin
+    padding = -1 if s.pad_token_id is None else s.pad_token_id
 
-    mask, embeds = request.attention_mask, request.inputs_embeds
-    logits = request.spread(prefill(request.model, prompt, request.cache, mask, embeds))  # (B*K, V)
-
-    # Running texts, (B, K, steps, 2): each token, and the row it was said in, -1 = none yet. Their
-    # log probabilities, (B, K): all K begin alike, so only the first may speak.
-    texts = torch.full((B, K, steps, 2), -1, device=device)
-    texts[..., 0] = -1 if s.pad_token_id is None else s.pad_token_id
+    logits = prefill(request.model, request.input_ids, request.cache, mask, request.inputs_embeds)
+    logits = request.spread(logits)  # (B*K, V)
+    # Running texts, (B*K, T + n), and the row that each token was said in, (B*K, n). Their log
+    # probabilities, (B, K): all K begin alike, so only the first may speak.
+    texts, rows = request.input_ids, request.input_ids[:, :0]
     scores = torch.full((B, K), -torch.inf, device=device)
     scores[:, 0] = 0
-    # Texts that have ended and their scores, -inf = a free place.
-    pool, pool_scores = texts, torch.full_like(scores, -torch.inf)
+    # Texts that have ended, (B, K, …), and their scores, -inf = a free place.
+    pool, pool_rows = texts.view(B, K, T), rows.view(B, K, 0)
+    pool_scores = torch.full_like(scores, -torch.inf)
     open_ = torch.ones(B, dtype=torch.bool, device=device)  # may the pool still get better?
 
     for n in range(1, steps + 1):
-        log_probs = request.scores(_whole(prompt, texts, n - 1), logits)
+        log_probs = request.scores(texts, logits)
         V = log_probs.shape[-1]
         extended = (scores[:, :, None] + log_probs.view(B, K, V)).flatten(1)  # (B, K*V)
         if s.do_sample:  # without putting back, as torch.multinomial draws; none is left: -inf
@@ -64,21 +63,23 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
             best = extended.gather(1, flat)
         else:
             best, flat = extended.topk(min(C, K * V))  # (B, C), best first
-        parent, token = flat // V, flat % V
-        longer = take(texts, parent)  # (B, C, steps, 2)
-        longer[:, :, n - 1] = torch.stack((token, parent + first_rows), -1)
-        ended = request.ended(_whole(prompt, longer, n)).view(B, -1) | (n == steps)
+        parent, token = flat // V + first_rows, flat % V
+        longer = torch.cat((texts[parent], token[..., None]), dim=-1)  # (B, C, T + n)
+        longer_rows = torch.cat((rows[parent], parent[..., None]), dim=-1)  # (B, C, n)
+        ended = request.ended(longer.flatten(0, 1)).view(B, -1) | (n == steps)
 
         # Into the pool go those of the K best that have ended.
         joins = ended & open_[:, None]
         joins[:, K:] = False
         arriving = (best / n**s.length_penalty).where(joins, -torch.inf)
         pool_scores, kept = torch.cat((pool_scores, arriving), 1).topk(K)
-        pool = take(torch.cat((pool, longer), 1), kept)
+        pool = take(torch.cat((pad(pool, (0, 1), value=padding), longer), 1), kept)
+        pool_rows = take(torch.cat((pad(pool_rows, (0, 1), value=-1), longer_rows), 1), kept)
 
         # On run the K best that have not.
         scores, on = best.where(~ended, -torch.inf).topk(K)
-        texts, parent, token = take(longer, on), take(parent, on), take(token, on)
+        candidates = longer, longer_rows, parent, token
+        texts, rows, parent, token = (take(x, on).flatten(0, 1) for x in candidates)
 
         length = steps if s.early_stopping == "never" and s.length_penalty > 0 else n
         open_ &= scores[:, 0] / length**s.length_penalty > pool_scores[:, -1]
@@ -86,23 +87,16 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
             open_ &= (pool_scores == -torch.inf).any(-1)  # a place is free
         if n == steps or not open_.any():
             break
-        rows = (parent + first_rows).flatten()  # (B*K,)
         if request.cache is None:
-            logits = prefill(request.model, _whole(prompt, texts, n), mask=request.attention_mask)
+            logits = prefill(request.model, texts, mask=request.attention_mask)
         else:
-            request.cache.reorder(rows)
-            logits = decode(request.reader, token.flatten(), request.cache)
+            request.cache.reorder(parent)
+            logits = decode(request.reader, token, request.cache)
 
     R = s.num_return_sequences
-    answers = pool[:, :R].flatten(0, 1)  # (B*R, steps, 2)
-    longest = int((answers[..., 1] >= 0).sum(-1).max())
-    tokens, said_in = answers[:, :longest].unbind(-1)
+    said_in = pool_rows[:, :R].flatten(0, 1)  # (B*R, n)
+    longest = int((said_in >= 0).sum(-1).max())
+    tokens = pool[:, :R].flatten(0, 1)[:, T : T + longest]
     whole = torch.cat((request.prompt.repeat_interleave(R, 0), tokens), dim=1)
     more = {"sequences_scores": pool_scores[:, :R].flatten()} if s.output_scores else {}
-    return request.answer(whole, beam_indices=said_in, **more)
-
-
-def _whole(prompt: Tensor, texts: Tensor, n: int) -> Tensor:
-    """Prompts (B, T) and the first n tokens of each text (B, N, steps, 2): (B*N, T + n)."""
-    N = texts.shape[1]
-    return torch.cat((prompt.repeat_interleave(N, 0), texts[:, :, :n, 0].flatten(0, 1)), dim=1)
+    return request.answer(whole, beam_indices=said_in[:, :longest], **more)

@@ -28,11 +28,7 @@ RECORDING = Lock()  # one thread records at a time; others may go on with what i
 
 
 class FastStep:
-    """Reads a few tokens, on a GPU one, as `model(...)` does.
-
-    Args:
-        model: a Qwen2ForCausalLM for which `why_slow` answers "".
-    """
+    """Reads a few tokens, on a GPU one, as a Qwen2ForCausalLM does for which `why_slow` is ""."""
 
     def __init__(self, model: nn.Module):
         self.model, self.trunk = model, model.model

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..cache import Cache, DynamicCache, StaticCache
-from ..checks import Range, check_numbers, checked, warn_caller
+from ..checks import Range, checked, warn_caller
 from ..compare import first_not_finite
 from ..pretrained import Qwen2PreTrainedModel
 from ..sampling import draw
@@ -52,7 +52,7 @@ class Request:
         inputs_embeds: Tensor | None = None,
         generation_config: GenerationConfig | dict[str, Any] | None = None,
         tokenizer: Surface | None = None,
-        vocab_limit: int | None = None,
+        vocab_limit: Annotated[int | None, Range(1, whole=True)] = None,
         generator: torch.Generator | None = None,
         fast: bool | None = False,
         assistant_model: Qwen2PreTrainedModel | None = None,
@@ -63,7 +63,6 @@ class Request:
         began = time.monotonic()
         self.model = self.reader = model
         self.settings = s = effective_settings(model, generation_config, **options)
-        check_numbers({"vocab_limit": vocab_limit}, {"vocab_limit": Range(1, whole=True)})
         if inputs is not None and input_ids is not None:
             raise ValueError("inputs and input_ids are the same thing: give one")
         self.inputs_embeds = inputs_embeds

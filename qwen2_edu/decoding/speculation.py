@@ -86,15 +86,8 @@ def accept(
     """Is a guess that was drawn kept? If not, what stands in its place?
 
     It is kept with probability min(1, p / q), p being the model's for it and q the guesser's, and
-    replaced by a draw from max(0, p - q): together that is a draw from p.
-
-    Args:
-        scores: (1, V), of the model; p is their softmax.
-        token: (1,), the guess.
-        odds: (V,), the probabilities it was drawn from.
-
-    Returns:
-        A token (1,), and whether it is the guess.
+    replaced by a draw from max(0, p - q): together that is a draw from p, the softmax of `scores`,
+    (1, V). `token`, (1,), was drawn from `odds`, (V,). Returns a token (1,), and whether it is it.
     """
     p = scores.softmax(-1)[0]
     if torch.rand((), generator=generator, device=p.device) * odds[token] < p[token]:
