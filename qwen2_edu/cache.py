@@ -170,8 +170,8 @@ class Cache:
         return self.positions[kind].filled(self.get_seq_length())[:, 0, :, 0]
 
     def crop(self, length: int) -> None:
-        """Forget the tokens from position `length` on; -n forgets the last n. ValueError if there
-        are fewer, or if a sliding layer has already overwritten what would be needed.
+        """Forget the tokens from position `length` on; -n forgets the last n, 0 all. ValueError if
+        there are fewer, or if a sliding layer has already overwritten what would be needed.
         """
         now, window = self.get_seq_length(), self.windows.get(SLIDING)
         length += now if length < 0 else 0

@@ -249,6 +249,9 @@ def test_crop_of_a_ring(models, kind):
     cache.crop(14)  # nothing to forget
     with pytest.raises(ValueError, match="cannot crop to 15"):
         cache.crop(15)
+    cache.crop(0)  # all can always be forgotten
+    with torch.no_grad():
+        close(model(ids, past_key_values=cache).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("stack", STACKS)
