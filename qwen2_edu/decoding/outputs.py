@@ -43,7 +43,7 @@ class Recorder:
     def __init__(self, model: Any, settings: Any):
         self.model, maps = model, ("attentions", "hidden_states")
         names = ("scores", "logits", *maps) if settings.return_dict_in_generate else ()
-        self.kept: dict[str, list] = {n: [] for n in names if getattr(settings, f"output_{n}")}
+        self.kept: dict[str, tuple] = {n: () for n in names if getattr(settings, f"output_{n}")}
         self.asked = {f"output_{name}": True for name in maps if name in self.kept}
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -55,18 +55,9 @@ class Recorder:
         """Append each value that was asked for; of a tensor, which may yet be changed, a copy."""
         for name in values.keys() & self.kept.keys():
             value = values[name]
-            self.kept[name].append(value.clone() if isinstance(value, Tensor) else value)
-
-    def scores(self) -> tuple[Tensor, ...] | None:
-        """What was chosen from so far; None if it was not asked for."""
-        return tuple(self.kept["scores"]) if "scores" in self.kept else None
+            self.kept[name] += (value.clone() if isinstance(value, Tensor) else value,)
 
     def reorder(self, rows: Tensor) -> None:
         """Make row i of the pass over the prompt what row rows[i] was."""
         for name in self.kept.keys() & {"attentions", "hidden_states"}:
-            self.kept[name][0] = tuple(x[rows] for x in self.kept[name][0])
-
-    def output(self, sequences: Tensor, cache: Cache | None, **more: Tensor) -> GenerateOutput:
-        """All of it."""
-        kept = {name: tuple(values) for name, values in self.kept.items()}
-        return GenerateOutput(sequences, past_key_values=cache, **kept, **more)
+            self.kept[name] = (tuple(x[rows] for x in self.kept[name][0]),)

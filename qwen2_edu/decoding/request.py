@@ -17,7 +17,7 @@ from ..pretrained import Qwen2PreTrainedModel
 from ..sampling import draw
 from ..text.surface import Surface
 from .fast import fast_reader
-from .outputs import Recorder
+from .outputs import GenerateOutput, Recorder
 from .processors import Processor, obeyed, processors
 from .settings import GenerationConfig, effective_settings
 from .speculation import Assistant, PromptLookup, WholeCache
@@ -283,7 +283,7 @@ class Request:
     def ended(self, ids: Tensor, hits: Tensor | None = None) -> Tensor:
         """Which rows end with their newest token, or were `hits` before? (B, T) -> bool (B,)."""
         hits = ids.new_zeros(len(ids), dtype=torch.bool) if hits is None else hits
-        scores = self.record.scores()
+        scores = self.record.kept.get("scores")  # so far, if they were asked for
         return reduce(lambda hits, criterion: hits | criterion(ids, scores), self.criteria, hits)
 
     def answer(self, sequences: Tensor, **more: Tensor) -> Any:
@@ -291,4 +291,5 @@ class Request:
         if not self.settings.return_dict_in_generate:
             return sequences
         accepted = None if self.drafter is None else tuple(self.accepted)
-        return self.record.output(sequences, self.cache, accepted=accepted, **more)
+        more |= {"past_key_values": self.cache, "accepted": accepted}
+        return GenerateOutput(sequences, **self.record.kept, **more)
