@@ -46,9 +46,9 @@ class Growing:
             return self.data
         # Early queries of this chunk still see what its late tokens overwrite: answer, then store.
         old = self.data[:, :, : min(start, limit)] if start > 0 else new[:, :, :0]
-        last = torch.arange(max(start, end - limit), end, device=new.device)
+        last = torch.arange(start, end, device=new.device)[-limit:] % limit
         self.data = _widened(old, limit)
-        self.data[:, :, last % limit] = new[:, :, -len(last) :]
+        self.data[:, :, last] = new[:, :, -limit:]
         return torch.cat((old, new), dim=2) if start > 0 else new
 
     def filled(self, length: int) -> Tensor:
@@ -92,8 +92,8 @@ class Fixed:
         if not self.wraps:
             return self.data.index_copy_(2, slots, new)
         seen = torch.cat((self.data, new), dim=2) if T > 1 else self.data
-        kept = min(T, self.columns)
-        self.data.index_copy_(2, slots[T - kept :] % self.columns, new[:, :, T - kept :])
+        last = slots[-self.columns :] % self.columns  # the earlier ones would be overwritten
+        self.data.index_copy_(2, last, new[:, :, -self.columns :])
         return seen
 
     def filled(self, length: int) -> Tensor:
