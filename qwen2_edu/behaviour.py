@@ -104,10 +104,8 @@ def _checked(weights: Tensor) -> Tensor:
     """Whole maps of whole texts, in fp32."""
     shape = tuple(weights.shape)
     if weights.ndim < 4 or shape[-1] != shape[-2] or shape[-1] < 2:
-        raise ValueError(
-            f"weights must be (..., B, H, T, T) with T of at least 2, as a pass over whole texts "
-            f"without a cache gives them, not {shape}"
-        )
+        whole = "with T of at least 2, as a pass over whole texts without a cache gives them"
+        raise ValueError(f"weights must be (..., B, H, T, T) {whole}, not {shape}")
     return weights.float()
 
 

@@ -56,13 +56,6 @@ class Growing:
         return self.data[:, :, :length]
 
 
-def _unseen(data: Tensor) -> bool:
-    """Is this step only compiled, or recorded as a CUDA graph? Then no number can be looked at."""
-    if torch.compiler.is_compiling():
-        return True
-    return data.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def _writable(data: Tensor) -> Tensor:
     """The tensor, or a copy if it was made under inference_mode and we are outside."""
     if torch.compiler.is_compiling() or not data.is_inference():
@@ -128,7 +121,8 @@ class Cache:
 
         ValueError if the cache holds another number of rows, or has no room for the tokens.
         """
-        if not _unseen(positions):
+        seen = not torch.compiler.is_compiling()  # else, or in a CUDA graph, there are no numbers
+        if seen and not (positions.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._check_room(*positions.shape)
         columns = positions[:, None, :, None]  # (B, 1, T, 1): stored like the keys
         placed = {}
