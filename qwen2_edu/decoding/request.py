@@ -30,7 +30,7 @@ class Request:
     """All that a run of `generate` needs, from its arguments, which see.
 
     model, reader: what reads the prompt, and single tokens: the model, a recorder or a fast step.
-    settings, steps: what holds for this call, and how many new tokens at most.
+    settings, steps, each: what holds for this call; new tokens at most; rows that a prompt gets.
     prompt: the ids as they were given, (B, T).
     input_ids, inputs_embeds, attention_mask: the same with all padding on the left, (B, T),
         (B, T, E) or None, bool (B, T) or None if nothing is padded. T of the ids is 0 where the
