@@ -14,9 +14,10 @@ makes ids of the spans.
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .checks import check_json, did_you_mean
@@ -89,15 +90,12 @@ def render_chatml(
     return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
 
-def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list[dict[str, Any]]:
-    """The conversation as a copy in plain dicts, checked; keys whose value is None are left out.
-
-    Args:
-        messages: dicts, or a single one.
-        roles: those there are; None = any.
+def check_messages(messages: Any, strict: bool = True) -> list[dict[str, Any]]:
+    """The conversation, dicts or a single one, as a checked copy; keys whose value is None are left
+    out. `strict`: roles are `ROLES`, and a tool call has arguments; else that is for templates.
 
     Raises TypeError: not a list of dicts. ValueError: no message, an unknown role, no content, a
-    tool call without a name, or, where `roles` are given, without arguments.
+    tool call without a name or arguments.
     """
     messages = [messages] if isinstance(messages, Mapping) else messages
     if not isinstance(messages, (list, tuple)):
@@ -110,7 +108,7 @@ def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list
             raise TypeError(f"message {number} must be a dict of role and content, not {message!r}")
         message = {key: value for key, value in message.items() if value is not None}
         role = message.get("role")
-        if not isinstance(role, str) or (roles is not None and role not in roles):
+        if not isinstance(role, str) or (strict and role not in ROLES):
             raise ValueError(f"message {number} has the role {role!r}; the roles are {ROLES}")
         if "content" not in message and not (role == "assistant" and message.get("tool_calls")):
             needed = "give it one: only an assistant's with tool_calls goes without"
@@ -120,7 +118,7 @@ def check_messages(messages: Any, roles: Collection[str] | None = ROLES) -> list
         for call in calls:
             made = call.get("function", call)
             named = isinstance(made, Mapping) and isinstance(made.get("name"), str)
-            if not named or (roles is not None and "arguments" not in made):
+            if not named or (strict and "arguments" not in made):
                 needed = 'a tool call needs {"name": "…", "arguments": {…}}'
                 raise ValueError(f"message {number}: {needed}, not {reprlib.repr(call)}")
         checked.append(message)
@@ -152,10 +150,10 @@ def choose_template(template: str | None, own: str | dict[str, str] | None, tool
             raise ValueError("this tokenizer has no chat template: give one as chat_template=…")
         if template not in named:
             raise ValueError(f"none is the default: name one of {sorted(named)} as chat_template")
-    if isinstance(template, str) and template not in named and "{" not in template:
+    if template not in named and "{" not in template:
         hint = did_you_mean(template, named, f"its templates are {sorted(named)}")
         raise ValueError(f"{template!r} is no chat template of this tokenizer, nor Jinja: {hint}")
-    return named.get(template, template) if isinstance(template, str) else template
+    return named.get(template, template)
 
 
 def spans(
@@ -199,7 +197,7 @@ def spans(
     for name in variables.keys() - known:  # what no template reads is harmless, a slip is not
         if hint := did_you_mean(name, known, cutoff=0.8):
             raise TypeError(f"{name!r} is neither an option nor read by this template: {hint}")
-    inputs = {"messages": check_messages(messages, None), **variables}
+    inputs = {"messages": check_messages(messages, strict=False), **variables}
     inputs = {name: _plain(value, name) for name, value in inputs.items()}
     for message in inputs["messages"]:
         if message["role"] == "assistant" and "content" in message:
@@ -296,13 +294,11 @@ def _cut_at_end(text: str) -> str:
 
 def _plain(value: Any, where: str) -> Any:
     """A copy in plain data, so that a template finds no method to call."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    hint = "; describe a function by its JSON schema" if callable(value) else ""
-    raise TypeError(f"{where} must be plain data, not {type(value).__name__}{hint}")
+
+    def convert(other: Any) -> dict:
+        if isinstance(other, Mapping):
+            return dict(other)
+        hint = "; describe a function by its JSON schema" if callable(other) else ""
+        raise TypeError(f"{where} must be plain data, not {type(other).__name__}{hint}")
+
+    return json.loads(json.dumps(value, ensure_ascii=False, default=convert))
