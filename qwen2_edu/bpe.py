@@ -261,12 +261,10 @@ def train(
 
 def _join(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
     """Replace each `pair` in `word` by `new`, left to right."""
-    out, i = [], 0
-    while i < len(word):
-        if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
-            out.append(new)
-            i += 2
+    out: list[int] = []
+    for token in word:
+        if out and (out[-1], token) == pair:
+            out[-1] = new
         else:
-            out.append(word[i])
-            i += 1
+            out.append(token)
     return out

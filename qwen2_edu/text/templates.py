@@ -21,9 +21,9 @@ from .traced import SPOKEN, WRITTEN, Traced, join, origins
 
 STEPS = 3_000_000
 _left: ContextVar[list[int]] = ContextVar("steps left to the template that runs")
-# What gives more than it was given, as a product of lengths and numbers: methods and filters.
+# What gives more than it was given, as a product of lengths and numbers: methods, filters, and *.
 _GROWING = """join replace translate center ljust rjust zfill expandtabs indent wordwrap batch
-slice""".split()
+slice mul""".split()
 _WIDE = re.compile(r"\*|\d{5}|:[^}]*\{")  # in a format: as wide as a large number says, or a name
 _SPOKEN = bytes(byte | SPOKEN for byte in range(256))
 
@@ -47,16 +47,21 @@ def _pay(result: Any) -> Any:
 
 def _foresee(function: Callable, *args: Any, **kwargs: Any) -> None:
     """Pay for what is looked through; and beforehand for what could grow too large to be made."""
+    function = getattr(function, "__wrapped__", function)
     given = [getattr(function, "__self__", None), *args, *kwargs.values()]
     for value in given:
         _pay(value)
     name = getattr(function, "__name__", "").rpartition("do_")[2]
-    if name in _GROWING:
+    if name in _GROWING and any(hasattr(v, "__len__") for v in given):
         sizes = [len(v) if hasattr(v, "__len__") else v for v in given if v is not None]
         *_, second, first = sorted([1, 1, *(n for n in sizes if isinstance(n, int))])
         _spend(first * second // 100)
-    if name.startswith("format") and any(isinstance(v, str) and _WIDE.search(v) for v in given):
-        raise OverflowError(f"a format asks for too many blanks: {given[:2]}")
+    elif name == "pow" and all(isinstance(v, int) for v in args):
+        _spend(args[0].bit_length() * abs(args[1]) // 1000)
+    elif name in ("format", "format_map", "mod"):
+        form = next((v for v in given if isinstance(v, str)), "")  # the rest is what it shows
+        if _WIDE.search(form):
+            raise OverflowError(f"a format asks for too many blanks: {form}")
 
 
 @functools.cache
@@ -117,19 +122,11 @@ def _environment() -> Any:
             _foresee(function, *args, **kwargs)
             return _pay(super().call(context, function, *args, **kwargs))
 
-        def wrap_str_format(self, value):
-            _foresee(value)
-            return super().wrap_str_format(value)
-
         def call_binop(self, context, operator, left, right):
-            sizes = [len(v) if hasattr(v, "__len__") else v for v in (left, right)]
-            if operator == "%":
-                _foresee(format, left)
-            elif operator == "*" and sizes != [left, right]:
-                _spend(abs(sizes[0] * sizes[1]) // 100)
-            elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-                _spend(left.bit_length() * abs(right) // 1000)
-            return _pay(self.binop_table[operator](left, right))
+            function = self.binop_table[operator]
+            if operator != "+":
+                _foresee(function, left, right)
+            return _pay(function(left, right))
 
     def raise_exception(message: str):
         raise jinja2.TemplateError(message)
@@ -192,15 +189,11 @@ def to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_k
 
 
 def render(template: str, /, **variables: Any) -> str:
-    """Run a chat template in its sandbox; what it writes tells the origin of each character.
+    """Run a template, Jinja source, in its sandbox with the names that it reads: messages, tools,
+    …; what it writes tells the origin of each character.
 
-    Args:
-        template: Jinja source.
-        **variables: the names that it reads: messages, tools, add_generation_prompt, …
-
-    Raises:
-        ValueError: the template is not valid, refuses the conversation, fails on it, or takes more
-            than `STEPS` steps.
+    Raises ValueError: the template is not valid, refuses the conversation, fails on it, or takes
+    more than `STEPS` steps.
     """
     compiled, _ = compile_template(template)
     token = _left.set([STEPS])

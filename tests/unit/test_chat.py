@@ -405,6 +405,8 @@ def test_what_templates_can_use(fast):
     assert render("{{ messages[0] | tojson }}") == '{"role": "user", "content": "<é>"}'
     assert render("{{ eos_token }}") == "<|im_end|>"
     assert render("{{ thinking }}", thinking=True) == "True"
+    for shown in ("'<{}>'.format(x)", "'<%s>' % x", "'<%s>' | format(x)"):
+        assert render("{{ " + shown + " }}", x="1,000,000 * 12345") == "<1,000,000 * 12345>"
     assert len(render("{{ strftime_now('%Y') }}")) == 4
     assert (
         render("{% for m in messages %}{% break %}{% endfor %}\n  {% if 1 %}\nx{% endif %}") == "x"
