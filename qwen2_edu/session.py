@@ -53,7 +53,6 @@ class ChatSession:
         self, model: Qwen2ForCausalLM, tokenizer: Surface, system: str | None = None, **options: Any
     ):
         self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.arguments: dict[str, Any] = {}
         self.arguments = self._taken(options)
         config = options.pop("generation_config", None)
         self.options = options
@@ -89,7 +88,7 @@ class ChatSession:
         if needed > cache.max_length or (guesses and not isinstance(cache, WholeCache)):
             cache = self._forget(needed, guesses)
         tokens = stream_ids(self.model, prompt, past_key_values=cache, **options)
-        pieces = TextPieces(self.tokenizer, options["generation_config"].stop_strings)
+        pieces = TextPieces(self.tokenizer, s.stop_strings)
         return self._answer(question, ids, pieces.of(_noted(tokens, ids)))
 
     def undo(self) -> str:
@@ -156,7 +155,7 @@ class ChatSession:
 
     def _turn_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of a turn: its own, over the session's. Only its own may warn."""
-        arguments = self._taken(options)
+        arguments = {**self.arguments, **self._taken(options), "tokenizer": self.tokenizer}
         config = options.pop("generation_config", None)
         base = self._session_settings(config) if config else self.settings
         if options.get("max_length") is not None:  # a turn's own limit, in either spelling
@@ -168,7 +167,7 @@ class ChatSession:
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         if end is not None:
             s.eos_token_id = [*s.eos_token_id, end]
-        return {**arguments, "tokenizer": self.tokenizer, "generation_config": s}
+        return {**arguments, "generation_config": s}
 
     def _taken(self, options: dict[str, Any]) -> dict[str, Any]:
         """What goes to `generate` as it is, taken out of a turn's options, or the session's."""
@@ -176,7 +175,7 @@ class ChatSession:
         refuse_unknown("ChatSession", [name for name in MADE if name in options], (), made)
         taken = {name: options.pop(name) for name in PASSED if options.get(name) is not None}
         check_json(taken, get_type_hints(Request.__init__))
-        return {**self.arguments, **taken}
+        return taken
 
     def _cache_for(self, ids: list[int]) -> Cache:
         """The cache, cut back to what `ids` begins with; at least the last id is left to read."""

@@ -5,8 +5,8 @@ the same answers from a compiled engine, `tiktoken`. Both inherit all else, and 
 `_encode_text`, which turns plain text into ids. So they cannot differ in anything else. Settings,
 files and the way back from ids to text are in `text/surface.py`.
 
-The way of a text: `text/runs.py` cuts it at added tokens and brings the rest to NFC; that is split
-into pieces, and each piece is merged.
+The way of a text: `text/runs.py` cuts it at added tokens, brings the rest to NFC and splits that
+into pieces; each piece is merged.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from . import chat
 from .bpe import PATTERN, merge
 from .checks import checked, refuse_unknown
 from .text.batching import BATCH_OPTIONS, BatchEncoding
-from .text.runs import origins_of, runs
+from .text.runs import origins_of, pieces, runs
 from .text.surface import Surface
-from .text.unicode import pieces
 
 # tiktoken's regular expressions give up on a run of a million white space characters. Half as many
 # already fill one of the blocks of this size that a text is cut into.

@@ -28,15 +28,11 @@ def choose_device(
             hint = "a model lives on one device here; give 'auto', a device, or {'': device}"
             raise ValueError(f"device_map={device_map!r}: {hint}")
         device_map = next(iter(device_map.values()))
-    choice = device if device_map is None else device_map
-    return _existing("cpu" if choice is None else choice)
-
-
-def _existing(device: str | int | torch.device) -> torch.device:
+    choice = next((said for said in (device, device_map) if said is not None), "cpu")
     try:
-        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        found = torch.device("cuda", choice) if isinstance(choice, int) else torch.device(choice)
     except (RuntimeError, ValueError, TypeError):
-        raise ValueError(f"{device!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
+        raise ValueError(f"{choice!r} is no device: try 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
     counts = {"mps": int(torch.backends.mps.is_available()), "cpu": 1}
     counts |= {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
     count = counts.get(found.type, 0)

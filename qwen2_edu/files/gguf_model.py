@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..bpe import text_to_token, token_to_text
 from ..checks import one_of
@@ -133,13 +133,6 @@ def tokenizer_settings(file: GGUFFile) -> dict[str, Any]:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def quantize_q4_0(x: Tensor) -> Tensor:
-    """(N, K) -> uint8 (N, K / 32 * 18), K a multiple of 32: a scale, then 32 half bytes."""
-    numbers, scales = round_int4(x)
-    blocks = numbers.unflatten(1, (-1, 16))  # (N, K/32, 16)
-    return torch.cat((scales[..., None].view(torch.uint8), blocks), dim=-1).flatten(1)
-
-
 DTYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32, "Q4_0": 2}  # what general.file_type says
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -189,8 +182,10 @@ def save_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, value, form in tensors:
-            if form.name == "Q4_0":
-                data = quantize_q4_0(value.cpu()).numpy()
+            if form.name == "Q4_0":  # as our own int4: of each block the scale, then its numbers
+                numbers, scales = round_int4(value.cpu())
+                blocks = (scales[..., None].view(torch.uint8), numbers.unflatten(1, (-1, 16)))
+                data = torch.cat(blocks, dim=-1).flatten(1).numpy()  # (N, K / 32 * 18)
             else:
                 data = quantize(value.float().cpu().numpy(), GGMLQuantizationType[form.name])
             writer.write_tensor_data(data)

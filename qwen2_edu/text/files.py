@@ -146,9 +146,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the smaller files that older and newer layouts put beside it."""
-    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config: dict[str, Any] = {}
-    for file in (older, path):
+    path, config = folder / "tokenizer_config.json", {}
+    for file in (folder / "special_tokens_map.json", path, folder / "chat_template.json"):
         config |= _check(file, read_json(file), CONFIG) if file.is_file() else {}
     config |= {name: _content(config[name], path) for name in PARTS if name in config}
     newer = config.pop("extra_special_tokens", None)
@@ -167,8 +166,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         default = {"default": read_text(newer)} if newer.is_file() else {}
         named = default | {path.stem: read_text(path) for path in more}
         config["chat_template"] = named if more else named["default"]
-    elif (newer := folder / "chat_template.json").is_file():
-        config["chat_template"] = _check(newer, read_json(newer), CONFIG).get("chat_template")
     return config
 
 
@@ -246,11 +243,9 @@ def _steps_of(data: dict[str, Any]) -> dict[str, Any]:
     """All in a tokenizer.json that decides about ids, in one spelling."""
 
     def essence(step: Any) -> Any:
-        if isinstance(step, list):
-            return [essence(part) for part in step]
         if isinstance(step, dict):
             return {name: essence(part) for name, part in step.items() if name != "trim_offsets"}
-        return step
+        return [essence(part) for part in step] if isinstance(step, list) else step
 
     steps = {name: essence(data.get(name)) for name in ("normalizer", "pre_tokenizer")}
     steps["decoder"] = (data.get("decoder") or _BYTES).get("type")

@@ -156,8 +156,15 @@ class Vocabulary:
         before = len(self._added)
         for token in [new_tokens] if isinstance(new_tokens, Token) else new_tokens:
             self._add(token, None, special_tokens)
-        self._find_added()
-        return len(self._added) - before
+        ids, added = self._added_ids, self._added
+        in_nfc = {t: i for t, i in ids.items() if added[i].normalized}
+        self._in_nfc = Finder({unicodedata.normalize("NFC", t): i for t, i in in_nfc.items()})
+        self._as_written = Finder({t: i for t, i in ids.items() if t not in in_nfc})
+        self._special_ids = special = {i for i in added if added[i].special}
+        # In a chat, these come from the template only: all but words added to the vocabulary.
+        words = {t for t in ids if t[0].isalnum() or t[-1].isalnum()}
+        self._controls = Finder({t: i for t, i in ids.items() if i in special or t not in words})
+        return len(added) - before
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, Token | Sequence[Token]]) -> int:
         """Add special tokens, as {"pad_token": "<pad>", "additional_special_tokens": ["<a>"]} says
@@ -195,17 +202,6 @@ class Vocabulary:
         if was.special and not token.special:
             token = was  # once special, always special
         self._added[token_id], self._added_ids[token.content] = token, token_id
-
-    def _find_added(self) -> None:
-        """Prepare the search for added tokens."""
-        ids, added = self._added_ids, self._added
-        in_nfc = {t: i for t, i in ids.items() if added[i].normalized}
-        self._in_nfc = Finder({unicodedata.normalize("NFC", t): i for t, i in in_nfc.items()})
-        self._as_written = Finder({t: i for t, i in ids.items() if t not in in_nfc})
-        self._special_ids = special = {i for i in added if added[i].special}
-        # In a chat, these come from the template only: all but words added to the vocabulary.
-        words = {t for t in ids if t[0].isalnum() or t[-1].isalnum()}
-        self._controls = Finder({t: i for t, i in ids.items() if i in special or t not in words})
 
     def _id_of(self, token: str) -> int | None:
         if token in self._added_ids:

@@ -12,8 +12,7 @@ import transformers
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from qwen2_edu import Qwen2Tokenizer, Qwen2TokenizerFast, bpe
-from qwen2_edu.text.runs import AddedToken
-from qwen2_edu.text.unicode import nfc, pieces
+from qwen2_edu.text.runs import AddedToken, nfc, pieces
 
 BOTH = pytest.mark.parametrize("cls", [Qwen2Tokenizer, Qwen2TokenizerFast])
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

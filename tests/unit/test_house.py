@@ -37,7 +37,7 @@ ROOMS = [
     "cache layers rope masks",
     "config",
     "hub files.gguf_model",
-    "text.runs text.unicode bpe",
+    "text.runs bpe",
     "files.weights files.released quantize",
     "files.gguf files.blocks files.checksums files.devices",
     "checks files.disk outputs kernels",
