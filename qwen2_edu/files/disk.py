@@ -57,26 +57,22 @@ def locked(path: Path, wait: float = 20) -> Iterator[bool]:
     Yields False where the system has no such lock: Windows, some network disks. BlockingIOError:
     another still holds it after `wait` seconds.
     """
-    end, handle, ours = time.monotonic() + wait, None, False
-    while not ours:
-        try:
-            handle = os.open(path, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(handle), os.stat(path))  # or was it exchanged?
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(handle)
-                raise BlockingIOError(errno.EAGAIN, f"{path} is being written") from None
-            time.sleep(0.01)
-        except (OSError, AttributeError):  # which may not even open
-            break
-        if not ours:
-            os.close(handle)
-    try:
+    end, ours = time.monotonic() + wait, False
+    with contextlib.ExitStack() as held:
+        while not ours:
+            held.close()  # what the try before has opened
+            try:
+                handle = os.open(path, os.O_RDONLY)
+                held.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = os.path.samestat(os.fstat(handle), os.stat(path))  # or was it exchanged?
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise BlockingIOError(errno.EAGAIN, f"{path} is being written") from None
+                time.sleep(0.01)
+            except (OSError, AttributeError):  # which may not even open
+                break
         yield ours
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 @contextlib.contextmanager

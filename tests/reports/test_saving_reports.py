@@ -207,6 +207,24 @@ def test_a_save_inside_another_is_refused_not_waited_for_for_ever(tmp_path, monk
     assert time.monotonic() - start < 5 and os.listdir(tmp_path) == []
 
 
+def test_a_folder_removed_while_it_is_waited_for(tmp_path):
+    """Nothing is left to hold, and no file is closed twice: its number may be another's by then."""
+    (folder := tmp_path / "m").mkdir()
+    found = []
+
+    def wait():
+        with disk.locked(folder) as ours:
+            found.append(ours)
+
+    with disk.locked(folder):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.1)
+        folder.rmdir()
+        waiting.join()
+    assert found == [False]
+
+
 def test_a_full_disk_is_an_os_error_with_the_path(tmp_path):
     """The largest file that may be written stands in for the room on a disk."""
     make(1).save_pretrained(tmp_path / "m")
