@@ -166,22 +166,14 @@ class TokenizerBase(Surface):
         template = chat.choose_template(chat_template, self.chat_template, tools)
         own_words = set(self._controls.id_of.values()) - self._special_ids
         of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
-        settings = {
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "find_spoken": mask,
-            "special_tokens": self.special_tokens_map,
-            **options,
-        }
+        options |= {"tools": tools, "add_generation_prompt": add_generation_prompt}
+        options |= {"continue_final_message": continue_final_message, "find_spoken": mask}
+        options |= {"special_tokens": self.special_tokens_map}
         controls = self._controls if tokenize else None
-        batched = isinstance(conversation, (list, tuple)) and isinstance(
-            next(iter(conversation), None), (list, tuple)
-        )
-        spans = [
-            chat.spans(template, one, controls, own_words, **settings)
-            for one in (conversation if batched else [conversation])
-        ]
+        first = next(iter(conversation), None) if isinstance(conversation, (list, tuple)) else None
+        batched = isinstance(first, (list, tuple))
+        conversations = conversation if batched else [conversation]
+        spans = [chat.spans(template, one, controls, own_words, **options) for one in conversations]
         if not tokenize:
             texts = [row[0].text for row in spans]
             return texts if batched else texts[0]

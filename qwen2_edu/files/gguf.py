@@ -217,18 +217,16 @@ class _Header:
         return found
 
     def value(self) -> Any:
-        (kind,), count = self.numbers("I"), None
-        if kind == LIST:
+        (kind,), count = self.numbers("I"), 1
+        if several := kind == LIST:
             (kind,), count = self.numbers("I"), self.count("Q", MOST_ITEMS)
-        if kind == TEXT:
-            return self.texts()[0] if count is None else self.texts(count)
-        if kind not in SCALARS:
+        if kind != TEXT and kind not in SCALARS:
             raise self.fault(f"{self.what} is of the unknown kind {kind}")
-        if count is not None:
-            return list(self.numbers(SCALARS[kind], count))
-        (value,) = self.numbers(SCALARS[kind])
+        values = self.texts(count) if kind == TEXT else self.numbers(SCALARS[kind], count)
+        if several:
+            return list(values)
         # 1e-6 was rounded to fp32: the shortest decimal that rounds to the same is 1e-6 again.
-        return float(str(np.float32(value))) if SCALARS[kind] == "f" else value
+        return float(str(np.float32(values[0]))) if SCALARS.get(kind) == "f" else values[0]
 
     def metadata(self, count: int) -> dict[str, Any]:
         fields: dict[str, Any] = {}

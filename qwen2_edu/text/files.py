@@ -128,7 +128,11 @@ def read_folder(folder: Path) -> dict[str, Any]:
         for adds, (part, where) in ADDING.items():
             if config.get(adds) and config.get(part) in contents:
                 config[where] = [contents[config[part]]]
-    settings = _settings(config, vocab, added)
+    if "<|endoftext|>" in contents:  # what these are if nothing else is said, as in transformers
+        config = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>") | config
+    names = ("chat_template", "additional_special_tokens", "before", "after", *SAID)
+    settings = {name: config[name] for name in names if config.get(name) is not None}
+    settings["config"] = {name: config[name] for name in config if name not in names}
 
     odd = {t for t in contents if set(t) - ALPHABET}  # letters that stand for no byte
     try:  # from spelled tokens to bytes
@@ -167,21 +171,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         named = default | {path.stem: read_text(path) for path in more}
         config["chat_template"] = named if more else named["default"]
     return config
-
-
-def _settings(config: dict, vocab: dict[str, int], added: dict[int, AddedToken]) -> dict[str, Any]:
-    """What tokenizer_config.json sets. Special tokens that only it knows are added, as new ids."""
-    present = {token.content for token in added.values()}
-    if "<|endoftext|>" in present:  # what these are if nothing else is said, as in transformers
-        config = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>") | config
-    named = [*(config.get(name) for name in PARTS), *config["additional_special_tokens"]]
-    for content in named:
-        if content is not None and content not in present and content not in vocab:
-            added[max([*vocab.values(), *added]) + 1] = AddedToken(content, special=True)
-            present.add(content)
-    names = ("chat_template", "additional_special_tokens", "before", "after", *SAID)
-    said = {name: config[name] for name in names if config.get(name) is not None}
-    return said | {"config": {name: config[name] for name in config if name not in names}}
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict, list[int], list[int]]:
@@ -322,14 +311,10 @@ def _others(settings: dict[str, Any], spelled: dict[str, Any]) -> dict[str, str]
     whole = {"version": "1.0", "truncation": None, "padding": None}
     whole |= {"added_tokens": [{"id": token_id, **token} for token_id, token in added.items()]}
     whole |= {**STEPS, "post_processor": _post_processor(settings), "model": MODEL | spelled}
-    config = {
-        **FIXED,
-        "clean_up_tokenization_spaces": False,
-        **settings["config"],
-        **{name: settings[name] for name in ("additional_special_tokens", *SAID)},
-        "added_tokens_decoder": {str(token_id): token for token_id, token in added.items()},
-        "tokenizer_class": "Qwen2Tokenizer",
-    }
+    config = {**FIXED, "clean_up_tokenization_spaces": False, **settings["config"]}
+    config |= {name: settings[name] for name in ("additional_special_tokens", *SAID)}
+    config |= {"added_tokens_decoder": {str(token_id): token for token_id, token in added.items()}}
+    config |= {"tokenizer_class": "Qwen2Tokenizer"}
     template = settings["chat_template"]
     named = template if isinstance(template, dict) else {"default": template} if template else {}
     files = {"tokenizer.json": json.dumps(whole, ensure_ascii=False, indent=2)}
