@@ -83,14 +83,11 @@ class Vocabulary:
                 self._add(token, token_id, special=True)
             added_tokens = ()
         self.add_tokens(added_tokens, special_tokens=True)
-        self._parts: dict[str, str | None] = {}
-        parts = [bos_token, eos_token, unk_token, pad_token, *additional_special_tokens]
-        named = [token for token in parts if token is not None]
-        new = [t for t in named if self._id_of(t) is None or t in self._added_ids]
-        self.add_tokens(new, special_tokens=True)  # what plays a part is special, and is there
-        self.bos_token, self.eos_token = bos_token, eos_token
-        self.unk_token, self.pad_token = unk_token, pad_token
+        self._parts = {"bos_token": bos_token, "eos_token": eos_token}
+        self._parts |= {"unk_token": unk_token, "pad_token": pad_token}
         self.additional_special_tokens = list(additional_special_tokens)
+        new = [t for t in self.all_special_tokens if self._id_of(t) is None or t in self._added_ids]
+        self.add_tokens(new, special_tokens=True)  # what plays a part is special, and is there
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
