@@ -160,9 +160,9 @@ def spans(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     controls: Finder | None,
-    own_words: Container[int] = (),
+    special: Container[int],
     *,
-    special_tokens: Mapping[str, str] | None = None,
+    special_tokens: Mapping[str, str],
     continue_final_message: bool = False,
     find_spoken: bool = False,
     **variables: Any,
@@ -170,14 +170,14 @@ def spans(
     """Render a conversation, and cut it at its control tokens.
 
     A control token is one where the template wrote all of it. In the content of an assistant's
-    message, those of `own_words` are, such as <tool_call>: a model that was trained on them says
-    them. Anywhere else, and however a template pastes them together, the same letters are text.
+    message, those that are not `special` are, such as <tool_call>: a model that was trained on them
+    says them. Anywhere else, and however a template puts them together, these letters are text.
 
     Args:
         template: Jinja source.
         messages: see `check_messages`; roles and kinds of content are for the template to refuse.
         controls: finds the control tokens; None = do not cut, answer one span.
-        own_words: ids of those that the assistant may say.
+        special: ids of those that the assistant cannot say.
         special_tokens: names that the template may read, such as `eos_token`.
         continue_final_message: leave the last message open.
         find_spoken: tell where the assistant speaks: what the template puts between
@@ -205,7 +205,7 @@ def spans(
     if continue_final_message:
         last = inputs["messages"][-1]
         last["content"] = _left_open(last.get("content"))
-    fixed = {name: Traced(token, WRITTEN) for name, token in (special_tokens or {}).items()}
+    fixed = {name: Traced(token, WRITTEN) for name, token in special_tokens.items()}
 
     try:
         text = render(template, **{**fixed, **inputs})
@@ -219,15 +219,14 @@ def spans(
     if controls is None:
         return [Span(text, None, b"")]
     spoken = _spoken(text, origin) if find_spoken else bytes(len(text))
-    return list(_cut(text, origin.translate(_WHO), spoken, controls, own_words))
+    return list(_cut(text, origin.translate(_WHO), spoken, controls, special))
 
 
-def _cut(text: str, who: bytes, spoken: bytes, controls: Finder, own_words) -> Iterator[Span]:
+def _cut(text: str, who: bytes, spoken: bytes, controls: Finder, special) -> Iterator[Span]:
     """Cut at the control tokens, which never reach from what one wrote into what another did."""
     begun = 0
-    not_own = [i for i in controls.id_of.values() if i not in own_words]
     for run in re.finditer(rb"(?s)\x01+|\x02+", who):
-        ignore = () if who[run.start()] == WRITTEN else not_own
+        ignore = () if who[run.start()] == WRITTEN else special
         for start, end, control in controls.cuts(text[run.start() : run.end()], ignore):
             if control is not None:
                 start, end = start + run.start(), end + run.start()

@@ -164,7 +164,6 @@ class TokenizerBase(Surface):
         if mask and not (tokenize and return_dict):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True, return_dict=True")
         template = chat.choose_template(chat_template, self.chat_template, tools)
-        own_words = set(self._controls.id_of.values()) - self._special_ids
         of_batch = {name: options.pop(name) for name in BATCH_OPTIONS if name in options}
         options |= {"tools": tools, "add_generation_prompt": add_generation_prompt}
         options |= {"continue_final_message": continue_final_message, "find_spoken": mask}
@@ -172,8 +171,8 @@ class TokenizerBase(Surface):
         controls = self._controls if tokenize else None
         first = next(iter(conversation), None) if isinstance(conversation, (list, tuple)) else None
         batched = isinstance(first, (list, tuple))
-        conversations = conversation if batched else [conversation]
-        spans = [chat.spans(template, one, controls, own_words, **options) for one in conversations]
+        talks = conversation if batched else [conversation]
+        spans = [chat.spans(template, one, controls, self._special_ids, **options) for one in talks]
         if not tokenize:
             texts = [row[0].text for row in spans]
             return texts if batched else texts[0]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +25,6 @@ from ..files.disk import read_bytes, read_json, read_text, replacing
 from .runs import AddedToken
 from .templates import QWEN2_TEMPLATE
 
-Folder = str | os.PathLike
 NAMED = "additional_chat_templates"  # a folder: a file for each chat template but the default
 ALPHABET = set(BYTE_TO_CHAR.values())
 # All that a tokenizer may have; a save takes those away that it does not write. For the template,
@@ -124,10 +122,9 @@ def read_folder(folder: Path) -> dict[str, Any]:
     if not added and merges_file != whole:
         added = _special_after(vocab)
     contents = {token.content: i for i, token in added.items()}
-    if merges_file != whole:
-        for adds, (part, where) in ADDING.items():
-            if config.get(adds) and config.get(part) in contents:
-                config[where] = [contents[config[part]]]
+    for adds, (part, where) in ADDING.items():
+        if config.get(adds) and config.get(part) in contents:
+            config.setdefault(where, [contents[config[part]]])  # unless tokenizer.json has said
     if "<|endoftext|>" in contents:  # what these are if nothing else is said, as in transformers
         config = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>") | config
     names = ("chat_template", "additional_special_tokens", "before", "after", *SAID)
@@ -282,7 +279,7 @@ def _content(token: Any, path: Path) -> str | None:
     return content
 
 
-def write(settings: dict, folder: Folder, prefix: str | None, whole: bool) -> tuple[str, ...]:
+def write(settings: dict, folder: str | Path, prefix: str | None, whole: bool) -> tuple[str, ...]:
     """vocab.json and merges.txt; if `whole`, all that a tokenizer has. Returns their paths."""
     added = settings["added_tokens"]
     in_order = sorted(settings["vocab"].items(), key=lambda item: item[1])
