@@ -18,7 +18,7 @@ from typing import Any
 from . import chat
 from .bpe import PATTERN, merge
 from .checks import checked, refuse_unknown
-from .text.batching import BATCH_OPTIONS, BatchEncoding
+from .text.batching import BATCH_OPTIONS, BatchEncoding, batch
 from .text.runs import origins_of, pieces, runs
 from .text.surface import Surface
 
@@ -94,7 +94,7 @@ class TokenizerBase(Surface):
                 row["special_tokens_mask"] = [0] * len(row["input_ids"])
             rows.append(row)
         around = {"before": self.before, "after": self.after} if add_special_tokens else {}
-        return self._batch(rows, single, {**options, **around})
+        return batch(self, rows, single, **options, **around)
 
     def encode(self, text: str, text_pair: None = None, **options: Any) -> list[int]:
         """The ids of a text; options as in `__call__`."""
@@ -177,7 +177,7 @@ class TokenizerBase(Surface):
             texts = [row[0].text for row in spans]
             return texts if batched else texts[0]
         rows = [self._encode_spans(row, mask) for row in spans]
-        result = self._batch(rows, not batched, {"truncation": False, **of_batch})
+        result = batch(self, rows, not batched, **{"truncation": False, **of_batch})
         return result if return_dict else result["input_ids"]
 
     def _encode_spans(self, spans: Sequence[chat.Span], mask: bool) -> dict[str, list[int]]:

@@ -47,16 +47,14 @@ class BatchEncoding(dict):
 
 
 def batch(
+    tokenizer: Any,
     rows: Sequence[Mapping[str, list]],
-    *,
     single: bool,
-    truncation_side: str,
-    pad_token_id: int | None,
-    model_max_length: int,
-    padding_side: str,
+    *,
     before: Sequence[int] = (),
     after: Sequence[int] = (),
     padding: bool | str = False,
+    padding_side: str | None = None,
     truncation: bool | str | None = None,
     max_length: int | None = None,
     pad_to_multiple_of: int | None = None,
@@ -66,28 +64,30 @@ def batch(
     """Cut and pad rows to the lengths asked for, in tokens, and put them together by name.
 
     Args:
+        tokenizer: knows the padding token, the sides to pad and to cut, and the longest input.
         rows: for each text its `input_ids`, and other lists of the same length.
-        before, after: ids to put around each row; they count for the lengths.
         single: there is one row, and it shall come back as such, unless as a tensor.
+        before, after: ids to put around each row; they count for the lengths.
         padding: True or "longest" = to the longest row; "max_length"; False = not at all.
-        padding_side: "left", as generation needs it, or "right".
+        padding_side: "left", as generation needs it, or "right"; None = the tokenizer's.
         truncation: to `max_length`, else `model_max_length`; None = to `max_length`, unless padded.
         return_tensors: "pt" for tensors (B, T), "np" for arrays; None for lists.
     """
     cuts = (True, "longest_first", "only_first")
     one_of("truncation", truncation, (*cuts, False, None, "do_not_truncate"))
     one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))
-    one_of("padding_side", padding_side, SIDES)
+    side = tokenizer.padding_side if padding_side is None else padding_side
+    one_of("padding_side", side, SIDES)
     one_of("return_tensors", return_tensors, ("pt", "np", None))
     check_numbers({"max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}, LENGTHS)
-    limit = model_max_length if max_length is None else max_length
+    limit = tokenizer.model_max_length if max_length is None else max_length
     by_default = truncation is None and padding is False and max_length is not None
     cut = truncation in cuts or by_default
     if max_length is not None and not cut and padding in (True, "longest"):
         what = f"max_length={max_length} has no effect with padding={padding!r} and no truncation"
         warn_caller(f"{what}: add truncation=True, or use padding='max_length'")
     if cut:
-        right = truncation_side == "right"
+        right = tokenizer.truncation_side == "right"
         room = max(limit - len(before) - len(after), 0)
         for i, row in enumerate(rows):
             first = 0 if right else max(len(row["input_ids"]) - room, 0)
@@ -102,7 +102,7 @@ def batch(
         rows = [{"input_ids": row["input_ids"]} | row for row in rows]
 
     if padding not in (False, "do_not_pad"):
-        if pad_token_id is None:
+        if tokenizer.pad_token_id is None:
             raise ValueError("no padding token: set tokenizer.pad_token = tokenizer.eos_token")
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         width = limit if padding == "max_length" else longest
@@ -110,11 +110,11 @@ def batch(
             raise ValueError("padding='max_length' needs max_length: this tokenizer has none")
         if pad_to_multiple_of:
             width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
-        fillers = {**FILLERS, "input_ids": pad_token_id}
+        fillers = {**FILLERS, "input_ids": tokenizer.pad_token_id}
         for row in rows:
             for name, values in ((n, list(v)) for n, v in row.items() if n in fillers):
                 fill = [fillers[name]] * (width - len(values))
-                row[name] = values + fill if padding_side == "right" else fill + values
+                row[name] = values + fill if side == "right" else fill + values
 
     nothing = ["input_ids", "attention_mask"] if return_attention_mask else ["input_ids"]
     names = rows[0] if rows else nothing

@@ -150,12 +150,7 @@ class Surface(Vocabulary):
         if single and isinstance(next(iter(rows[0]["input_ids"]), None), list):
             names, columns = list(rows[0]), zip(*rows[0].values(), strict=True)
             single, rows = False, [dict(zip(names, c, strict=True)) for c in columns]
-        return self._batch(rows, single, {"padding": padding, "truncation": False, **options})
-
-    def _batch(self, rows: list[dict], single: bool, options: Mapping[str, Any]) -> BatchEncoding:
-        own = {n: getattr(self, n) for n in ("truncation_side", "pad_token_id", "model_max_length")}
-        side = self.padding_side if options.get("padding_side") is None else options["padding_side"]
-        return batch(rows, single=single, **{**options, **own, "padding_side": side})
+        return batch(self, rows, single, padding=padding, **{"truncation": False, **options})
 
     # -- ids to text
 
