@@ -126,16 +126,11 @@ def check_messages(messages: Any, strict: bool = True) -> list[dict[str, Any]]:
 
 
 class Span(NamedTuple):
-    """A piece of a rendered conversation.
+    """A piece of a rendered conversation."""
 
-    text: as it stands there.
-    control: the id of the control token that stands here; None = plain text.
-    spoken: for each character 1 if the assistant says it, else 0.
-    """
-
-    text: str
-    control: int | None
-    spoken: bytes
+    text: str  # as it stands there
+    control: int | None  # the id of the control token that stands here; None = plain text
+    spoken: bytes  # for each character 1 if the assistant says it, else 0
 
 
 def choose_template(template: str | None, own: str | dict[str, str] | None, tools: Any) -> str:
