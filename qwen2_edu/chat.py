@@ -67,25 +67,22 @@ def render_chatml(
         system, rest = messages[0]["content"], messages[1:]
     if tools:
         system += _TOOLS_BEFORE + "".join("\n" + to_json(tool) for tool in tools) + _TOOLS_AFTER
-    turns = [("system", system)]
+    turns = [("system", [system])]
     for message in rest:
         role, content = message["role"], message.get("content", "")
-        if role == "tool":  # results go back as the user's; several in a row share a turn
-            result = f"<tool_response>\n{content}\n</tool_response>"
-            if turns[-1][0] == "tool":
-                result = f"{turns.pop()[1]}\n{result}"
-            turns.append(("tool", result))
-            continue
         calls = message.get("tool_calls") or ()
         parts = [content] if content or not calls else []
         for call in calls:
             call = call.get("function", call)
             name, given = call["name"], to_json(call["arguments"])
             parts.append(f'<tool_call>\n{{"name": "{name}", "arguments": {given}}}\n</tool_call>')
-        turns.append((role, "\n".join(parts)))
+        if role == "tool":  # results go back as the user's; several in a row share a turn
+            parts = turns.pop()[1] if turns[-1][0] == "tool" else []
+            parts.append(f"<tool_response>\n{content}\n</tool_response>")
+        turns.append((role, parts))
     text = "".join(
-        f"<|im_start|>{'user' if role == 'tool' else role}\n{content}<|im_end|>\n"
-        for role, content in turns
+        f"<|im_start|>{'user' if role == 'tool' else role}\n" + "\n".join(parts) + "<|im_end|>\n"
+        for role, parts in turns
     )
     return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
