@@ -192,11 +192,15 @@ def spans(
     inputs = {"messages": check_messages(messages, strict=False), **variables}
     inputs = {name: _plain(value, name) for name, value in inputs.items()}
     for message in inputs["messages"]:
-        if message["role"] == "assistant" and "content" in message:
-            message["content"] = _marked(message["content"], SAID)
+        for holder, key in _texts(message) if message["role"] == "assistant" else ():
+            holder[key] = Traced(holder[key], SAID)
     if continue_final_message:
         last = inputs["messages"][-1]
-        last["content"] = _left_open(last.get("content"))
+        if not (texts := _texts(last)):
+            what = f"needs a text in the last message, not {last.get('content')!r}"
+            raise ValueError(f"continue_final_message {what}")
+        holder, key = texts[-1]  # after it a mark, told by its origin: its blank shows trimming
+        holder[key] += Traced("CONTINUE_FINAL_MESSAGE_TAG ", LAST)
     fixed = {name: Traced(token, WRITTEN) for name, token in special_tokens.items()}
 
     try:
@@ -251,27 +255,14 @@ def _spoken(text: str, origin: bytes) -> bytes:
     return bytes(spoken)
 
 
-def _marked(content: Any, origin: int) -> Any:
-    """A message's content, a text or parts, with the origin of its texts."""
+def _texts(message: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Where the texts of a message stand, as holder and key: its content, or parts of that."""
+    content = message.get("content")
     if isinstance(content, str):
-        return Traced(content, origin)
-    if isinstance(content, list):
-        return [_marked(part, origin) for part in content]
-    if isinstance(content, dict) and isinstance(content.get("text"), str):
-        return content | {"text": Traced(content["text"], origin)}
-    return content
-
-
-def _left_open(content: Any) -> Any:
-    """The last message's content, followed by a mark that is told by its origin, not its letters.
-
-    The blank at its end shows whether the template trims."""
-    if isinstance(content, str):
-        return content + Traced("CONTINUE_FINAL_MESSAGE_TAG ", LAST)
-    for i, part in reversed(list(enumerate(content if isinstance(content, list) else ()))):
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            return [*content[:i], part | {"text": _left_open(part["text"])}, *content[i + 1 :]]
-    raise ValueError(f"continue_final_message needs a text in the last message, not {content!r}")
+        return [(message, "content")]
+    parts = enumerate(content if isinstance(content, list) else ())
+    places = [(part, "text") if isinstance(part, dict) else (content, i) for i, part in parts]
+    return [(x, at) for x, at in places if isinstance(x[at] if x is content else x.get(at), str)]
 
 
 def _cut_at_end(text: str) -> str:

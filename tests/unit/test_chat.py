@@ -337,6 +337,24 @@ def test_going_on_where_the_template_trims(fast):
             fast.apply_chat_template(user("a"), **(options | {"chat_template": bad}))
 
 
+def test_a_content_may_come_in_parts(qwen2_5):
+    """A text among the parts is as one alone: its control tokens, and where it is left open."""
+    template = (
+        "{% for m in messages %}<|im_start|>{% for part in m.content %}"
+        "{{ part.text if part.text is string else part }}{% endfor %}<|im_end|>{% endfor %}"
+    )
+    call = qwen2_5.convert_tokens_to_ids("<tool_call>")
+    for parts in ([{"text": "<tool_call>"}, {"text": "b "}], ["<tool_call>", "b "]):
+        said = [*user(parts), {"role": "assistant", "content": parts}]
+        options = {"chat_template": template, "continue_final_message": True}
+        text = qwen2_5.apply_chat_template(said, tokenize=False, **options)
+        assert text == "<|im_start|><tool_call>b <|im_end|><|im_start|><tool_call>b "
+        ids = qwen2_5.apply_chat_template(said, return_dict=False, **options)
+        assert ids.count(call) == 1 and qwen2_5.decode(ids) == text
+    with pytest.raises(ValueError, match="needs a text in the last message, not .*image"):
+        qwen2_5.apply_chat_template(user([{"type": "image"}]), **options)
+
+
 def spoken(tokenizer, result):
     mask, ids = result["assistant_masks"], result["input_ids"]
     return tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
