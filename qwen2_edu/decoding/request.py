@@ -63,6 +63,10 @@ class Request:
         began = time.monotonic()
         self.model = self.reader = model
         self.settings = s = effective_settings(model, generation_config, **options)
+        hook = vars(model).get("prepare_inputs_for_generation")
+        if hook is not None and getattr(hook, "__self__", None) is not model:
+            why = "was replaced, as prompt tuning does, and generate() does not ask it: use LoRA"
+            raise ValueError(f"prepare_inputs_for_generation {why}, or the model's forward pass")
         if inputs is not None and input_ids is not None:
             raise ValueError("inputs and input_ids are the same thing: give one")
         self.inputs_embeds = inputs_embeds

@@ -185,6 +185,24 @@ def test_accumulated_batches_weigh_as_one(pair):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_prompt_tuning_of_peft(pair):
+    """The forward pass is that around transformers' model; to generate without the prompt would be
+    wrong in silence.
+    """
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ids, found = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0)), []
+    for model in pair(pad_token_id=0):
+        torch.manual_seed(0)
+        tuned = peft.get_peft_model(model, config).eval()
+        found.append(tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+        if isinstance(model, qwen2_edu.Qwen2ForCausalLM):
+            with pytest.raises(ValueError, match="was replaced, as prompt tuning does"):
+                tuned.generate(input_ids=ids, max_new_tokens=2)
+            assert model.generate(ids, max_new_tokens=2).shape == (2, 11)
+    close(*found)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "head, task",
     [

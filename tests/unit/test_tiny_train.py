@@ -65,7 +65,7 @@ def test_configuration_is_the_shipped_one():
     for name in train.CONFIG:
         assert getattr(shipped, name) == getattr(ours, name), name
     kinds = ["full_attention"] * 4 + ["sliding_attention"] * 4
-    assert shipped.layer_types == kinds and shipped.dtype == "bfloat16"
+    assert shipped.layer_types == kinds and shipped.torch_dtype == "bfloat16"
 
 
 def test_checkpoint_is_small_and_complete():
