@@ -33,6 +33,9 @@ ROPES = [
 ]
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}  # depends on how a text was cut into passes
 seeds = st.integers(0, 2**31)
+FIELDS = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+num_key_value_heads head_dim max_position_embeddings use_sliding_window sliding_window
+tie_word_embeddings rope_theta rope_scaling attn_implementation num_labels""".split()
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -150,20 +153,30 @@ def caches(config, seed, pads, chunks, static, counted, turn):
                 ids = torch.cat((ids[:, :start], (ids[:, start:] + 1) % V), 1)  # another way on
 
 
+def changes(before, after, order):
+    """A config whose fields are set one after another is one that was given them."""
+    config, wanted = (qwen2_edu.Qwen2Config(**fields) for fields in (before, after))
+    for name in [*order, "layer_types"]:  # last, as others make it void
+        setattr(config, name, after[name])
+    assert config == wanted and config.attn_implementation == wanted.attn_implementation
+    model = qwen2_edu.Qwen2ForCausalLM(config)
+    assert model.load_state_dict(qwen2_edu.Qwen2ForCausalLM(wanted).state_dict())
+
+
 # -- generation ------------------------------------------------------------------------------------
 
 
 @st.composite
 def ways(draw):
     options = {"max_new_tokens": draw(st.integers(1, 12))}
-    kind = draw(st.sampled_from(["greedy", "sampled", "beams"]))
-    if kind == "sampled":
+    kind = draw(st.sampled_from(["greedy", "sampled", "beams", "sampled beams"]))
+    if "sampled" in kind:
         options |= {"do_sample": True, "num_return_sequences": draw(st.integers(1, 3))}
         options["temperature"] = draw(st.sampled_from([1.0, 0.5, 2.0]))
         options["top_k"] = draw(st.sampled_from([0, 1, 5, 50]))
         options["top_p"] = draw(st.sampled_from([1.0, 0.5, 0.9]))
         options["min_p"] = draw(st.sampled_from([0.0, 0.1]))
-    if kind == "beams":
+    if "beams" in kind:
         options["num_beams"] = draw(st.integers(2, 4))
         options["num_return_sequences"] = draw(st.integers(1, options["num_beams"]))
         options["length_penalty"] = draw(st.sampled_from([1.0, 0.0, -1.0, 2.0]))
@@ -455,6 +468,14 @@ FAMILIES = {
             turn=st.integers(0, 6),
         ),
         caches,
+    ),
+    "changes": (
+        case(
+            before=configs(),
+            after=configs(),
+            order=st.permutations(FIELDS),
+        ),
+        changes,
     ),
     "generation": (
         case(config=configs(), seed=seeds, pads=pads, T=st.integers(1, 12), options=ways()),
