@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
 import transformers
@@ -82,6 +83,30 @@ def test_padding_on_the_right_and_refused_searches():
     assert same == [True, False]
     with pytest.raises(ValueError, match="logits_processor"):
         twins()[0].generate(IDS, guidance_scale=1.5)
+
+
+def test_a_config_changed_later():
+    """Ours obeys it, or refuses to build a model; theirs keeps some of it without effect."""
+    obeyed = []
+    for house in (qwen2_edu, transformers):
+        config = house.Qwen2Config(**SMALL)
+        config.rope_theta = 100.0
+        config.num_hidden_layers = 3  # more than there were
+        obeyed.append(config.rope_parameters["rope_theta"] == 100 and len(config.layer_types) == 3)
+    assert obeyed == [True, False]
+    config = qwen2_edu.Qwen2Config(**SMALL)
+    config.num_attention_heads = 3
+    with pytest.raises(ValueError, match="no multiple of num_attention_heads=3"):
+        qwen2_edu.Qwen2Model(config)
+    with pytest.raises(TypeError, match="set as a whole"):
+        config.rope_parameters.update(factor=2.0)
+
+
+def test_a_tuned_prompt_is_for_the_forward_pass_alone():
+    ours, _ = twins()
+    tuned = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="as prompt tuning does"):
+        peft.get_peft_model(ours, tuned).generate(input_ids=IDS, max_new_tokens=1)
 
 
 def test_logits_that_are_no_numbers():
