@@ -26,7 +26,8 @@ def take(x: Tensor, choice: Tensor) -> Tensor:
 @torch.no_grad()
 def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     """The R = `num_return_sequences` best texts of each prompt, best first: (B*R, T + longest).
-    With `do_sample` extensions are drawn by their probability instead of taken in its order.
+    With `do_sample` extensions are drawn by their probability instead of taken in its order. Where
+    there are fewer texts than are asked for, the last rows are padding, with a score of -inf.
 
     `early_stopping` says when a prompt is done: True = as soon as K texts have ended; False = once
     the best running text, were it to end now, would not enter the pool; "never" = once it could not
@@ -39,7 +40,7 @@ def beam_search(request: Any, prefill: Any, decode: Any) -> Any:
     # A beam has at most one extension for each end, so K of these candidates run on.
     C = K * max(2, 1 + len(s.eos_token_id))
     first_rows = K * torch.arange(B, device=device)[:, None]  # (B, 1): where each prompt's begin
-    padding = -1 if s.pad_token_id is None else s.pad_token_id
+    padding = s.pad_token_id or 0
 
     logits = prefill(request.model, request.input_ids, request.cache, mask, request.inputs_embeds)
     logits = request.spread(logits)  # (B*K, V)

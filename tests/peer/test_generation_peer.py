@@ -193,6 +193,14 @@ def test_a_beam_search_that_draws_is_the_same(options):
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
+def test_fewer_texts_than_are_asked_for():
+    told = {"num_beams": 3, "num_return_sequences": 3, "do_sample": True, "top_k": 1}
+    told |= {"max_new_tokens": 1, "return_dict_in_generate": True, "output_scores": True}
+    out = build(qwen2_edu, pad_token_id=None).generate(inputs()["input_ids"][:1], **told)
+    assert out.sequences_scores.isfinite().tolist() == [True, True, False]
+    assert (out.sequences >= 0).all()
+
+
 @BOTH
 @pytest.mark.parametrize("beams", [1, 2])
 def test_embeddings(house, beams):
