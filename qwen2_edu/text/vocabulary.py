@@ -69,6 +69,7 @@ class Vocabulary:
             self.merges = list(merges)
             self._ranks = ranks_of(self.merges)
         self._token_of = {token_id: token for token, token_id in self.vocab.items()}
+        self._limit = max(self._token_of, default=-1) + 1
         for token in [*(bytes([byte]) for byte in range(256)), *self._ranks]:
             if token not in self.vocab:
                 what = "the single byte" if len(token) == 1 else "what a merge makes,"
@@ -102,7 +103,7 @@ class Vocabulary:
     @property
     def vocab_limit(self) -> int:
         """The highest id + 1: what bounds ids, as these may have gaps; `len` counts tokens."""
-        return max(self._token_of) + 1
+        return self._limit
 
     def __len__(self) -> int:
         return len(self._token_of)
@@ -190,7 +191,7 @@ class Vocabulary:
             raise ValueError("an added token cannot be empty")
         known = self._id_of(token.content)
         if token_id is None:
-            token_id = max(self._token_of) + 1 if known is None else known
+            token_id = self._limit if known is None else known
         holder = self._token_of.setdefault(token_id, token.content.encode())
         if known not in (None, token_id) or (known is None and holder != token.content.encode()):
             other = f"it has id {known}" if known is not None else f"that is {holder!r}"
@@ -199,6 +200,7 @@ class Vocabulary:
         if was.special and not token.special:
             token = was  # once special, always special
         self._added[token_id], self._added_ids[token.content] = token, token_id
+        self._limit = max(self._limit, token_id + 1)
 
     def _id_of(self, token: str) -> int | None:
         if token in self._added_ids:
