@@ -148,10 +148,16 @@ class Qwen2Config:
         """A field that is set later counts as if it had been given, and what follows from it is
         derived anew. A model asks if the whole fits (`check`) when it is built.
         """
+        said = {given: getattr(self, given) for given in self._said} | self.extra
+        said["layer_types"] = self.layer_types
+        if self.layer_types == self._derived_layer_types():  # else given, or changed in place
+            del said["layer_types"]
         new = type(self).__new__(type(self))
-        new._fill(_changed({**self._said, **self.extra}, {name: value}))
-        vars(self).clear()
-        vars(self).update(vars(new))
+        new._fill(_changed(said, {name: value}))
+        own = vars(self)
+        own.update(vars(new))  # at no moment is a field missing to another thread
+        for gone in own.keys() - vars(new).keys():
+            del own[gone]
 
     def _fill(self, fields: dict[str, Any]) -> None:
         """Set all fields from those that are said, each looked at by itself."""

@@ -496,6 +496,23 @@ def test_a_config_changed_later_is_one_given_so(changes, tmp_path):
     assert qwen2_edu.Qwen2Config.from_pretrained(tmp_path) == config
 
 
+def test_lists_changed_in_place_stay_changed():
+    config = qwen2_edu.Qwen2Config(
+        **{**SMALL, "num_labels": 2}, id2label={0: "a", 1: "b"}, one_of_ours=[1]
+    )
+    config.layer_types[1], config.id2label[1] = "sliding_attention", "c"
+    config.one_of_ours.append(2)
+    config.use_cache = False
+    assert config.layer_types == ["full_attention", "sliding_attention"]
+    assert (config.id2label[1], config.one_of_ours) == ("c", [1, 2])
+    config.num_hidden_layers = 1
+    assert config.layer_types == ["full_attention"]
+    written = transformers.Qwen2Config(**SMALL).to_dict()  # which lists the layers, as version 5
+    config = qwen2_edu.Qwen2Config.from_dict(written)
+    config.num_hidden_layers = 3
+    assert config.layer_types == ["full_attention"] * 3
+
+
 def test_a_config_changed_later_is_looked_at():
     config = qwen2_edu.Qwen2Config(**SMALL)
     for name, value in {"vocab_size": -1, "num_labels": 10**9, "attn_implementation": "x"}.items():
