@@ -107,7 +107,7 @@ def checked(function: Any, ours: bool = True, late: bool = False) -> Any:
         try:
             given = signature.bind(*args, **options)
         except TypeError as error:
-            raise TypeError(f"{function.__qualname__}{signature}: {error}") from None
+            raise TypeError(f"{call.__qualname__}{signature}: {error}") from None
         kinds = hints(function)
         for name, value in given.arguments.items():
             kind = kinds.get(name, Any)
@@ -146,6 +146,7 @@ def check_calls(modules: str) -> None:
                 continue
             if inspect.isfunction(found):
                 setattr(module, name, checked(found, ours=False))
+                found.__qualname__ += ".__wrapped__"  # there pickle finds what a layer holds of it
             elif inspect.isclass(found) and not is_dataclass(found):
                 checked(found, late=True)
 

@@ -145,19 +145,24 @@ class Qwen2Config:
         raise AttributeError(f"this Qwen2Config has no field {name!r}: {hint}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A field that is set later counts as if it had been given, and what follows from it is
-        derived anew. A model asks if the whole fits (`check`) when it is built.
+        """As `update` of one field."""
+        self.update({name: value})
+
+    def update(self, changes: dict[str, Any]) -> None:
+        """Set fields, all or none. They count as if they had been given, and what follows from them
+        is derived anew; if the whole fits (`check`) is asked when a model is built or saved.
         """
+        for name in changes:
+            if name in ("extra", "_said") or (name not in SET and hasattr(Qwen2Config, name)):
+                raise AttributeError(f"{name} of a Qwen2Config is no field that can be set")
         said = {given: getattr(self, given) for given in self._said} | self.extra
         said["layer_types"] = self.layer_types
         if self.layer_types == self._derived_layer_types():  # else given, or changed in place
             del said["layer_types"]
         new = type(self).__new__(type(self))
-        new._fill(_changed(said, {name: value}))
-        own = vars(self)
-        own.update(vars(new))  # at no moment is a field missing to another thread
-        for gone in own.keys() - vars(new).keys():
-            del own[gone]
+        new._fill(_changed(said, changes))
+        new._warn_of_slips(changes, cutoff=0.7)
+        object.__setattr__(self, "__dict__", vars(new))  # at once: other threads may read
 
     def _fill(self, fields: dict[str, Any]) -> None:
         """Set all fields from those that are said, each looked at by itself."""
@@ -178,6 +183,7 @@ class Qwen2Config:
             except (TypeError, ValueError) as error:
                 raise TypeError(f"{name} must be what config.json can hold: {error}") from None
         own.update(self._said)
+        own.update({n: x for n, x in fields.items() if hasattr(type(self), n)})  # of a subclass
         own["attn_implementation"] = own.get("attn_implementation") or "sdpa"
         if self.num_key_value_heads is None:
             own["num_key_value_heads"] = self.num_attention_heads
@@ -227,11 +233,6 @@ class Qwen2Config:
     def get_text_config(self, *_: Any, **__: Any) -> Qwen2Config:
         """Itself: there is no other part, as models have that also see or hear."""
         return self
-
-    def update(self, changes: dict[str, Any]) -> None:
-        """Set several fields."""
-        for name, value in changes.items():
-            setattr(self, name, value)
 
     # -- reading and writing -----------------------------------------------------------------------
 
@@ -360,6 +361,8 @@ class Qwen2Config:
 
 FIELDS = tuple(Qwen2Config.__annotations__)
 HINTS = get_type_hints(Qwen2Config)
+SET = "attn_implementation _attn_implementation num_labels rope_parameters dtype".split()
+SET += FIELDS
 OPTIONAL = """head_dim id2label is_causal label2id layer_types pad_token_id problem_type
 rope_scaling""".split()
 # What a file says and a change of the field on the left makes void.

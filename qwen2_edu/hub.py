@@ -117,6 +117,7 @@ def resolve(
     for option, value in {"gguf_file": gguf_file, "subfolder": subfolder}.items():
         if name in BUILT_IN and value:
             raise ValueError(f"{option}={value!r} is for folders and hub ids, not for {name!r}")
+    subfolder = subfolder.removesuffix("/") if subfolder else None
     if subfolder and {"", ".", ".."} & {*subfolder.split("/")}:
         raise ValueError(f"subfolder must be a path below the folder, as 'a/b', not {subfolder!r}")
     if name == "released":

@@ -120,7 +120,7 @@ class Qwen2PreTrainedModel(nn.Module):
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
 
-        def load() -> tuple[Qwen2PreTrainedModel, dict[str, set[str]]]:
+        def load() -> tuple[Qwen2PreTrainedModel, dict[str, Any]]:
             source = open_place(folder)
             if config is None:
                 its = Qwen2Config.from_place(source, **options)
@@ -172,9 +172,10 @@ class Qwen2PreTrainedModel(nn.Module):
         attn_implementation: str | None = None,
     ):
         """A new model with fresh values, as `cls(config)`; options as in `from_pretrained`."""
-        changes = {"attn_implementation": attn_implementation or config.attn_implementation}
-        model = cls(Qwen2Config.from_dict(config.to_dict(), **changes))
-        return model.to(parse_dtype(dtype) or config.dtype)
+        config = copy.deepcopy(config)
+        config.attn_implementation = attn_implementation or config.attn_implementation
+        config.torch_dtype = parse_dtype(dtype) or config.dtype
+        return cls(config).to(config.dtype)
 
     def save_pretrained(
         self,
@@ -186,21 +187,36 @@ class Qwen2PreTrainedModel(nn.Module):
         folder then holds this model or, after a kill at any moment, what it held (`replacing`);
         files of others, such as a tokenizer, stay. OSError: the folder cannot be written.
         """
+        from .decoding.settings import GenerationConfig
         from .files.disk import replacing
         from .files.weights import INDEX, OUTDATED, SINGLE, write_weights
         from .hub import drop_neutral
 
         drop_neutral("save_pretrained", options, ("save_directory", "max_shard_size"))
         config = copy.deepcopy(self.config)
+        self._check_shapes(config)
         config.architectures = [type(self).__name__]
         config.torch_dtype = str(self.dtype).removeprefix("torch.")
         texts = {"config.json": config.to_json_string()}
-        if self.generation_config is not None and self.generation_config.to_dict():
-            texts["generation_config.json"] = self.generation_config.to_json()
+        said = self.generation_config
+        said = GenerationConfig.from_dict(said) if isinstance(said, dict) else said
+        if said is not None and said.to_dict():
+            texts["generation_config.json"] = said.to_json()
         with replacing(save_directory, stale=OUTDATED.fullmatch, last=(SINGLE, INDEX)) as draft:
             for name, text in texts.items():
                 (draft / name).write_bytes(text.encode())
             write_weights(self, draft, max_shard_size)
+
+    def _check_shapes(self, config: Qwen2Config) -> None:
+        """Refuse a config that was changed to what these weights could not be loaded into."""
+        config.check()
+        with torch.device("meta"), Undrawn():
+            wanted = dict(type(self)(config).named_parameters())
+        for name, parameter in self.named_parameters():
+            shape, theirs = tuple(parameter.shape), getattr(wanted.get(name), "shape", None)
+            if theirs not in (None, shape) and parameter.is_floating_point():
+                what = f"by the config {name} is {tuple(theirs)}, and it is {shape}"
+                raise ValueError(f"{what}: it was changed since the model was built; nothing saved")
 
     # -- generation --------------------------------------------------------------------------------
 
@@ -272,14 +288,14 @@ class Qwen2PreTrainedModel(nn.Module):
     @torch.no_grad()
     def resize_token_embeddings(
         self,
-        new_num_tokens: int,
+        new_num_tokens: int | None = None,
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
         """Add rows at the end of embedding and head, or cut some off; `config` follows.
 
         Args:
-            new_num_tokens: rows there shall be.
+            new_num_tokens: rows there shall be; None = as many as there are.
             pad_to_multiple_of: or so many more that their number is one of this.
             mean_resizing: new rows are the mean of the old ones, so that a new token takes little
                 from the others; False = normal(0, initializer_range).
@@ -290,7 +306,7 @@ class Qwen2PreTrainedModel(nn.Module):
         sizes = {"new_num_tokens": new_num_tokens, "pad_to_multiple_of": pad_to_multiple_of}
         check_numbers(sizes, dict.fromkeys(sizes, RANGES["vocab_size"]))
         multiple = pad_to_multiple_of or 1
-        rows = -(-new_num_tokens // multiple) * multiple
+        rows = -(-(new_num_tokens or self.vocab_size) // multiple) * multiple
         embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
         if not embedding.weight.is_floating_point():
             raise ValueError("a quantised model cannot be resized: resize first, then quantize()")

@@ -111,7 +111,8 @@ class GenerationConfig:
         """Fields of transformers that are not offered are kept, and refused when a call meets them;
         what neither has is a TypeError.
         """
-        if name in (*OPTIONS, "extra") or name[0] == "_":
+        if name in (*OPTIONS, "extra") or name[:1] == "_":
+            check_json({name: plain(value)}, HINTS)
             super().__setattr__(name, value)
         elif name in (*INSTEAD, *UNREAD, *self.extra):
             self.extra[name] = value
@@ -155,7 +156,8 @@ class GenerationConfig:
             return None
         config = cls.from_dict(read_json(path), str(path))
         config._end = "\n" if read_text(path).endswith("\n") else ""
-        vars(config).update(options)
+        for name, value in options.items():
+            setattr(config, name, value)
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def load_weights(
     device: torch.device | str = "cpu",
     mmap: bool = True,
     ignore_mismatched_sizes: bool = False,
-) -> dict[str, set[str]]:
+) -> dict[str, set[str] | list[str]]:
     """Fill a model that was built on the meta device with the weights of a checkpoint.
 
     On the CPU, where file and model agree in dtype, nothing is copied: the parameters are the
@@ -171,7 +171,7 @@ def load_weights(
         "missing_keys": {*fresh} - {*odd},
         "unexpected_keys": {name for names in left_out.values() for name in names},
         "mismatched_keys": {*odd},
-        "error_msgs": set(),
+        "error_msgs": [],
     }
 
 

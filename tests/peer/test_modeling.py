@@ -348,6 +348,8 @@ def test_new_rows(house):
     assert model.config.vocab_size == len(model.lm_head.weight) == 128
     mean = old.mean(0).expand(29, -1)
     close(model.get_input_embeddings().weight[99:], mean, 1e-4)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    assert model.resize_token_embeddings(pad_to_multiple_of=128).num_embeddings == 128
     model.resize_token_embeddings(400, mean_resizing=False)
     assert 0.015 < model.get_input_embeddings().weight[128:].std() < 0.025
 
@@ -511,6 +513,53 @@ def test_lists_changed_in_place_stay_changed():
     config = qwen2_edu.Qwen2Config.from_dict(written)
     config.num_hidden_layers = 3
     assert config.layer_types == ["full_attention"] * 3
+
+
+class Own(qwen2_edu.Qwen2Config):
+    rank: int = 8
+
+
+def test_a_config_of_ones_own():
+    config = Own(**SMALL, rank=16)
+    assert config.rank == config.to_dict()["rank"] == 16 and Own(**SMALL).rank == 8
+    config.rank = 32
+    model = qwen2_edu.Qwen2ForCausalLM.from_config(config)
+    assert isinstance(model.config, Own) and model.config.rank == 32
+
+
+def test_all_changes_or_none():
+    config = qwen2_edu.Qwen2Config(**SMALL)
+    with pytest.raises(ValueError, match="vocab_size"):
+        config.update({"use_cache": False, "vocab_size": -1})
+    assert config.use_cache
+    for name in ("extra", "window_by_type", "check"):
+        with pytest.raises(AttributeError, match=f"{name} of a Qwen2Config is no field"):
+            setattr(config, name, {})
+    with pytest.warns(UserWarning, match="did you mean sliding_window"):
+        config.slidng_window = 7
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    for changes in ({"hidden_size": 64}, {"hidden_act": "relu"}, {"num_attention_heads": 8}):
+        model = build(qwen2_edu)
+        model.config.update(changes)
+        with pytest.raises(ValueError, match="by the config|hidden_act|num_attention_heads"):
+            model.save_pretrained(tmp_path / "x")
+        assert not (tmp_path / "x").exists()
+    one, other = (qwen2_edu.Qwen2ForCausalLM(model.config) for model in [build(qwen2_edu)] * 2)
+    one.resize_token_embeddings(120)  # and the config of both follows
+    with pytest.raises(ValueError, match="embed_tokens.weight is .120, 32., and it is .99, 32."):
+        other.save_pretrained(tmp_path / "x")
+
+
+@BOTH
+@EACH
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_whole_model_is_pickled(house, name, attention):
+    model = build(house, name, attn_implementation=attention)
+    again = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        close(again(**inputs())[0], model(**inputs())[0], 0)
 
 
 def test_a_config_changed_later_is_looked_at():

@@ -269,6 +269,7 @@ def test_a_subfolder(hub, checkpoint, tmp_path):
         cls.from_pretrained(tmp_path, subfolder="deep/in")
         with pytest.raises(FileNotFoundError, match="no folder 'else' in"):
             cls.from_pretrained(tmp_path, subfolder="else")
+    assert resolve(tmp_path, "model", subfolder="deep/in/") == tmp_path / "deep" / "in"
     for wrong in ("..", "a/../b", "/etc", "a//b"):
         with pytest.raises(ValueError, match="subfolder must be a path below"):
             resolve(tmp_path, "model", subfolder=wrong)

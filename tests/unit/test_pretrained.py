@@ -227,6 +227,15 @@ def test_every_file_has_the_mode_that_the_umask_gives(model, tmp_path, umask, sh
     assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
+def test_settings_that_are_a_dict_are_saved(model, tmp_path):
+    settings, model.generation_config = model.generation_config, {"top_k": 7}
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        model.generation_config = settings
+    assert Qwen2ForCausalLM.from_pretrained(tmp_path).generation_config.top_k == 7
+
+
 def test_released_layout(model, folder, tmp_path_factory):
     assert sorted(files(folder)) == ["config.json", "generation_config.json", SINGLE]
     header = (folder / SINGLE).read_bytes()[8:2000]
