@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
 from .traced import SPOKEN, WRITTEN, Traced, join, origins
@@ -22,8 +23,11 @@ from .traced import SPOKEN, WRITTEN, Traced, join, origins
 STEPS = 3_000_000
 _left: ContextVar[list[int]] = ContextVar("steps left to the template that runs")
 # What gives more than it was given, as a product of lengths and numbers: methods, filters, and *.
-_GROWING = """join replace translate center ljust rjust zfill expandtabs indent wordwrap batch
-slice mul""".split()
+_GROWING = """join replace center ljust rjust zfill expandtabs indent wordwrap batch slice mul
+urlize to_bytes""".split()
+# What looks at the items of a value alone, not at what these hold: nothing of it becomes text.
+_SHALLOW = """len first last list items map select reject selectattr rejectattr slice batch reverse
+default dictsort sort unique min max groupby sum dict Namespace range""".split()
 _WIDE = re.compile(r"\*|\d{5}|:[^}]*\{")  # in a format: as wide as a large number says, or a name
 _SPOKEN = bytes(byte | SPOKEN for byte in range(256))
 
@@ -40,28 +44,86 @@ def _pay(result: Any) -> Any:
         _spend(1 + result.bit_length() // 1000)
     elif isinstance(result, str):
         _spend(1 + len(result) // 100)
+    elif isinstance(result, GeneratorType):
+        return map(_pass, result)
     else:
         _spend(1 + len(result) if isinstance(result, (list, tuple, dict, range)) else 1)
     return result
 
 
+def _pass(item: Any) -> Any:
+    """Pay for a piece of text before it is put together with others."""
+    if isinstance(item, str) and len(item) > 99:
+        _spend(len(item) // 100)
+    return item
+
+
+def _look(value: Any) -> tuple[int, int]:
+    """Pay for all that a value holds, before it becomes text: the steps, and how deep it is."""
+    before, depth, level = _left.get()[0], 0, [value]
+    while level:
+        depth, inner = depth + 1, []
+        for item in map(_pay, level):
+            if type(item).__name__ == "Namespace":
+                item = item._Namespace__attrs
+            if isinstance(item, Mapping):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, Collection) and not isinstance(item, (str, bytes, range)):
+                inner += item
+        level = inner
+    return before - _left.get()[0], depth
+
+
+def _looked(value: Any) -> Any:
+    """A value that becomes text next, paid for; a text is when it is put together with others."""
+    if not isinstance(value, str):
+        _look(value)
+    return value
+
+
+def _compute(name: str, left: int, right: int) -> None:
+    """Pay for arithmetic, whose time grows faster than the digits."""
+    first, second = left.bit_length(), right.bit_length()
+    if name in ("mod", "floordiv"):
+        _spend(first * second // 10**6)
+    else:
+        bits = first * abs(right) if name == "pow" else first + second
+        _spend(int(min(bits / 1000, STEPS) ** 1.6))
+
+
 def _foresee(function: Callable, *args: Any, **kwargs: Any) -> None:
     """Pay for what is looked through; and beforehand for what could grow too large to be made."""
     function = getattr(function, "__wrapped__", function)
+    name = getattr(function, "__name__", "").rpartition("do_")[2]  # "": a macro
     given = [getattr(function, "__self__", None), *args, *kwargs.values()]
-    for value in given:
+    shallow = len(given) if not name else 3 if name in _SHALLOW else 1
+    for value in given[:shallow]:
         _pay(value)
-    name = getattr(function, "__name__", "").rpartition("do_")[2]
-    if name in _GROWING and any(hasattr(v, "__len__") for v in given):
+    steps, depth = _look(given[shallow:])
+    if name in ("mul", "pow", "mod", "floordiv") and all(isinstance(v, int) for v in args):
+        _compute(name, *args)
+    elif name == "round":
+        places = [abs(v) for v in given[2:] if isinstance(v, int)]
+        _compute("pow", 10, max(places, default=0))
+    elif name in _GROWING:
         sizes = [len(v) if hasattr(v, "__len__") else v for v in given if v is not None]
         *_, second, first = sorted([1, 1, *(n for n in sizes if isinstance(n, int))])
         _spend(first * second // 100)
-    elif name == "pow" and all(isinstance(v, int) for v in args):
-        _spend(args[0].bit_length() * abs(args[1]) // 1000)
+    elif name == "translate":
+        _spend(len(given[0]) * steps)
+    elif name == "pprint":
+        _spend(steps * depth)
+    elif name == "to_json":
+        layout = [v for v in given[2:] if v]
+        width = sum(abs(v) if isinstance(v, int) else len("".join(v)) for v in layout)
+        _spend(steps * depth * width // 100)
     elif name in ("format", "format_map", "mod"):
         form = next((v for v in given if isinstance(v, str)), "")  # the rest is what it shows
         if _WIDE.search(form):
-            raise OverflowError(f"a format asks for too many blanks: {form}")
+            raise OverflowError(f"a format asks for too many blanks: {form[:100]}")
+        _spend((form.count("{") + form.count("%")) * steps)
+        _spend(sum(map(int, re.findall(r"\d+", form))) // 100)
 
 
 @functools.cache
@@ -103,17 +165,27 @@ def _environment() -> Any:
             return f"environment.written({super()._output_const_repr(group)})"
 
         def visit_Concat(self, node, frame):
-            self.write("environment.concat(map(str, ")
+            self.write("environment.concat(map(str, map(environment.looked, ")
             self.visit(jinja2.nodes.Tuple(node.nodes, "load"), frame)
-            self.write("))")
+            self.write(")))")
+
+        def visit_Getitem(self, node, frame):
+            self.write("environment.paid(" if isinstance(node.arg, jinja2.nodes.Slice) else "(")
+            super().visit_Getitem(node, frame)
+            self.write(")")
+
+        def _make_finalize(self):
+            return self._FinalizeInfo(str, "environment.looked(")
 
     class Sandbox(ImmutableSandboxedEnvironment):
         code_generator_class = Generator
-        intercepted_binops = frozenset("+ * ** %".split())
+        intercepted_binops = frozenset("+ * ** // %".split())
+        paid, looked = staticmethod(_pay), staticmethod(_looked)
         written = staticmethod(functools.lru_cache(lambda text: Traced(text, WRITTEN)))
 
         def concat(self, parts):
-            return _pay(join("", parts))
+            _spend(1)
+            return join("", map(_pass, parts))
 
         def step(self):
             return True
@@ -138,9 +210,19 @@ def _environment() -> Any:
 
     @jinja2.pass_eval_context
     def do_join(eval_ctx, value, d="", attribute=None):
+        value = list(value)
+        _look(value)
         return join_filter(eval_ctx, value, Traced(d), attribute)
 
-    environment.filters |= {"tojson": to_json, "join": do_join}
+    sum_filter = environment.filters["sum"]
+
+    @jinja2.pass_environment
+    def do_sum(environment, iterable, attribute=None, start=0):
+        if not isinstance(start, (int, float)):  # lists would be copied at each step
+            raise TypeError("sum adds numbers alone")
+        return sum_filter(environment, iterable, attribute, start)
+
+    environment.filters |= {"tojson": to_json, "join": do_join, "sum": do_sum}
     for name, function in environment.filters.items():
         environment.filters[name] = _counted(function)
     del environment.globals["lipsum"]  # random text, as much as is asked for

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 import warnings
 
 import pytest
@@ -219,6 +220,76 @@ def test_a_template_without_bounds_is_refused(ours, name, monkeypatch):
     monkeypatch.setattr("qwen2_edu.text.templates.STEPS", 300_000)  # a tenth, for the tests' sake
     with pytest.raises(ValueError, match="the chat template"):
         ours.apply_chat_template(talk("hi"), chat_template=UNBOUNDED[name])
+
+
+LONG = "{% set s = 'x' * 1000000 %}"
+TWICE = (
+    "{% set n = namespace(a=[1]) %}{% for i in range(30) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
+)
+TOO_LARGE = {
+    "items": "{{ (['x' * 1000000] * 3000) | join }}",
+    "items of a map": LONG + "{{ ([{'s': s}] * 3000) | map(attribute='s') | join }}",
+    "items of a method": LONG + "{{ ''.join(([{'s': s}] * 3000) | map(attribute='s')) }}",
+    "indent": "{{ [1] | tojson(indent=3000000000) }}",
+    "indent of text": LONG + "{{ ([1] * 3000) | tojson(indent=s) }}",
+    "indent that pays back": "{{ [1] | tojson(indent=-3000000000) }}",
+    "indent by place": "{{ [1] | tojson(false, 3000000000) }}",
+    "separators": LONG + "{{ ([1] * 3000) | tojson(separators=(s, s)) }}",
+    "separators by place": LONG + "{{ ([1] * 3000) | tojson(false, none, (s, s)) }}",
+    "pieces": LONG + "{% for i in range(3000) %}{{ s }}{% endfor %}",
+    "pieces of a block": LONG + "{% set y %}{% for i in range(3000) %}{{ s }}{% endfor %}{% endset %}",
+    "pieces of a template": "{% for i in range(30000) %}" + "x" * 100_000 + "{% endfor %}",
+    "pieces of lists": "{% set s = [1] * 100000 %}{% set y %}{% for i in range(3000) %}{{ s }}{% endfor %}{% endset %}",
+    "fields": LONG + "{{ ('{0}' * 3000).format(s) }}",
+    "names": LONG + "{{ ('%(a)s' * 3000) % {'a': s} }}",
+    "filter format": LONG + "{{ ('%(a)s' * 3000) | format(a=s) }}",
+    "widths": "{{ ('{0:9999}' * 300000).format(1) }}",
+    "translated": "{{ 'aaaa'.translate({97: 'b' * 100000000}) }}",
+    "links": "{{ ('http://a.bc ' * 30000) | urlize(rel='x' * 100000) }}",
+    "bytes": "{{ (1).to_bytes(3000000000, 'big') }}",
+    "slices": "{% set l = [1] * 100000 %}{% set n = namespace(a=0) %}{% for i in range(9999) %}"
+    "{% set n.a = [n.a, l[1:]] %}{% endfor %}",
+    "shared": TWICE + "{{ n.a }}",
+    "shared ~": TWICE + "{{ 'a' ~ n.a }}",
+    "shared string": TWICE + "{{ n.a | string }}",
+    "shared tojson": TWICE + "{{ n.a | tojson }}",
+    "shared pprint": TWICE + "{{ n.a | pprint }}",
+    "shared upper": TWICE + "{{ n.a | upper }}",
+    "shared format": TWICE + "{{ '%s' % [n.a] }}",
+    "shared join": TWICE + "{{ [n.a] | join }}",
+    "shared map": TWICE + "{{ [n.a] | map('string') | list }}",
+    "shared message": TWICE + "{{ raise_exception(n.a) }}",
+    "shared namespace": TWICE.replace("[n.a, n.a]", "namespace(a=[n.a, n.a])") + "{{ n }}",
+    "power": "{{ 3 ** 100000000 > 1 }}",
+    "smaller power": "{{ 3 ** 16000000 > 1 }}",
+    "squares": "{% set n = namespace(a=3) %}{% for i in range(99) %}{% set n.a = n.a * n.a %}{% endfor %}",
+    "quotient": "{{ 3 ** 10000000 // 7 ** 2500000 > 1 }}",
+    "remainder": "{{ 3 ** 1000000 % 7 ** 250000 > 1 }}",
+    "rounded": "{{ 1 | round(-1000000000) }}",
+    "summed": "{{ ([[1] * 1000] * 300) | sum(start=[]) }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_what_would_be_too_large_is_refused_before_it_is_made(name, monkeypatch):
+    monkeypatch.setattr("qwen2_edu.text.templates.STEPS", 300_000)
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(ValueError, match="more than 300,000 steps|sum adds numbers alone"):
+        render(TOO_LARGE[name])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150e6 and time.process_time() - start < 5
+
+
+def test_ordinary_templates_are_not_refused():
+    template = (
+        "{{ messages | tojson(indent=4) | length }} {{ '%s: %s' % (1, messages[0].content) }}{{ none_such }}"
+        " {{ 7 // 2 }} {{ 7 % 2 }} {{ 2 ** 9 }} {{ 2.345 | round(1) }} {{ [1, 2] | sum }} {{ 'abc'[1:] }}"
+        " {{ messages[::2] | map(attribute='content') | join(', ') | length }} {{ {'a': [1, 'b']} }}"
+    )
+    found = render(template, messages=talk(*["hi"] * 10_000))
+    assert found.split(" ", 1)[1] == "1: hi 3 1 512 2.3 3 bc 19998 {'a': [1, 'b']}"
 
 
 def test_ten_thousand_turns_are_far_from_the_bound(monkeypatch):
