@@ -125,8 +125,8 @@ class Qwen2PreTrainedModel(nn.Module):
             if config is None:
                 its = Qwen2Config.from_place(source, **options)
             else:
-                kept = {"attn_implementation": config.attn_implementation, **options}
-                its = Qwen2Config.from_dict(copy.deepcopy(config.to_dict()), **kept)
+                its = copy.deepcopy(config)
+                its.update(options)
             number_type = asked_type or its.dtype
             check_layers(source, its.num_hidden_layers)
             with torch.device("meta"), Undrawn():  # names and shapes only
@@ -141,7 +141,7 @@ class Qwen2PreTrainedModel(nn.Module):
                 warn_caller(
                     f"{name} has no {', '.join(sorted(fresh))}: newly initialised, so train it"
                 )
-            its.torch_dtype = str(model.dtype).removeprefix("torch.")
+            its.torch_dtype = model.dtype
             if said := GenerationConfig.from_pretrained(folder):
                 model.generation_config = said
             if quantize is not None:
@@ -196,7 +196,7 @@ class Qwen2PreTrainedModel(nn.Module):
         config = copy.deepcopy(self.config)
         self._check_shapes(config)
         config.architectures = [type(self).__name__]
-        config.torch_dtype = str(self.dtype).removeprefix("torch.")
+        config.torch_dtype = self.dtype
         texts = {"config.json": config.to_json_string()}
         said = self.generation_config
         said = GenerationConfig.from_dict(said) if isinstance(said, dict) else said
@@ -209,8 +209,7 @@ class Qwen2PreTrainedModel(nn.Module):
 
     def _check_shapes(self, config: Qwen2Config) -> None:
         """Refuse a config that was changed to what these weights could not be loaded into."""
-        config.check()
-        with torch.device("meta"), Undrawn():
+        with torch.device("meta"), Undrawn():  # which looks if the config fits together, too
             wanted = dict(type(self)(config).named_parameters())
         for name, parameter in self.named_parameters():
             shape, theirs = tuple(parameter.shape), getattr(wanted.get(name), "shape", None)

@@ -111,7 +111,7 @@ class GenerationConfig:
         """Fields of transformers that are not offered are kept, and refused when a call meets them;
         what neither has is a TypeError.
         """
-        if name in (*OPTIONS, "extra") or name[:1] == "_":
+        if name in HINTS or name[:1] == "_":
             check_json({name: plain(value)}, HINTS)
             super().__setattr__(name, value)
         elif name in (*INSTEAD, *UNREAD, *self.extra):
