@@ -148,17 +148,20 @@ class Qwen2PreTrainedModel(nn.Module):
                 pack(model, quantize, None if source is folder else source)
             return model.eval(), info
 
-        def stamp() -> tuple[int, int]:
-            """Of the folder: it changes with each file that comes or goes."""
-            return folder.stat().st_ino, folder.stat().st_mtime_ns
+        def stamp() -> tuple[int, ...]:
+            """Of the folder: it changes with each file that comes or goes, and when it is exchanged
+            (the time of change tells, where a new folder has the number of one that is gone).
+            """
+            now = folder.stat()
+            return now.st_ino, now.st_mtime_ns, now.st_ctime_ns
 
-        seen = stamp()
+        seen, found = stamp(), None
         try:
             found = load()
         except (OSError, ValueError):
             if stamp() == seen:
                 raise
-        if stamp() != seen:
+        if found is None or stamp() != seen:
             with locked(folder):  # it was saved anew meanwhile: savers wait for the second try
                 found = load()
         return found if output_loading_info else found[0]

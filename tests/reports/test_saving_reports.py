@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from qwen2_edu import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
-from qwen2_edu.files import disk
+from qwen2_edu.files import disk, weights
 from qwen2_edu.training import TrainingSettings, train
 
 EVENTS = ("os.", "open", "shutil.", "ctypes.", "tempfile.")
@@ -196,6 +196,29 @@ def test_savers_take_turns_and_readers_see_one_of_them(tmp_path):
         thread.join()
     assert not faults, faults
     assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_save_that_leaves_the_folder_its_number_and_time_is_seen(tmp_path, monkeypatch, gone):
+    """What savers who take turns can come to: number and time of a folder that was removed."""
+    folder, opened = tmp_path / "m", weights.safe_open
+    make(1).save_pretrained(folder)
+    number, time_then = folder.stat().st_ino, folder.stat().st_mtime_ns
+    monkeypatch.setattr(disk, "_exchange", lambda *_: False)  # the files move, the folder stays
+
+    def save_between(*args, **options):
+        monkeypatch.setattr(weights, "safe_open", opened)
+        make(2).save_pretrained(folder, **SHARDS)
+        os.utime(folder, ns=(time_then, time_then))
+        if gone:  # in torch's words, whose open comes after that of safetensors
+            torch.UntypedStorage.from_file(str(folder / "model.safetensors"), False, 8)
+        return opened(folder / "model-00001-of-00004.safetensors", **options)
+
+    monkeypatch.setattr(weights, "safe_open", save_between)
+    loaded = Qwen2ForCausalLM.from_pretrained(folder)
+    assert (folder.stat().st_ino, folder.stat().st_mtime_ns) == (number, time_then)
+    assert loaded.config.rope_theta == 1e4 + 2 and loaded.generation_config.top_k == 2
+    assert all((p == 2).all() for p in loaded.parameters())
 
 
 def test_a_save_inside_another_is_refused_not_waited_for_for_ever(tmp_path, monkeypatch):
