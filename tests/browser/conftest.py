@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.browser.lab import PATIENCE, running_chromium, running_jupyterlab
@@ -42,5 +44,6 @@ def _note_strays(page, url):
 @pytest.fixture(scope="session")
 def jupyterlab(tmp_path_factory):
     """A running JupyterLab: its address, and the folder of its notebooks."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is ended ends it too
     with running_jupyterlab(tmp_path_factory.mktemp("jupyter")) as running:
         yield running

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 import struct
-import time
 
 import gguf
 import numpy as np
@@ -453,11 +452,10 @@ def test_a_file_that_lies_is_refused(tmp_path, lie):
     data, message = LIES[lie]
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message) as caught:
         GGUFFile(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert time.monotonic() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16  # 64 MB, in KB
 
 
@@ -488,6 +486,12 @@ def test_a_file_cut_after_it_was_opened(tmp_path, every_format):
     path.write_bytes(path.read_bytes()[:-999])
     with pytest.raises(ValueError, match="has become shorter"):
         file.read_all()
+    path.write_bytes(b"GGUF")
+    with pytest.raises(OSError, match=r"cut\.gguf.* smaller than"):
+        file.blocks("model.embed_tokens.weight")
+    path.unlink()
+    with pytest.raises(OSError, match=r"cut\.gguf.*No such file"):
+        file.blocks("model.embed_tokens.weight")
 
 
 def test_any_damage_to_the_header_is_a_value_error_or_nothing(tmp_path, mini):
