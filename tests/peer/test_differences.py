@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import qwen2_edu
+from qwen2_edu.attention import BACKENDS
 from qwen2_edu.text.templates import QWEN2_TEMPLATE
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
@@ -100,6 +101,18 @@ def test_a_config_changed_later():
         qwen2_edu.Qwen2Model(config)
     with pytest.raises(TypeError, match="set as a whole"):
         config.rope_parameters.update(factor=2.0)
+
+
+def test_a_built_model_stays_with_its_backend():
+    """Theirs asks its config at each pass, and shows its maps when that says eager."""
+    ours, theirs = twins()
+    assert not any(map(torch.is_tensor, theirs(IDS, output_attentions=True).attentions))
+    ours.config.attn_implementation = theirs.config._attn_implementation = "eager"
+    assert all(map(torch.is_tensor, theirs(IDS, output_attentions=True).attentions))
+    attention = ours.model.layers[0].self_attn
+    assert attention.attend is BACKENDS["sdpa"]
+    ours.set_attn_implementation("eager")
+    assert attention.attend is BACKENDS["eager"]
 
 
 def test_a_tuned_prompt_is_for_the_forward_pass_alone():
