@@ -1036,7 +1036,7 @@ def test_the_grid_of_a_long_text_scrolls_in_its_own_box(new_page, tmp_path):
     page.get_by_role("tab", name="Logit lens").click()
     box, told = page.locator(".qx-grid"), page.locator(".qx-lens .qx-read")
     scrolled = "b => b.scrollHeight - b.scrollTop - b.clientHeight"
-    assert box.evaluate(scrolled) == 0  # the last layers at first
+    eventually(lambda: box.evaluate(scrolled), 0)  # the last layers at first
     assert page.locator(".qx-lens").evaluate("lens => lens.scrollHeight") < 560
     sizes = box.evaluate("b => [b.scrollWidth, b.scrollHeight, b.clientWidth, b.clientHeight]")
     assert sizes[:2] == [NAMES + 120 * WIDE, 26 * HIGH] and sizes[3] <= 330
@@ -1046,11 +1046,15 @@ def test_the_grid_of_a_long_text_scrolls_in_its_own_box(new_page, tmp_path):
     for key in ("Home", *["ArrowUp"] * 24, "End", *["ArrowDown"] * 24):
         page.keyboard.press(key)
     told.get_by_text("after layer 23, token 119").wait_for()
-    at = lens_cell(page, 24, 119)
-    assert NAMES < at["x"] < sizes[2] and HIGH < at["y"] < sizes[3]
+
+    def in_sight(layer, place):
+        at = lens_cell(page, layer, place)
+        return NAMES < at["x"] < sizes[2] and HIGH < at["y"] < sizes[3]
+
+    eventually(lambda: in_sight(24, 119), True)
     page.keyboard.press("Home")
     told.get_by_text("after layer 23, token 0 ").wait_for()
-    assert NAMES < lens_cell(page, 24, 0)["x"] < sizes[2]
+    eventually(lambda: in_sight(24, 0), True)
     box.hover()
     page.mouse.wheel(0, -2000)
     eventually(lambda: box.evaluate("b => b.scrollTop"), 0)
