@@ -149,10 +149,7 @@ class Qwen2PreTrainedModel(nn.Module):
             return model.eval(), info
 
         def stamp() -> tuple[int, ...]:
-            """Of the folder: it changes with each file that comes or goes, and when it is exchanged
-            (the time of change tells, where a new folder has the number of one that is gone).
-            """
-            now = folder.stat()
+            now = folder.stat()  # ctime: a new folder may bear the number of one that is gone
             return now.st_ino, now.st_mtime_ns, now.st_ctime_ns
 
         seen, found = stamp(), None

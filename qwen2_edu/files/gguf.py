@@ -125,15 +125,10 @@ class GGUFFile:
         return out
 
     def blocks(self, name: str) -> Tensor:
-        """A matrix as it lies in the file: uint8 (rows, blocks of a row, bytes of a block).
-        OSError: the file cannot be mapped.
-        """
-        (N, K), form, start, end = self.tensors[name]
-        try:
-            raw = torch.from_file(str(self.path), size=end, dtype=torch.uint8)[start:]
-        except RuntimeError as error:  # it is gone, or shorter than when it was opened
-            raise OSError(str(error)) from error
-        return raw.view(N, K // form.numbers, form.bytes)
+        """A matrix as it lies in the file: uint8 (rows, blocks of a row, bytes of a block)."""
+        (N, K), form, start, _ = self.tensors[name]
+        shape = (N, K // form.numbers, form.bytes)
+        return torch.from_numpy(np.memmap(self.path, np.uint8, "c", start, shape))
 
     def read_all(
         self,

@@ -76,14 +76,10 @@ def find_weights(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def open_safetensors(path: str | os.PathLike[str], device: str = "cpu"):
-    """A safetensors file mapped into memory, for a `with` statement; ValueError if malformed,
-    OSError if it cannot be opened.
-    """
+    """A safetensors file mapped into memory, for a `with` statement; ValueError if malformed."""
     try:
         return safe_open(path, framework="pt", device=device)
-    except RuntimeError as error:  # torch's, which opens it once more
-        raise OSError(str(error)) from error
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # torch's, which opens the file once more
         reason = f"{path} is not a sound safetensors file ({error}): download or save it again"
         raise ValueError(reason) from error
 

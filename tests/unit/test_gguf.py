@@ -487,10 +487,10 @@ def test_a_file_cut_after_it_was_opened(tmp_path, every_format):
     with pytest.raises(ValueError, match="has become shorter"):
         file.read_all()
     path.write_bytes(b"GGUF")
-    with pytest.raises(OSError, match=r"cut\.gguf.* smaller than"):
+    with pytest.raises(ValueError, match="greater than file size"):
         file.blocks("model.embed_tokens.weight")
     path.unlink()
-    with pytest.raises(OSError, match=r"cut\.gguf.*No such file"):
+    with pytest.raises(FileNotFoundError, match=r"cut\.gguf"):
         file.blocks("model.embed_tokens.weight")
 
 
