@@ -173,8 +173,9 @@ class Qwen2PreTrainedModel(nn.Module):
     ):
         """A new model with fresh values, as `cls(config)`; options as in `from_pretrained`."""
         config = copy.deepcopy(config)
-        config.attn_implementation = attn_implementation or config.attn_implementation
-        config.torch_dtype = parse_dtype(dtype) or config.dtype
+        how = {"torch_dtype": parse_dtype(dtype) or config.dtype}
+        how["attn_implementation"] = attn_implementation or config.attn_implementation
+        config.update(how)
         return cls(config).to(config.dtype)
 
     def save_pretrained(
@@ -195,8 +196,7 @@ class Qwen2PreTrainedModel(nn.Module):
         drop_neutral("save_pretrained", options, ("save_directory", "max_shard_size"))
         config = copy.deepcopy(self.config)
         self._check_shapes(config)
-        config.architectures = [type(self).__name__]
-        config.torch_dtype = self.dtype
+        config.update({"architectures": [type(self).__name__], "torch_dtype": self.dtype})
         texts = {"config.json": config.to_json_string()}
         said = self.generation_config
         said = GenerationConfig.from_dict(said) if isinstance(said, dict) else said
